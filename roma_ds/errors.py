@@ -1,0 +1,52 @@
+"""Errors whose message is meant for the user, each with the exit code of its kind."""
+
+from __future__ import annotations
+
+import signal
+
+
+class RomaError(Exception):
+    """A failure with a message and, where there is one, the step that mends it.
+
+    `str()` gives the message, then the fix on a line of its own.
+    """
+
+    exit_code = 1
+
+    def __init__(self, message: str, fix: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.fix = fix
+
+    def __str__(self) -> str:
+        return f"{self.message}\n  fix: {self.fix}" if self.fix else self.message
+
+
+class UserError(RomaError):
+    """The user's input (config, data, arguments) cannot be used. Exit code 2."""
+
+    exit_code = 2
+
+
+class EnvironmentFault(RomaError):
+    """The machine or its software lacks something. Exit code 3."""
+
+    exit_code = 3
+
+
+class Interrupted(RomaError):
+    """A signal asked the run to end; what had to be saved is saved. Exit code 128 + signal number."""
+
+    def __init__(self, signum: int, message: str | None = None) -> None:
+        name = signal.Signals(signum).name
+        super().__init__(message or f"stopped by {name}", "rerun the same command to go on")
+        self.signum = signum
+        self.exit_code = 128 + signum
+
+
+def error_for(exit_code: int, message: str, fix: str | None) -> RomaError:
+    """The error of the kind that ends with `exit_code`; used to raise one rank's error on every rank."""
+    if exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+        return Interrupted(exit_code - 128, message)
+    kind = {2: UserError, 3: EnvironmentFault}.get(exit_code, RomaError)
+    return kind(message, fix)
