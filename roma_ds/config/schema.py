@@ -1,0 +1,232 @@
+"""Every key of a run's YAML file, its type, default and meaning.
+
+A field whose name ends in `_` is written without it (`lambda_` is the key `lambda`). Relative paths are
+relative to the config file; `load_run_config` makes them absolute.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, ClassVar, Literal
+
+from roma_ds.config.constraints import (
+    Count,
+    Distinct,
+    Layers,
+    NotEmpty,
+    NotNegative,
+    Positive,
+    Range,
+    Share,
+    Text,
+)
+
+AnswerForm = Literal["letter", "text"]
+Control = Literal["router_tuning", "random_neighbours"]
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """The mixture-of-experts language model whose routers are trained."""
+
+    path: Text
+    """Folder with config.json and safetensors files, or a hub id."""
+    revision: str | None = None
+    """Branch, tag or commit on the hub; null is the default branch."""
+    dtype: Literal["float32", "bfloat16"] = "bfloat16"
+    """Type of the frozen weights and of the forward pass; routers keep float32 masters either way."""
+    trust_remote_code: bool = False
+    """Run model code that comes with the checkpoint."""
+
+
+@dataclass(frozen=True)
+class DatasetConfig:
+    """One training dataset: a known name or a file of your own."""
+
+    name: Text | None = None
+    """A dataset that `roma-ds ls tasks` lists; read from data.data_root or from the hub."""
+    path: Text | None = None
+    """JSON lines, optionally gzipped."""
+    split: Text = "train"
+    """Split of a named dataset; for a file only a label."""
+    limit: Count | None = None
+    """Use this many rows, chosen by train.seed; null takes all."""
+    answer: AnswerForm = "letter"
+    """letter: options are listed and the answer is a letter. text: the answer is the option's text."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what the fields contradict together."""
+        if (self.name is None) == (self.path is None):
+            yield "", "give exactly one of name and path"
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    """What the routers are trained on."""
+
+    train: Annotated[tuple[DatasetConfig, ...], NotEmpty()]
+    """The mixture."""
+    exclude: Annotated[tuple[str, ...], Distinct()] = ()
+    """Names of datasets that must never be trained on; naming one in data.train is an error."""
+    max_tokens: Count = 1024
+    """Longest prompt in tokens; longer ones are cut in the middle and counted."""
+    data_root: Text | None = None
+    """Folder with NAME/SPLIT.jsonl[.gz], used for named datasets in place of the hub."""
+
+
+@dataclass(frozen=True)
+class EmbedConfig:
+    """The frozen text-embedding model E that says which samples are alike."""
+
+    model: Text = "sentence-transformers/all-MiniLM-L6-v2"
+    """Folder or hub id of a sentence-transformers model; `demo` is the packaged MiniLM."""
+    text: Literal["question", "question_choices", "prompt"] = "question"
+    """What of a sample is embedded."""
+    batch_size: Count = 64
+    """Texts embedded at once."""
+
+
+@dataclass(frozen=True)
+class RomaConfig:
+    """The method: which routing weights are aligned with which neighbours, and how strongly."""
+
+    layers: Annotated[str | tuple[int, ...], Layers()] = "last5"
+    """MoE layers whose routers learn: lastN, firstN, all, or a list of layer numbers from 0."""
+    tokens: Literal["last1", "last3", "first1", "first3", "middle1", "middle3"] = "last1"
+    """Prompt tokens whose routing weights make up r; three tokens are averaged."""
+    neighbours: Count = 3
+    """k of k-NN; not used when epsilon is set."""
+    epsilon: Annotated[float, Range(above=0, at_most=1)] | None = None
+    """Least similarity of a neighbour (the epsilon-ball); null uses k-NN."""
+    sigma: Positive | Literal["median"] = 0.4
+    """Width of the similarity kernel; median takes the median embedding distance."""
+    lambda_: NotNegative = 1.0
+    """Weight of the manifold term; 0 is plain router tuning."""
+    lambda_warmup: Share = 0.1
+    """Fraction of the steps over which lambda rises linearly from 0."""
+    layer_reduction: Literal["sum", "mean"] = "sum"
+    """How the manifold terms of the layers are put together."""
+    refresh: Literal["never"] = "never"
+    """When neighbours' routing weights are computed anew; never keeps those of the pretrained model."""
+
+
+@dataclass(frozen=True)
+class IndexConfig:
+    """The nearest-neighbour index over the embeddings of the successful samples."""
+
+    backend: Literal["faiss", "torch"] = "faiss"
+    """Library that searches; both give the same neighbours."""
+    placement: Literal["replicated"] = "replicated"
+    """replicated: every rank holds the whole index."""
+    transport: Literal["torch"] = "torch"
+    """What carries the index between ranks."""
+    factory: Literal["Flat"] = "Flat"
+    """FAISS index type; Flat is exact."""
+    max_neighbours: Count = 64
+    """Most members of an epsilon-ball; the most similar are kept."""
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Optimisation of the routers."""
+
+    epochs: Count = 3
+    """Passes over the training samples."""
+    micro_batch: Count = 8
+    """Samples per rank and forward pass."""
+    gradient_accumulation: Count = 1
+    """Micro-batches per optimizer step."""
+    lr: Positive = 1e-3
+    """Peak learning rate of AdamW."""
+    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Course of the learning rate after the warm-up; cosine and linear end at 0."""
+    warmup: Share = 0.1
+    """Fraction of the steps over which the learning rate rises linearly from 0."""
+    weight_decay: NotNegative = 0.01
+    """Decoupled weight decay of AdamW."""
+    clip: NotNegative = 1.0
+    """Largest norm of the whole gradient; 0 does not clip."""
+    seed: Annotated[int, Range(at_least=0, below=2**32)] = 0
+    """The one seed: choice of rows, order of batches, random neighbours."""
+    save_every: Count = 200
+    """Optimizer steps between resume states."""
+    log_every: Count = 10
+    """Optimizer steps between lines of metrics.jsonl."""
+    keep_states: Count = 2
+    """Resume states kept on disk; older ones are deleted."""
+    task_loss: bool = True
+    """False trains on the manifold term alone."""
+    prefix_cache: Literal["auto", "off"] = "auto"
+    """auto: hidden states entering the first trained layer are computed once per sample and stored."""
+
+
+@dataclass(frozen=True)
+class TaskConfig:
+    """One evaluation task. In YAML a plain name stands for {name: NAME}."""
+
+    shorthand: ClassVar[str] = "name"
+
+    name: Text
+    """A known task (`roma-ds ls tasks`), or with path any name for the report."""
+    path: Text | None = None
+    """JSON lines to evaluate on in place of a known task."""
+    split: Text | None = None
+    """Split of a known task; null is the one that papers report."""
+    limit: Count | None = None
+    """Use this many samples, chosen by train.seed; null takes eval.limit."""
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """What the base model and every variant are measured on."""
+
+    tasks: Annotated[tuple[TaskConfig, ...], NotEmpty()]
+    """Tasks, each by name or as {name, path, split, limit}."""
+    limit: Count | None = None
+    """Samples per task where the task sets none; null takes all."""
+    shots: Literal[0] = 0
+    """Solved examples before each question."""
+    scoring: Literal["letter", "cloze"] = "letter"
+    """letter: the most likely option letter. cloze: the most likely option text."""
+    data_root: Text | None = None
+    """Folder with TASK/SPLIT.jsonl[.gz], used in place of the hub."""
+    batch_size: Count = 16
+    """Samples per rank and forward pass."""
+    oracle: Annotated[int, Range(at_least=0)] = 0
+    """Samples per task for oracle routing, an upper bound that uses test labels; 0 is off."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what the fields contradict together."""
+        names = tuple(task.name for task in self.tasks)
+        if twice := Distinct().problem(names):
+            yield "tasks", twice
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run, as one YAML file describes it."""
+
+    model: ModelConfig
+    """The model."""
+    data: DataConfig
+    """The training data."""
+    eval: EvalConfig
+    """The evaluation."""
+    output_dir: Text
+    """Folder of everything the run writes."""
+    embed: EmbedConfig = field(default_factory=EmbedConfig)
+    """The embedding model."""
+    roma: RomaConfig = field(default_factory=RomaConfig)
+    """The method."""
+    index: IndexConfig = field(default_factory=IndexConfig)
+    """The neighbour index."""
+    train: TrainConfig = field(default_factory=TrainConfig)
+    """The optimisation."""
+    controls: Annotated[tuple[Control, ...], Distinct()] = ("router_tuning",)
+    """Runs beside RoMA on the same data, steps and layers: router_tuning (lambda 0), random_neighbours."""
+    deepspeed: Text = "ds_configs/zero3.json"
+    """DeepSpeed JSON; where no such file exists, `ds_configs/NAME.json` or `NAME` is a packaged one."""
+    source: Path = field(default=Path("run.yaml"), compare=False, metadata={"key": False})
+    """The file that the config was read from; no key of it."""
