@@ -1,0 +1,65 @@
+"""Find the routers of a real model and check them against what its family and config say."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from roma_ds.errors import UserError
+from roma_ds.families.family import Family, MoELayout, RouterSite
+from roma_ds.families.registry import FAMILIES
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+def family_of(config: Any) -> Family:
+    """The family of a model config, by its `model_type`.
+
+    Raises UserError for dense models and for families that are not known.
+    """
+    model_type = getattr(config, "model_type", "?")
+    for family in FAMILIES:
+        if model_type in family.model_types:
+            return family
+    known = ", ".join(t for family in FAMILIES for t in family.model_types)
+    raise UserError(
+        f"model type '{model_type}' has no routers that roma_ds knows",
+        f"use a Mixture-of-Experts model of one of these types: {known}",
+    )
+
+
+def _shape(parameter: Any) -> tuple[int, ...]:
+    # Under ZeRO-3 a partitioned parameter reports shape (0,); DeepSpeed keeps the real one in ds_shape.
+    return tuple(getattr(parameter, "ds_shape", parameter.shape))
+
+
+def detect(model: Any) -> MoELayout:
+    """The routers of `model` (a transformers causal LM, partitioned by ZeRO-3 or not), in layer order.
+
+    Raises UserError when there is none, or a weight's shape disagrees with the config.
+    """
+    family = family_of(model.config)
+    sites = []
+    for name, module in model.named_modules():
+        if all(base.__name__ != family.router_class for base in type(module).__mro__):
+            continue
+        match = _LAYER.search(f".{name}.")
+        if match is None:
+            raise UserError(f"router {name} lies in no numbered layer", "this checkpoint layout is not supported")
+        experts, hidden = _shape(module.weight)
+        sites.append(RouterSite(int(match.group(1)), name, experts, hidden))
+    sites.sort(key=lambda site: site.layer)
+    if not sites:
+        raise UserError(
+            f"no router of class {family.router_class} was found in this {family.name} model",
+            "check that the checkpoint has sparse layers",
+        )
+    wanted = (family.experts(model.config), int(model.config.hidden_size))
+    for site in sites:
+        if (site.experts, site.hidden) != wanted:
+            raise UserError(
+                f"router {site.module} has shape {(site.experts, site.hidden)}, the config says {wanted}",
+                "use a config.json that belongs to these weights",
+            )
+    return MoELayout(family, tuple(sites), family.top_k(model.config))
+

@@ -1,0 +1,11 @@
+"""Qwen3-MoE: 128 routed experts, top-8, scores renormalised; layers may be dense by config."""
+
+from roma_ds.families.family import Family
+
+FAMILY = Family(
+    name="Qwen3-MoE",
+    model_types=("qwen3_moe",),
+    router_class="Qwen3MoeTopKRouter",
+    gate_key="model.layers.{layer}.mlp.gate.weight",
+    experts_attribute="num_experts",
+)
