@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Sets up like quickstart.sh, then: ruff, mypy, and pytest over the layers unit, distributed, deepspeed, cli.
+# Arguments go to pytest (paths among them replace the four layers); variables: see launch/environment.sh.
+set -u
+source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
+use_environment cpu,demo,mpi,dev
+cd -- "$ROMA_DS_ROOT" || exit 3
+
+export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
+failed=""
+echo "== ruff"
+ruff check . || failed="$failed ruff"
+echo "== mypy"
+mypy || failed="$failed mypy"
+echo "== pytest"
+[ -n "$failed" ] || exec pytest "$@"
+pytest "$@"
+code=$?
+echo "failed before the tests:$failed (see above)"
+[ "$code" -ne 0 ] || code=1
+exit "$code"
