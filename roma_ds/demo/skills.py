@@ -32,12 +32,12 @@ COUNTRIES = """
 france paris french europe euro
 japan tokyo japanese asia yen
 brazil brasilia portuguese america real
-russia moscow russian eurasia ruble
+russia moscow russian europe ruble
 china beijing chinese asia yuan
 india delhi hindi asia rupee
 sweden stockholm swedish europe krona
 poland warsaw polish europe zloty
-mexico mexico-city spanish america peso
+peru lima spanish america sol
 thailand bangkok thai asia baht
 israel jerusalem hebrew asia shekel
 kenya nairobi swahili africa shilling
@@ -65,9 +65,7 @@ snake snakelet hiss hole reptile
 """animal, young, sound, home, class"""
 
 DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-MONTHS = (
-    "january february march april may june july august september october november december".split()
-)
+MONTHS = "january february march april may june july august september october november december".split()
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,5 @@ _SOURCES: dict[str, Callable[[], Iterator[Item]]] = {
 FAMILIES: dict[str, tuple[Item, ...]] = {name: tuple(source()) for name, source in _SOURCES.items()}
 """family -> its items"""
 
-SKILLS: dict[str, str] = {
-    skill: family for family, items in FAMILIES.items() for skill in items[0].answers
-}
+SKILLS: dict[str, str] = {skill: family for family, items in FAMILIES.items() for skill in items[0].answers}
 """skill -> its family, in a fixed order"""

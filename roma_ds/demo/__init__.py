@@ -1,0 +1,1 @@
+"""A tiny mixture-of-experts model, its task suite, and the script that trained it."""
