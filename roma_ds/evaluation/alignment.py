@@ -107,4 +107,5 @@ def _trustworthiness(reference: Floats, near: NDArray[np.int64]) -> float:
     order = np.argsort(reference, axis=1, kind="stable")
     np.put_along_axis(ranks, order, np.broadcast_to(np.arange(1, samples + 1), order.shape), axis=1)
     excess = np.maximum(np.take_along_axis(ranks, near, axis=1) - count, 0).sum()
-    return 1.0 - float(excess) * 2.0 / (samples * count * (2.0 * samples - 3.0 * count - 1.0))
+    worst = samples * count * (2.0 * samples - 3.0 * count - 1.0) / 2.0
+    return float(1.0 - excess / worst)

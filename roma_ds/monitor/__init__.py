@@ -1,1 +1,1 @@
-"""What a run tells its user: console, metrics file, pictures, TensorBoard, report. Only reads a run folder."""
+"""What a run tells its user: console, metrics file, pictures, TensorBoard, report. Reads run folders only."""
