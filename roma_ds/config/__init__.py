@@ -1,5 +1,12 @@
-"""The run config: typed sections, a strict YAML loader, and the DeepSpeed JSON resolved against them."""
+"""The run config: typed sections, a strict YAML loader, and the DeepSpeed JSON resolved against them.
 
+`load_run_config` reads a run, `resolve_deepspeed` its DeepSpeed JSON; neither imports torch or deepspeed.
+"""
+
+from roma_ds.config.deepspeed_json import resolve_deepspeed
+from roma_ds.config.dumping import config_hash, to_dict, to_yaml
+from roma_ds.config.loader import load_run_config, parse_run_config
+from roma_ds.config.packaged import deepspeed_names, packaged_deepspeed, preset_names, preset_text
 from roma_ds.config.schema import (
     DataConfig,
     DatasetConfig,
@@ -24,4 +31,14 @@ __all__ = [
     "RunConfig",
     "TaskConfig",
     "TrainConfig",
+    "config_hash",
+    "deepspeed_names",
+    "load_run_config",
+    "packaged_deepspeed",
+    "parse_run_config",
+    "preset_names",
+    "preset_text",
+    "resolve_deepspeed",
+    "to_dict",
+    "to_yaml",
 ]

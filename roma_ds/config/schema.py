@@ -95,7 +95,7 @@ class RomaConfig:
     layers: Annotated[str | tuple[int, ...], Layers()] = "last5"
     """MoE layers whose routers learn: lastN, firstN, all, or a list of layer numbers from 0."""
     tokens: Literal["last1", "last3", "first1", "first3", "middle1", "middle3"] = "last1"
-    """Prompt tokens whose routing weights make up r; three tokens are averaged."""
+    """Prompt tokens whose routing weights make up r."""
     neighbours: Count = 3
     """k of k-NN; not used when epsilon is set."""
     epsilon: Annotated[float, Range(above=0, at_most=1)] | None = None
@@ -107,7 +107,7 @@ class RomaConfig:
     lambda_warmup: Share = 0.1
     """Fraction of the steps over which lambda rises linearly from 0."""
     layer_reduction: Literal["sum", "mean"] = "sum"
-    """How the manifold terms of the layers are put together."""
+    """Whether a sample's manifold term is the sum or the mean of its layers' terms."""
     refresh: Literal["never"] = "never"
     """When neighbours' routing weights are computed anew; never keeps those of the pretrained model."""
 
@@ -204,7 +204,7 @@ class EvalConfig:
             yield "tasks", twice
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """A whole run, as one YAML file describes it."""
 
@@ -212,10 +212,6 @@ class RunConfig:
     """The model."""
     data: DataConfig
     """The training data."""
-    eval: EvalConfig
-    """The evaluation."""
-    output_dir: Text
-    """Folder of everything the run writes."""
     embed: EmbedConfig = field(default_factory=EmbedConfig)
     """The embedding model."""
     roma: RomaConfig = field(default_factory=RomaConfig)
@@ -224,9 +220,13 @@ class RunConfig:
     """The neighbour index."""
     train: TrainConfig = field(default_factory=TrainConfig)
     """The optimisation."""
+    eval: EvalConfig
+    """The evaluation."""
     controls: Annotated[tuple[Control, ...], Distinct()] = ("router_tuning",)
     """Runs beside RoMA on the same data, steps and layers: router_tuning (lambda 0), random_neighbours."""
     deepspeed: Text = "ds_configs/zero3.json"
     """DeepSpeed JSON; where no such file exists, `ds_configs/NAME.json` or `NAME` is a packaged one."""
+    output_dir: Text
+    """Folder of everything the run writes."""
     source: Path = field(default=Path("run.yaml"), compare=False, metadata={"key": False})
     """The file that the config was read from; no key of it."""

@@ -1,0 +1,43 @@
+"""The run configs and DeepSpeed JSON files that come with the package."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePosixPath
+
+from roma_ds.config.spelling import did_you_mean
+from roma_ds.errors import UserError
+
+_HERE = Path(__file__).parent
+_PRESETS = _HERE / "presets"
+_DEEPSPEED = _HERE / "deepspeed"
+
+
+def preset_names() -> tuple[str, ...]:
+    """Names that `preset_text` and `roma-ds init` take, sorted."""
+    return tuple(sorted(file.stem for file in _PRESETS.glob("*.yaml")))
+
+
+def preset_text(name: str) -> str:
+    """The commented YAML of a packaged run config. Raises UserError for an unknown name."""
+    names = preset_names()
+    if name not in names:
+        raise UserError(
+            f"no packaged config {name!r}{did_you_mean(name, names)}", f"choose one of {', '.join(names)}"
+        )
+    return (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def deepspeed_names() -> tuple[str, ...]:
+    """Names of the packaged DeepSpeed JSON files, sorted."""
+    return tuple(sorted(file.stem for file in _DEEPSPEED.glob("*.json")))
+
+
+def packaged_deepspeed(value: str, folder: Path) -> str | None:
+    """The packaged file for `ds_configs/NAME.json` or `NAME`, unless a file of that path lies in `folder`."""
+    if (folder / value).is_file():
+        return None
+    name = PurePosixPath(value)
+    if str(name.parent) not in (".", "ds_configs") or name.suffix not in ("", ".json"):
+        return None
+    return os.path.abspath(_DEEPSPEED / f"{name.stem}.json") if name.stem in deepspeed_names() else None
