@@ -1,0 +1,33 @@
+"""Marks by folder, a CPU accelerator where there is no GPU, and nothing fetched from a hub."""
+
+from __future__ import annotations
+
+import functools
+import os
+from pathlib import Path
+
+import pytest
+
+LAYERS = ("unit", "distributed", "deepspeed", "cli")
+HERE = Path(__file__).parent
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+if not any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")):
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+
+
+@functools.cache
+def has_gpu() -> bool:
+    import torch
+
+    return torch.cuda.is_available()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        layer = item.path.relative_to(HERE).parts[0]
+        if layer in LAYERS:
+            item.add_marker(getattr(pytest.mark, layer))
+        if item.get_closest_marker("gpu") and not has_gpu():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
