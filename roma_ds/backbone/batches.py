@@ -51,13 +51,17 @@ class Batch:
         """Non-pad tokens."""
         return int(self.attention_mask.sum())
 
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on `device`."""
-        moved = {
-            name: value.to(device) if isinstance(value, torch.Tensor) else value
-            for name, value in self.__dict__.items()
-        }
-        return Batch(**moved)
+    def inputs(self, device: torch.device) -> dict[str, torch.Tensor]:
+        """The arguments of `RoutedLM.forward`, on `device`."""
+        names = (
+            "input_ids",
+            "attention_mask",
+            "routing_positions",
+            "routing_weights",
+            "answer_sequence",
+            "answer_position",
+        )
+        return {name: getattr(self, name).to(device) for name in names}
 
 
 def collate(sequences: Sequence[Encoded], pad_id: int, tokens: str) -> Batch:

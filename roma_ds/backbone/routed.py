@@ -11,13 +11,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from roma_ds.backbone.batches import Batch
 from roma_ds.families import MoELayout
 
 
 @dataclass
 class RoutedOutput:
-    """What one forward pass gives; everything on the model's device, with gradient where it flows."""
+    """What one forward pass gives, on the model's device, with gradient where it flows.
+
+    A class of its own and no dict: DeepSpeed hooks every tensor that it finds in a root output, and takes
+    any gradient through one for the engine's backward pass, also `torch.autograd.grad` for a log line.
+    """
 
     logits: torch.Tensor
     """float32 [T, V], at the batch's answer positions"""
@@ -25,10 +28,6 @@ class RoutedOutput:
     """float32 [B, M, E], softmax over all routed experts, averaged over the chosen prompt tokens"""
     load: torch.Tensor
     """float32 [M, E], share of the top-k choices of non-pad tokens that fall on each expert"""
-    router_logits: tuple[torch.Tensor, ...]
-    """M tensors [B * L, E] in the layers' order, as the routers returned them"""
-    router_inputs: tuple[torch.Tensor, ...]
-    """M tensors [B * L, hidden], detached"""
 
 
 class RoutedLM(nn.Module):
@@ -43,55 +42,78 @@ class RoutedLM(nn.Module):
         self.network = network
         self.layout = layout
         self.layers = layers
-        self._seen: dict[int, tuple[torch.Tensor, torch.Tensor, torch.Tensor]] = {}
-        for site in layout.sites:
-            if site.layer in layers:
-                router = network.get_submodule(site.module)
-                router.register_forward_hook(self._recorder(site.layer))
+        self._outputs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        self.raw_logits: dict[int, torch.Tensor] = {}
+        """By layer, [B * L, E]: what the router's product gave in the last forward; every gradient of the
+        router's weight passes through it."""
+        self.router_inputs: dict[int, torch.Tensor] = {}
+        """By layer, [B * L, hidden], detached: the hidden states that the router saw in the last forward."""
+        for layer, router in self._modules_read():
+            router.register_forward_hook(self._raw_recorder(layer))
 
-    def _recorder(self, layer: int) -> Any:
+    def _modules_read(self) -> list[tuple[int, nn.Module]]:
+        return [
+            (site.layer, self.network.get_submodule(site.module))
+            for site in self.layout.sites
+            if site.layer in self.layers
+        ]
+
+    def _raw_recorder(self, layer: int) -> Any:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self.raw_logits[layer] = output[0]
             hidden = inputs[0].detach()
-            logits, _, indices = output
-            self._seen[layer] = (hidden.reshape(-1, hidden.shape[-1]), logits, indices)
+            self.router_inputs[layer] = hidden.reshape(-1, hidden.shape[-1])
 
         return record
 
+    def _recorder(self, layer: int) -> Any:
+        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self._outputs[layer] = (output[0], output[2])
+
+        return record
+
+    def attach(self) -> RoutedLM:
+        """Start to read routing; call it once, after `deepspeed.initialize` where there is an engine.
+
+        Hooks run in the order of registration. ZeRO-3's own hook replaces a module's outputs by ones whose
+        gradient first gathers the weight, so a loss must start from what these later hooks see, while
+        `raw_logits`, recorded before it, is where gradients of all terms meet.
+        """
+        for layer, router in self._modules_read():
+            router.register_forward_hook(self._recorder(layer))
+        return self
+
     def routers(self) -> dict[int, nn.Parameter]:
         """The weight [experts, hidden] of each layer's router read by this module, by layer number."""
-        return {
-            site.layer: self.network.get_submodule(site.module).weight
-            for site in self.layout.sites
-            if site.layer in self.layers
-        }
+        return {layer: router.get_parameter("weight") for layer, router in self._modules_read()}
 
-    def forward(self, batch: Batch) -> RoutedOutput:
-        """Logits at the answer positions and routing at the chosen prompt positions of `batch`."""
-        self._seen.clear()
+    def forward(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor,
+        routing_positions: torch.Tensor,
+        routing_weights: torch.Tensor,
+        answer_sequence: torch.Tensor,
+        answer_position: torch.Tensor,
+    ) -> RoutedOutput:
+        """Logits at the answer positions and routing at the prompt positions; arguments as in `Batch`."""
         hidden = self.network.base_model(
-            input_ids=batch.input_ids, attention_mask=batch.attention_mask, use_cache=False
+            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
         ).last_hidden_state
-        wanted = hidden[batch.answer_sequence, batch.answer_position].contiguous()
+        wanted = hidden[answer_sequence, answer_position].contiguous()
         logits = self.network.get_output_embeddings()(wanted).float()
 
-        width = batch.input_ids.shape[1]
-        starts = torch.arange(len(batch.rows), device=hidden.device)[:, None] * width
-        flat = (starts + batch.routing_positions).reshape(-1)
-        present = batch.attention_mask.reshape(-1).bool()
+        sequences, width = input_ids.shape
+        starts = torch.arange(sequences, device=hidden.device)[:, None] * width
+        flat = (starts + routing_positions).reshape(-1)
+        present = attention_mask.reshape(-1).bool()
         routing, load = [], []
         for layer in self.layers:
-            _, router_logits, indices = self._seen[layer]
+            router_logits, indices = self._outputs[layer]
             chosen = torch.softmax(router_logits[flat].float(), dim=-1)
-            chosen = chosen.reshape(*batch.routing_positions.shape, -1)
-            routing.append((chosen * batch.routing_weights[..., None]).sum(dim=1))
+            chosen = chosen.reshape(*routing_positions.shape, -1)
+            routing.append((chosen * routing_weights[..., None]).sum(dim=1))
             counts = torch.bincount(indices[present].reshape(-1), minlength=chosen.shape[-1]).float()
             load.append(counts / counts.sum())
-        output = RoutedOutput(
-            logits,
-            torch.stack(routing, dim=1),
-            torch.stack(load),
-            tuple(self._seen[layer][1] for layer in self.layers),
-            tuple(self._seen[layer][0] for layer in self.layers),
-        )
-        self._seen.clear()
-        return output
+        self._outputs.clear()
+        return RoutedOutput(logits, torch.stack(routing, dim=1), torch.stack(load))

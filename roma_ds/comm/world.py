@@ -66,6 +66,14 @@ class World:
         dist.all_gather_object(items, item)
         return items
 
+    def gather_to_first(self, item: Any) -> list[Any] | None:
+        """`item` of every rank in rank order, on rank 0; None elsewhere. For larger arrays."""
+        if self.size == 1:
+            return [item]
+        items: list[Any] | None = [None] * self.size if self.is_first else None
+        dist.gather_object(item, items, dst=0)
+        return items
+
     def from_first(self, item: Any) -> Any:
         """Rank 0's `item` on every rank."""
         if self.size == 1:

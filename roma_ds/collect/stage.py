@@ -1,0 +1,67 @@
+"""Run the pretrained model once over the training samples and keep routing weights and outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roma_ds.backbone.encoding import encode
+from roma_ds.backbone.frozen import FrozenModel
+from roma_ds.comm import World, agreement
+from roma_ds.config import RunConfig
+from roma_ds.data.sample import Sample
+from roma_ds.storage.atomic import make_folder, write_npy, write_parquet
+
+OUTPUTS = ["routing.npy", "outcome.parquet"]
+
+
+def collect(
+    world: World, run: RunConfig, samples: Sequence[Sample], frozen: FrozenModel, tokenizer: Any, folder: Path
+) -> dict[str, Any]:
+    """Write `routing.npy` and `outcome.parquet`; row order is that of `samples`. A collective.
+
+    routing.npy: float16 [samples, MoE layers, experts], softmax over all routed experts in float32,
+    averaged over the prompt tokens that `roma.tokens` names.
+
+    Returns facts for the stage's record.
+    """
+    with agreement(world):
+        prompts = encode(samples, tokenizer, run.data.max_tokens)
+    scores = frozen.score(
+        prompts, run.roma.tokens, run.eval.batch_size, "collect", pad_id=tokenizer.pad_token_id or 0
+    )
+    facts: dict[str, Any] = {}
+    with agreement(world):
+        if scores is not None:
+            make_folder(folder)
+            write_npy(folder / "routing.npy", scores.routing)
+            write_parquet(
+                folder / "outcome.parquet",
+                {
+                    "id": [sample.id for sample in samples],
+                    "split": [sample.split for sample in samples],
+                    "predicted": scores.predicted,
+                    "answer": [sample.answer for sample in samples],
+                    "correct": scores.correct,
+                    "margin": scores.margin,
+                    "loss": scores.loss,
+                },
+            )
+            facts = {
+                "samples": len(samples),
+                "successful": int(scores.correct.sum()),
+                "accuracy": float(scores.correct.mean()),
+                "loss": float(np.mean(scores.loss)),
+                "truncated": sum(prompt.truncated for prompt in prompts),
+                "tokens": scores.tokens_read,
+                "layers": list(frozen.layout.layers),
+                "experts": frozen.layout.experts,
+                "top_k": frozen.layout.top_k,
+                "family": frozen.layout.family.name,
+                "total_parameters": frozen.total_parameters,
+            }
+    facts = world.from_first(facts)
+    return facts
