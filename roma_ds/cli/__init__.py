@@ -1,0 +1,1 @@
+"""The `roma-ds` command."""
