@@ -6,7 +6,7 @@
 from roma_ds.config.deepspeed_json import resolve_deepspeed
 from roma_ds.config.dumping import config_hash, to_dict, to_yaml
 from roma_ds.config.loader import load_run_config, parse_run_config
-from roma_ds.config.packaged import deepspeed_names, packaged_deepspeed, preset_names, preset_text
+from roma_ds.config.packaged import deepspeed_file, deepspeed_names, preset_names, preset_text
 from roma_ds.config.schema import (
     DataConfig,
     DatasetConfig,
@@ -32,9 +32,9 @@ __all__ = [
     "TaskConfig",
     "TrainConfig",
     "config_hash",
+    "deepspeed_file",
     "deepspeed_names",
     "load_run_config",
-    "packaged_deepspeed",
     "parse_run_config",
     "preset_names",
     "preset_text",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from roma_ds.config.deepspeed_keys import AUTO, KNOWN, REMOVED, UNSUPPORTED, ZERO_KNOWN, ZERO_REMOVED
-from roma_ds.config.packaged import deepspeed_names
+from roma_ds.config.packaged import deepspeed_file, deepspeed_names
 from roma_ds.config.schema import RunConfig
 from roma_ds.config.spelling import did_you_mean
 from roma_ds.errors import UserError
@@ -29,7 +29,7 @@ def resolve_deepspeed(run: RunConfig, world_size: int) -> Json:
     Raises UserError that lists every problem at once: unknown, removed or unsupported keys, values that
     contradict the run config (with both files and both keys), and an "auto" that nothing decides.
     """
-    path = Path(run.deepspeed)
+    path = deepspeed_file(run.deepspeed)
     content = _read(path)
     resolution = _Resolution(run, world_size, path.name, content)
     resolution.resolve()

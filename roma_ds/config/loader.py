@@ -23,7 +23,7 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     A relative path is relative to the folder of `path`, also when an override gives it. `model.path` and
     `embed.model` are taken for hub ids unless they start with `.`, `/` or `~` or name a folder there; `demo`
-    always is the packaged model.
+    always is the packaged model. `deepspeed` becomes an absolute path or the name of a packaged file.
 
     Raises UserError that lists every problem at once, each with the file or override and the key path.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path, PurePosixPath
 
 from roma_ds.config.spelling import did_you_mean
@@ -34,10 +33,18 @@ def deepspeed_names() -> tuple[str, ...]:
 
 
 def packaged_deepspeed(value: str, folder: Path) -> str | None:
-    """The packaged file for `ds_configs/NAME.json` or `NAME`, unless a file of that path lies in `folder`."""
+    """NAME where `value` is `ds_configs/NAME.json` or `NAME` of a packaged file.
+
+    None for any other value, and where a file of that path lies in `folder`.
+    """
     if (folder / value).is_file():
         return None
-    name = PurePosixPath(value)
-    if str(name.parent) not in (".", "ds_configs") or name.suffix not in ("", ".json"):
+    path = PurePosixPath(value)
+    if str(path.parent) not in (".", "ds_configs") or path.suffix not in ("", ".json"):
         return None
-    return os.path.abspath(_DEEPSPEED / f"{name.stem}.json") if name.stem in deepspeed_names() else None
+    return path.stem if path.stem in deepspeed_names() else None
+
+
+def deepspeed_file(value: str) -> Path:
+    """The file behind `RunConfig.deepspeed`, which holds a packaged name or an absolute path."""
+    return _DEEPSPEED / f"{value}.json" if value in deepspeed_names() else Path(value)

@@ -56,6 +56,11 @@ class DatasetConfig:
     answer: AnswerForm = "letter"
     """letter: options are listed and the answer is a letter. text: the answer is the option's text."""
 
+    @property
+    def label(self) -> str:
+        """What ids, logs and the manifest call it: the name, or the file's name without endings."""
+        return self.name or Path(str(self.path)).name.partition(".")[0]
+
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of what the fields contradict together."""
         if (self.name is None) == (self.path is None):
@@ -74,6 +79,16 @@ class DataConfig:
     """Longest prompt in tokens; longer ones are cut in the middle and counted."""
     data_root: Text | None = None
     """Folder with NAME/SPLIT.jsonl[.gz], used for named datasets in place of the hub."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what the fields contradict together."""
+        seen: set[tuple[str, str]] = set()
+        for place, dataset in enumerate(self.train):
+            if dataset.label in self.exclude:
+                yield f"train.{place}", f"{dataset.label!r} is in data.exclude, which forbids training on it"
+            if (dataset.label, dataset.split) in seen:
+                yield f"train.{place}", f"{dataset.label!r} split {dataset.split!r} is listed twice"
+            seen.add((dataset.label, dataset.split))
 
 
 @dataclass(frozen=True)

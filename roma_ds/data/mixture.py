@@ -1,0 +1,129 @@
+"""The training mixture and the evaluation samples of a run."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from roma_ds.config.schema import AnswerForm, RunConfig
+from roma_ds.data.decontamination import REASONS, Decontamination
+from roma_ds.data.named import NAMED
+from roma_ds.data.sample import Sample
+from roma_ds.data.sources import Source, evaluation_sources, training_sources
+from roma_ds.data.templates import render
+from roma_ds.errors import UserError
+
+
+@dataclass(frozen=True)
+class DatasetRecord:
+    """What became of the rows of one dataset; an entry of the manifest."""
+
+    dataset: str
+    split: str
+    source: str
+    sha256: str
+    rows: int
+    used: int
+    dropped: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of dropped samples by reason: a key of decontamination.REASONS."""
+    over_limit: int = 0
+    """Samples left out because of the limit."""
+
+
+def load_training(
+    run: RunConfig, evaluation: Sequence[Sample] | None = None
+) -> tuple[list[Sample], list[DatasetRecord]]:
+    """The samples to train on, dataset by dataset in the order of the config and of their files.
+
+    Samples that `evaluation` (by default the run's own evaluation samples) gives away are dropped first; a
+    limit then takes a subset that depends on train.seed, and a smaller limit a subset of that.
+
+    Raises UserError where data is missing or malformed or nothing is left, EnvironmentFault where the hub
+    cannot be reached.
+    """
+    decontamination = Decontamination(load_evaluation(run) if evaluation is None else evaluation)
+    samples: list[Sample] = []
+    records: list[DatasetRecord] = []
+    for item, source in zip(run.data.train, training_sources(run), strict=True):
+        rendered, sha256 = _rendered(source, item.answer)
+        dropped: dict[str, list[str]] = {}
+        clean: list[Sample] = []
+        for sample in rendered:
+            if reason := decontamination.reason(sample):
+                dropped.setdefault(reason, []).append(sample.id)
+            else:
+                clean.append(sample)
+        chosen = _subset(clean, item.limit, f"{run.train.seed}/{source.label}/{source.split}")
+        samples += chosen
+        records.append(_record(source, sha256, len(rendered), len(chosen), dropped))
+    if not samples:
+        raise UserError(
+            "no training sample is left:\n" + "\n".join(_account(record) for record in records),
+            "train on other data, or evaluate on other tasks",
+        )
+    return samples, records
+
+
+def load_evaluation(run: RunConfig) -> list[Sample]:
+    """The evaluation samples, task by task. Errors as `read_evaluation`."""
+    return read_evaluation(run)[0]
+
+
+def read_evaluation(run: RunConfig) -> tuple[list[Sample], list[DatasetRecord]]:
+    """The evaluation samples and what became of each task's rows.
+
+    A limit takes the same subset for every train.seed, so that seeds are compared on the same questions.
+
+    Raises UserError where data is missing or malformed or has no options to choose from, EnvironmentFault
+    where the hub cannot be reached.
+    """
+    form: AnswerForm = "letter" if run.eval.scoring == "letter" else "text"
+    samples: list[Sample] = []
+    records: list[DatasetRecord] = []
+    for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True):
+        if task.path is None and NAMED[task.name].free_text:
+            raise _no_options(task.name, run.eval.scoring)
+        rendered, sha256 = _rendered(source, form)
+        if any(not sample.options for sample in rendered):
+            raise _no_options(task.name, run.eval.scoring)
+        chosen = _subset(rendered, task.limit or run.eval.limit, f"{source.label}/{source.split}")
+        samples += chosen
+        records.append(_record(source, sha256, len(rendered), len(chosen), {}))
+    return samples, records
+
+
+def _rendered(source: Source, form: AnswerForm) -> tuple[list[Sample], str]:
+    """All samples of a source and the digest of its rows."""
+    rows = source.rows()
+    return [render(row, form, source.label, source.split) for row in rows], source.digest(rows)
+
+
+def _subset(samples: list[Sample], limit: int | None, seed: str) -> list[Sample]:
+    """At most `limit` samples in their own order."""
+    if limit is None or len(samples) <= limit:
+        return samples
+    order = list(range(len(samples)))
+    random.Random(seed).shuffle(order)
+    return [samples[place] for place in sorted(order[:limit])]
+
+
+def _record(
+    source: Source, sha256: str, rows: int, used: int, dropped: dict[str, list[str]]
+) -> DatasetRecord:
+    gone = sum(len(ids) for ids in dropped.values())
+    return DatasetRecord(
+        source.label, source.split, source.origin, sha256, rows, used, dropped, rows - gone - used
+    )
+
+
+def _account(record: DatasetRecord) -> str:
+    reasons = ", ".join(f"{len(ids)} dropped because {REASONS[key]}" for key, ids in record.dropped.items())
+    return f"  {record.dataset}/{record.split}: {record.rows} rows, {reasons}"
+
+
+def _no_options(task: str, scoring: str) -> UserError:
+    return UserError(
+        f"eval.tasks: {task} has free-text answers, which {scoring} scoring cannot score: it needs options",
+        f"remove {task} from eval.tasks, or give its rows choices",
+    )

@@ -1,0 +1,105 @@
+"""The datasets known by name: where the hub has them and how their rows are read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from roma_ds.config.spelling import did_you_mean
+from roma_ds.data import hub_rows
+from roma_ds.data.rows import Row, check_rows
+from roma_ds.errors import EnvironmentFault, UserError
+
+
+@dataclass(frozen=True)
+class NamedDataset:
+    """A dataset on the hub."""
+
+    hub_path: str
+    """`owner/name` on the hub."""
+    hub_config: str | None
+    """Configuration there; None for the only one."""
+    splits: tuple[str, ...]
+    """Splits whose answers are public."""
+    eval_split: str
+    """The split that papers report."""
+    convert: hub_rows.Convert
+    """A hub row into a row of ours."""
+    free_text: bool = False
+    """Answers are texts without options, so that letter and cloze scoring cannot evaluate it."""
+
+
+_ALL = ("train", "validation", "test")
+_NO_TEST = ("train", "validation")
+
+NAMED = {
+    "arc_challenge": NamedDataset("allenai/ai2_arc", "ARC-Challenge", _ALL, "test", hub_rows.labelled()),
+    "arc_easy": NamedDataset("allenai/ai2_arc", "ARC-Easy", _ALL, "test", hub_rows.labelled()),
+    "boolq": NamedDataset("google/boolq", None, _NO_TEST, "validation", hub_rows.boolq),
+    "commonsense_qa": NamedDataset("tau/commonsense_qa", None, _NO_TEST, "validation", hub_rows.labelled()),
+    "gsm8k": NamedDataset("openai/gsm8k", "main", ("train", "test"), "test", hub_rows.gsm8k, free_text=True),
+    "hellaswag": NamedDataset("Rowan/hellaswag", None, _NO_TEST, "validation", hub_rows.hellaswag),
+    "mmlu": NamedDataset("cais/mmlu", "all", ("dev", "validation", "test"), "test", hub_rows.mmlu),
+    "openbookqa": NamedDataset(
+        "allenai/openbookqa", "main", _ALL, "test", hub_rows.labelled("question_stem")
+    ),
+    "piqa": NamedDataset("baber/piqa", None, _NO_TEST, "validation", hub_rows.piqa),
+    "sciq": NamedDataset("allenai/sciq", None, _ALL, "test", hub_rows.sciq),
+    "winogrande": NamedDataset(
+        "allenai/winogrande", "winogrande_xl", _NO_TEST, "validation", hub_rows.winogrande
+    ),
+}
+
+
+def named_dataset(name: str) -> NamedDataset:
+    """The dataset of that name. Raises UserError, with a suggestion, where there is none."""
+    if name not in NAMED:
+        raise UserError(
+            f"no dataset is known by the name {name!r}{did_you_mean(name, NAMED)}",
+            f"use one of {', '.join(NAMED)}, or give the path of a JSON-lines file",
+        )
+    return NAMED[name]
+
+
+def local_file(root: Path, name: str, split: str) -> Path:
+    """`root/NAME/SPLIT.jsonl[.gz]`. Raises UserError that says what is there when it is not."""
+    for ending in (".jsonl", ".jsonl.gz"):
+        file = root / name / f"{split}{ending}"
+        if file.is_file():
+            return file
+    there = sorted(file.name for file in (root / name).glob("*.jsonl*"))
+    found = f"that folder holds {', '.join(there)}" if there else "there is no such folder or it is empty"
+    raise UserError(
+        f"{root / name}: no {split}.jsonl or {split}.jsonl.gz; {found}",
+        "name a split that is there, mend data_root, or set data_root to null to use the hub",
+    )
+
+
+def hub_rows_of(name: str, split: str) -> list[Row]:
+    """All rows of a split, downloaded or from the hub's cache.
+
+    Raises UserError for an unknown split or rows without answers, EnvironmentFault when the hub cannot be
+    reached or does not have the dataset in a readable form.
+    """
+    dataset = named_dataset(name)
+    if split not in dataset.splits:
+        raise UserError(
+            f"{name} has no split {split!r}{did_you_mean(split, dataset.splits)}",
+            f"use one of {', '.join(dataset.splits)}",
+        )
+    import datasets
+
+    origin = f"{dataset.hub_path} on the hub"
+    offline = f"download it elsewhere and give data_root (with {name}/{split}.jsonl in it), or use a path"
+    try:
+        rows = datasets.load_dataset(dataset.hub_path, dataset.hub_config, split=split)
+    except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise EnvironmentFault(f"cannot load {name} from {origin}: {reason}", offline) from error
+    try:
+        converted = [
+            (f"{origin}, {split} row {place}", dataset.convert(row, place)) for place, row in enumerate(rows)
+        ]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise EnvironmentFault(f"{origin} has other columns than expected: {error!r}", offline) from error
+    return check_rows(converted, "choose a split whose answers are public")

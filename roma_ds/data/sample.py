@@ -1,0 +1,35 @@
+"""One rendered question with its answer: what every later stage works on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A prompt and what may follow it.
+
+    `target` and every entry of `options` begin with one space and follow the prompt directly. `options` is
+    empty and `answer` is -1 where the answer is free text.
+    """
+
+    id: str
+    """`task/split/id of the row`, unique in a run."""
+    task: str
+    """Dataset or evaluation task."""
+    split: str
+    """Split of the dataset."""
+    prompt: str
+    """What the model reads, ending where the answer begins."""
+    question: str
+    """The question alone, without options or template."""
+    choices: tuple[str, ...]
+    """Texts of the options."""
+    answer: int
+    """Index of the right option, or -1."""
+    target: str
+    """The right answer as it follows the prompt."""
+    options: tuple[str, ...]
+    """Candidate answers as they follow the prompt: letters or texts."""
+    passage: str = ""
+    """Text that the question is about, where there is one."""

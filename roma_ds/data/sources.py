@@ -1,0 +1,68 @@
+"""Where the rows of a dataset come from: a file, a folder of local datasets, or the hub."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from roma_ds.config.schema import DatasetConfig, RunConfig, TaskConfig
+from roma_ds.data.named import hub_rows_of, local_file, named_dataset
+from roma_ds.data.rows import Row, read_rows
+from roma_ds.errors import UserError
+from roma_ds.storage import fingerprint
+
+
+@dataclass(frozen=True)
+class Source:
+    """One split of one dataset, not read yet. `file` is None where the hub has it."""
+
+    label: str
+    split: str
+    file: Path | None
+
+    @property
+    def origin(self) -> str:
+        """The file, or the dataset's name on the hub."""
+        if self.file is not None:
+            return str(self.file)
+        dataset = named_dataset(self.label)
+        return "/".join(part for part in ("hub", dataset.hub_path, dataset.hub_config) if part)
+
+    def rows(self) -> list[Row]:
+        """All rows, checked. Raises UserError or EnvironmentFault where they cannot be had."""
+        return hub_rows_of(self.label, self.split) if self.file is None else read_rows(self.file)
+
+    def digest(self, rows: list[Row]) -> str:
+        """SHA-256 of the file; 16 digits for the content of `rows` from the hub."""
+        return fingerprint.of_json(rows) if self.file is None else fingerprint.of_file(self.file)
+
+    def identity(self) -> dict[str, Any]:
+        """What a change of this source can be told from without reading rows from the hub."""
+        if self.file is not None and not self.file.is_file():
+            raise UserError(f"the data file {self.file} does not exist", "check the path in the run config")
+        digest = None if self.file is None else fingerprint.of_file(self.file)
+        return {"dataset": self.label, "split": self.split, "origin": self.origin, "sha256": digest}
+
+
+def training_sources(run: RunConfig) -> list[Source]:
+    """One source for each entry of data.train. Raises UserError for unknown names and absent local files."""
+    return [_source(item, item.label, item.split, run.data.data_root) for item in run.data.train]
+
+
+def evaluation_sources(run: RunConfig) -> list[Source]:
+    """One source for each entry of eval.tasks. Raises UserError for unknown names and absent local files."""
+    sources = []
+    for task in run.eval.tasks:
+        split = task.split
+        if split is None:
+            split = "test" if task.path is not None else named_dataset(task.name).eval_split
+        sources.append(_source(task, task.name, split, run.eval.data_root))
+    return sources
+
+
+def _source(item: DatasetConfig | TaskConfig, label: str, split: str, root: str | None) -> Source:
+    if item.path is not None:
+        return Source(label, split, Path(item.path))
+    named_dataset(label)
+    return Source(label, split, None if root is None else local_file(Path(root), label, split))

@@ -1,0 +1,91 @@
+"""The data stage: samples and manifest on disk, and back."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import Any
+
+from roma_ds.config.schema import RunConfig
+from roma_ds.data.mixture import DatasetRecord, load_training, read_evaluation
+from roma_ds.data.sample import Sample
+from roma_ds.data.sources import evaluation_sources, training_sources
+from roma_ds.storage.atomic import make_folder, read_parquet, write_json, write_parquet
+
+OUTPUTS = ("samples.parquet", "eval.parquet", "manifest.json")
+"""Files of the stage, in the folder `data` of a run."""
+
+
+def run_data(run: RunConfig, out_dir: Path) -> dict[str, Any]:
+    """Read, check, filter and render all data into `out_dir/data`; the manifest that was written there.
+
+    Raises UserError where data is missing or malformed or nothing is left, EnvironmentFault where the hub
+    cannot be reached; files from before are then as they were.
+    """
+    evaluation, evaluated = read_evaluation(run)
+    training, trained = load_training(run, evaluation)
+    manifest = {
+        "training": {"samples": len(training), "datasets": [_entry(record) for record in trained]},
+        "evaluation": {"samples": len(evaluation), "datasets": [_entry(record) for record in evaluated]},
+        "excluded": list(run.data.exclude),
+    }
+    folder = make_folder(out_dir / "data")
+    save_samples(folder / "samples.parquet", training)
+    save_samples(folder / "eval.parquet", evaluation)
+    write_json(folder / "manifest.json", manifest)
+    return manifest
+
+
+def data_inputs(run: RunConfig) -> dict[str, Any]:
+    """All that the outputs depend on, as JSON: when it is unchanged the stage is up to date.
+
+    Raises UserError where a local file is missing. A dataset on the hub counts as unchanged.
+    """
+    return {
+        "training": [
+            {**source.identity(), "limit": item.limit, "answer": item.answer}
+            for item, source in zip(run.data.train, training_sources(run), strict=True)
+        ],
+        "evaluation": [
+            {**source.identity(), "limit": task.limit or run.eval.limit}
+            for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True)
+        ],
+        "exclude": list(run.data.exclude),
+        "scoring": run.eval.scoring,
+        "seed": run.train.seed,
+    }
+
+
+def save_samples(path: Path, samples: Sequence[Sample]) -> None:
+    """Write samples as Parquet, one column a field, row order as given."""
+    write_parquet(
+        path,
+        {spec.name: [_plain(getattr(sample, spec.name)) for sample in samples] for spec in fields(Sample)},
+    )
+
+
+def load_samples(path: Path) -> list[Sample]:
+    """The samples that `save_samples` wrote. Raises UserError where the file is absent or damaged."""
+    columns = read_parquet(path)
+    names = [spec.name for spec in fields(Sample)]
+    return [
+        Sample(**{name: _typed(value) for name, value in zip(names, values, strict=True)})
+        for values in zip(*(columns[name] for name in names), strict=True)
+    ]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _typed(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _entry(record: DatasetRecord) -> dict[str, Any]:
+    """The record with counts before the ids."""
+    entry = asdict(record)
+    dropped: dict[str, list[str]] = entry.pop("dropped")
+    entry["dropped"] = {reason: {"count": len(ids), "ids": ids} for reason, ids in dropped.items()}
+    return entry
