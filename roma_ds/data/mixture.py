@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from roma_ds.config.schema import AnswerForm, RunConfig
@@ -31,18 +30,51 @@ class DatasetRecord:
     """Samples left out because of the limit."""
 
 
-def load_training(
-    run: RunConfig, evaluation: Sequence[Sample] | None = None
-) -> tuple[list[Sample], list[DatasetRecord]]:
-    """The samples to train on, dataset by dataset in the order of the config and of their files.
+@dataclass(frozen=True)
+class Mixture:
+    """All samples of a run, each list in the order of the config and of the files."""
 
-    Samples that `evaluation` (by default the run's own evaluation samples) gives away are dropped first; a
-    limit then takes a subset that depends on train.seed, and a smaller limit a subset of that.
+    training: list[Sample]
+    trained: list[DatasetRecord]
+    """What became of the rows of each training dataset."""
+    evaluation: list[Sample]
+    evaluated: list[DatasetRecord]
+    """What became of the rows of each task."""
+
+
+def load_mixture(run: RunConfig) -> Mixture:
+    """Read, filter and render everything.
+
+    Training samples that any sample of the evaluated splits gives away are dropped first, also where a limit
+    leaves that sample out, so that eval.limit does not change what is trained on. A limit then takes a subset
+    that depends on train.seed, and a smaller limit a subset of that.
 
     Raises UserError where data is missing or malformed or nothing is left, EnvironmentFault where the hub
     cannot be reached.
     """
-    decontamination = Decontamination(load_evaluation(run) if evaluation is None else evaluation)
+    everything, evaluation, evaluated = _evaluation(run)
+    training, trained = _training(run, Decontamination(everything))
+    return Mixture(training, trained, evaluation, evaluated)
+
+
+def load_training(run: RunConfig) -> tuple[list[Sample], list[DatasetRecord]]:
+    """The training part of `load_mixture`."""
+    mixture = load_mixture(run)
+    return mixture.training, mixture.trained
+
+
+def load_evaluation(run: RunConfig) -> list[Sample]:
+    """The evaluation samples, task by task.
+
+    A limit takes the same subset for every train.seed, so that seeds are compared on the same questions.
+
+    Raises UserError where data is missing or malformed or has no options to choose from, EnvironmentFault
+    where the hub cannot be reached.
+    """
+    return _evaluation(run)[1]
+
+
+def _training(run: RunConfig, decontamination: Decontamination) -> tuple[list[Sample], list[DatasetRecord]]:
     samples: list[Sample] = []
     records: list[DatasetRecord] = []
     for item, source in zip(run.data.train, training_sources(run), strict=True):
@@ -65,20 +97,10 @@ def load_training(
     return samples, records
 
 
-def load_evaluation(run: RunConfig) -> list[Sample]:
-    """The evaluation samples, task by task. Errors as `read_evaluation`."""
-    return read_evaluation(run)[0]
-
-
-def read_evaluation(run: RunConfig) -> tuple[list[Sample], list[DatasetRecord]]:
-    """The evaluation samples and what became of each task's rows.
-
-    A limit takes the same subset for every train.seed, so that seeds are compared on the same questions.
-
-    Raises UserError where data is missing or malformed or has no options to choose from, EnvironmentFault
-    where the hub cannot be reached.
-    """
+def _evaluation(run: RunConfig) -> tuple[list[Sample], list[Sample], list[DatasetRecord]]:
+    """All samples of the evaluated splits, those within the limits, and a record for each task."""
     form: AnswerForm = "letter" if run.eval.scoring == "letter" else "text"
+    everything: list[Sample] = []
     samples: list[Sample] = []
     records: list[DatasetRecord] = []
     for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True):
@@ -88,9 +110,10 @@ def read_evaluation(run: RunConfig) -> tuple[list[Sample], list[DatasetRecord]]:
         if any(not sample.options for sample in rendered):
             raise _no_options(task.name, run.eval.scoring)
         chosen = _subset(rendered, task.limit or run.eval.limit, f"{source.label}/{source.split}")
+        everything += rendered
         samples += chosen
         records.append(_record(source, sha256, len(rendered), len(chosen), {}))
-    return samples, records
+    return everything, samples, records
 
 
 def _rendered(source: Source, form: AnswerForm) -> tuple[list[Sample], str]:

@@ -38,11 +38,14 @@ class Source:
         return fingerprint.of_json(rows) if self.file is None else fingerprint.of_file(self.file)
 
     def identity(self) -> dict[str, Any]:
-        """What a change of this source can be told from without reading rows from the hub."""
-        if self.file is not None and not self.file.is_file():
+        """What a change of this source can be told from, without reading anything from the hub."""
+        if self.file is None:
+            content = {"hub": self.origin}
+        elif self.file.is_file():
+            content = {"sha256": fingerprint.of_file(self.file)}
+        else:
             raise UserError(f"the data file {self.file} does not exist", "check the path in the run config")
-        digest = None if self.file is None else fingerprint.of_file(self.file)
-        return {"dataset": self.label, "split": self.split, "origin": self.origin, "sha256": digest}
+        return {"dataset": self.label, "split": self.split, **content}
 
 
 def training_sources(run: RunConfig) -> list[Source]:

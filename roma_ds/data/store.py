@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from roma_ds.config.schema import RunConfig
-from roma_ds.data.mixture import DatasetRecord, load_training, read_evaluation
+from roma_ds.data.mixture import DatasetRecord, load_mixture
 from roma_ds.data.sample import Sample
 from roma_ds.data.sources import evaluation_sources, training_sources
 from roma_ds.storage.atomic import make_folder, read_parquet, write_json, write_parquet
@@ -23,16 +23,15 @@ def run_data(run: RunConfig, out_dir: Path) -> dict[str, Any]:
     Raises UserError where data is missing or malformed or nothing is left, EnvironmentFault where the hub
     cannot be reached; files from before are then as they were.
     """
-    evaluation, evaluated = read_evaluation(run)
-    training, trained = load_training(run, evaluation)
+    mixture = load_mixture(run)
     manifest = {
-        "training": {"samples": len(training), "datasets": [_entry(record) for record in trained]},
-        "evaluation": {"samples": len(evaluation), "datasets": [_entry(record) for record in evaluated]},
+        "training": _part(mixture.training, mixture.trained),
+        "evaluation": _part(mixture.evaluation, mixture.evaluated),
         "excluded": list(run.data.exclude),
     }
     folder = make_folder(out_dir / "data")
-    save_samples(folder / "samples.parquet", training)
-    save_samples(folder / "eval.parquet", evaluation)
+    save_samples(folder / "samples.parquet", mixture.training)
+    save_samples(folder / "eval.parquet", mixture.evaluation)
     write_json(folder / "manifest.json", manifest)
     return manifest
 
@@ -81,6 +80,10 @@ def _plain(value: Any) -> Any:
 
 def _typed(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
+
+
+def _part(samples: Sequence[Sample], records: Sequence[DatasetRecord]) -> dict[str, Any]:
+    return {"samples": len(samples), "datasets": [_entry(record) for record in records]}
 
 
 def _entry(record: DatasetRecord) -> dict[str, Any]:
