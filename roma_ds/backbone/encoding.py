@@ -32,6 +32,8 @@ class Prompt:
     prompt: tuple[int, ...]
     target: tuple[int, ...]
     options: tuple[tuple[int, ...], ...]
+    answer: int
+    """Number of the true option, -1 for free text."""
     truncated: bool
 
     @property
@@ -75,5 +77,5 @@ def encode(samples: Sequence[Sample], tokenizer: Any, max_tokens: int) -> list[P
                 "check the row, or drop it",
             )
         kept, truncated = cut_middle(prompt, max_tokens)
-        encoded.append(Prompt(row, kept, target, options, truncated))
+        encoded.append(Prompt(row, kept, target, options, sample.answer, truncated))
     return encoded

@@ -57,7 +57,7 @@ class Scores:
             routing.append(first[4])
             options.append(values)
             if prompt.options:
-                answer = prompt.options.index(prompt.target)
+                answer = prompt.answer
                 best = int(values.argmax())
                 others = np.delete(values, answer)
                 target.append(float(values[answer]))

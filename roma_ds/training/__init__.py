@@ -1,0 +1,1 @@
+"""Train the chosen routers under a DeepSpeed engine, with the live manifold term."""

@@ -1,0 +1,40 @@
+"""SIGINT and SIGTERM end a run at a step's end, on all ranks together, after its state is saved."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+from collections.abc import Iterator
+from types import FrameType
+
+from roma_ds.errors import Interrupted
+
+
+class Interruption:
+    """Remembers a signal while training defers it; raises Interrupted at once otherwise."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self.deferred = False
+
+    def listen(self) -> Interruption:
+        """Install the handlers in this process."""
+        for signum in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(signum, self._handle)
+        return self
+
+    def _handle(self, signum: int, frame: FrameType | None) -> None:
+        # A launcher often follows the terminal's SIGINT by SIGTERM: the first one names the exit code.
+        first = not self.signum
+        self.signum = self.signum or signum
+        if first and not self.deferred:
+            raise Interrupted(signum)
+
+    @contextlib.contextmanager
+    def defer(self) -> Iterator[None]:
+        """Inside, signals only leave a mark that the training loop looks at between steps."""
+        self.deferred = True
+        try:
+            yield
+        finally:
+            self.deferred = False

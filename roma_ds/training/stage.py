@@ -1,0 +1,108 @@
+"""The train stage: from the files of earlier stages to `router.safetensors`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors.torch import save_file
+
+from roma_ds.backbone.encoding import encode
+from roma_ds.comm import World, agreement
+from roma_ds.config import RunConfig, config_hash
+from roma_ds.data.sample import Sample
+from roma_ds.index import Neighbourhood
+from roma_ds.storage.atomic import make_folder, writing
+from roma_ds.training.batch_order import BatchOrder
+from roma_ds.training.callbacks import Callback
+from roma_ds.training.engine import RouterEngine
+from roma_ds.training.interruption import Interruption
+from roma_ds.training.loop import Training, check_batches
+from roma_ds.training.state import discard
+from roma_ds.training.step import StepSettings
+from roma_ds.training.targets import ManifoldTargets
+
+ROUTER_FILE = "router.safetensors"
+
+
+def write_router_file(
+    path: Path, weights: Mapping[int, torch.Tensor], keys: Mapping[int, str], facts: Mapping[str, str]
+) -> None:
+    """Write router weights, float32 [experts, hidden], under their checkpoint names with `facts` as metadata."""
+    tensors = {keys[layer]: weight.contiguous() for layer, weight in weights.items()}
+    with writing(path) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt", **facts})
+
+
+def train(
+    world: World,
+    run: RunConfig,
+    ds: Mapping[str, Any],
+    samples: Sequence[Sample],
+    tokenizer: Any,
+    routing: NDArray[np.floating],
+    routing_layers: Sequence[int],
+    neighbours: Neighbourhood,
+    sigma: float,
+    successful: int,
+    method: str,
+    model_hash: str,
+    inputs: str,
+    folder: Path,
+    interruption: Interruption,
+    callbacks: Callable[[RouterEngine], Sequence[Callback]],
+    say: Callable[[str], None],
+) -> dict[str, Any]:
+    """Train the chosen routers and write `folder`/router.safetensors. A collective.
+
+    routing: float16 [samples, MoE layers, experts] of the pretrained model, whose second axis is
+    `routing_layers`; `inputs`: fingerprint under which resume states are valid; `callbacks`: made on every
+    rank for the engine, called on rank 0. Returns facts for the stage's record.
+    """
+    with agreement(world):
+        global_batch = check_batches(run, world.size)
+        prompts = encode(samples, tokenizer, run.data.max_tokens)
+        make_folder(folder)
+    engine = RouterEngine(world, run, ds)
+    columns = [list(routing_layers).index(layer) for layer in engine.layers]
+    training = Training(
+        world=world,
+        run=run,
+        engine=engine,
+        prompts=prompts,
+        targets=ManifoldTargets(routing, columns, neighbours, sigma),
+        successful=successful,
+        settings=StepSettings(
+            run.roma.tokens, run.roma.layer_reduction, run.train.task_loss, tokenizer.pad_token_id or 0
+        ),
+        order=BatchOrder(len(samples), run.train.epochs, global_batch, run.train.seed),
+        folder=folder / "state",
+        inputs=inputs,
+        interruption=interruption,
+        callbacks=callbacks(engine),
+        say=say,
+    )
+    facts = training.run_loop()
+    weights = engine.masters()
+    with agreement(world):
+        if world.is_first:
+            write_router_file(
+                folder / ROUTER_FILE,
+                weights,
+                {layer: engine.layout.gate_key(layer) for layer in engine.layers},
+                {
+                    "base_model": run.model.path,
+                    "base_model_hash": model_hash,
+                    "revision": run.model.revision or "",
+                    "layers": ",".join(map(str, engine.layers)),
+                    "method": method,
+                    "config_hash": config_hash(run),
+                },
+            )
+            discard(folder / "state")
+    engine.close()
+    return facts

@@ -1,0 +1,101 @@
+"""Resume states: routers and optimizer moments in float32, independent of world size and ZeRO stage."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from roma_ds.errors import UserError
+from roma_ds.storage import fingerprint
+from roma_ds.storage.atomic import make_folder, read_json, write_json
+
+TENSORS = "routers.safetensors"
+_NAME = re.compile(r"step-(\d+)$")
+
+
+@dataclass(frozen=True)
+class ResumeState:
+    """Everything that a run needs to go on after `step` updates, on any number of ranks."""
+
+    step: int
+    masters: Mapping[int, torch.Tensor]
+    moments: Mapping[str, Mapping[int, torch.Tensor]]
+
+
+def save_state(folder: Path, state: ResumeState, inputs: str, keep: int) -> Path:
+    """Write `folder`/step-N whole or not at all, then delete all but the newest `keep` states.
+
+    inputs: fingerprint of what the run is made from; a state of another run is never resumed.
+    """
+    make_folder(folder)
+    temporary = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
+    tensors = {f"master.{layer}": value.contiguous() for layer, value in state.masters.items()}
+    for name, by_layer in state.moments.items():
+        tensors |= {f"{name}.{layer}": value.contiguous() for layer, value in by_layer.items()}
+    save_file(tensors, temporary / TENSORS)
+    write_json(
+        temporary / "state.json",
+        {"step": state.step, "inputs": inputs, "sha256": fingerprint.of_file(temporary / TENSORS)},
+    )
+    with open(temporary / TENSORS, "rb") as handle:
+        os.fsync(handle.fileno())
+    final = folder / f"step-{state.step}"
+    if final.exists():
+        shutil.rmtree(final)
+    os.replace(temporary, final)
+    for _, older in _states(folder)[:-keep]:
+        shutil.rmtree(older)
+    return final
+
+
+def _states(folder: Path) -> list[tuple[int, Path]]:
+    found = []
+    for path in folder.glob("step-*") if folder.is_dir() else []:
+        match = _NAME.search(path.name)
+        if match:
+            found.append((int(match.group(1)), path))
+    return sorted(found)
+
+
+def _read(path: Path) -> tuple[ResumeState, str]:
+    facts: dict[str, Any] = read_json(path / "state.json")
+    if fingerprint.of_file(path / TENSORS) != facts["sha256"]:
+        raise UserError(f"{path / TENSORS} does not match its checksum", "delete it")
+    parts: dict[str, dict[int, torch.Tensor]] = {}
+    for key, value in load_file(path / TENSORS).items():
+        name, layer = key.rsplit(".", 1)
+        parts.setdefault(name, {})[int(layer)] = value
+    return ResumeState(int(facts["step"]), parts.pop("master"), parts), str(facts["inputs"])
+
+
+def load_newest(folder: Path, inputs: str, say: Callable[[str], None]) -> ResumeState | None:
+    """The newest whole state of the run with fingerprint `inputs`; None where there is none.
+
+    A damaged state is reported through `say` and the one before it is tried.
+    """
+    for step, path in reversed(_states(folder)):
+        try:
+            state, made_from = _read(path)
+        except (UserError, OSError, KeyError, ValueError) as error:
+            say(f"state of step {step} is damaged ({str(error).splitlines()[0]}); trying the one before it")
+            continue
+        if made_from != inputs:
+            say(f"state of step {step} belongs to another config, data or global batch; not resumed")
+            continue
+        return state
+    return None
+
+
+def discard(folder: Path) -> None:
+    """Delete all resume states, after the run they belong to is finished or replaced."""
+    if folder.exists():
+        shutil.rmtree(folder)

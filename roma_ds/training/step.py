@@ -1,0 +1,141 @@
+"""One optimizer step: forward, the two terms, backward, update."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from roma_ds.backbone.batches import Batch, collate
+from roma_ds.backbone.encoding import Encoded, Prompt
+from roma_ds.backbone.frozen import FILLER
+from roma_ds.manifold.loss import manifold_term
+from roma_ds.training.engine import RouterEngine
+from roma_ds.training.targets import ManifoldTargets
+from roma_ds.training.term_gradients import TermGradient
+
+
+@dataclass(frozen=True)
+class StepSettings:
+    """What stays the same over the steps of a run."""
+
+    tokens: str
+    layer_reduction: str
+    task_loss: bool
+    pad_id: int
+
+
+@dataclass
+class StepSums:
+    """Sums over the samples that this rank trained on; means are taken after adding over ranks."""
+
+    task: float = 0.0
+    manifold: float = 0.0
+    correct: int = 0
+    samples: int = 0
+    empty: int = 0
+    tokens: int = 0
+    load: torch.Tensor | None = None
+    """float32 [M, E], sum over micro-batches of the experts' shares"""
+    micro_batches: int = 0
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """Sums of one step and its gradient norms; the terms' norms only where they were asked for."""
+
+    sums: StepSums
+    grad_norm: float
+    grad_norm_task: float | None
+    grad_norm_manifold: float | None
+
+
+def task_term(logits: torch.Tensor, batch: Batch, sequences: int) -> torch.Tensor:
+    """L_task per sample, float32 [B]: mean cross-entropy over the tokens of its answer (equation 8)."""
+    device = logits.device
+    per_token = torch.nn.functional.cross_entropy(logits, batch.answer_ids.to(device), reduction="none")
+    owner = batch.answer_sequence.to(device)
+    counts = torch.zeros(sequences, device=device).index_add(0, owner, torch.ones_like(per_token))
+    return torch.zeros(sequences, device=device).index_add(0, owner, per_token) / counts
+
+
+def answered_right(logits: torch.Tensor, batch: Batch, prompts: Sequence[Prompt]) -> int:
+    """How many samples of a micro-batch are answered right: best option, or greedy match of free text."""
+    right = 0
+    best = logits.detach().argmax(dim=-1).cpu()
+    matched = best == batch.answer_ids
+    for index, row in enumerate(batch.rows):
+        places = (batch.answer_sequence == index).nonzero()[:, 0]
+        prompt = prompts[row]
+        if prompt.single_token_options:
+            ids = [option[0] for option in prompt.options]
+            right += int(logits[places[0], ids].argmax()) == prompt.answer
+        else:
+            right += bool(matched[places].all())
+    return right
+
+
+def training_step(
+    engine: RouterEngine,
+    prompts: Sequence[Prompt],
+    targets: ManifoldTargets,
+    micro_batches: Sequence[Sequence[int]],
+    batch_samples: int,
+    weight: float,
+    learning_rate: float,
+    settings: StepSettings,
+    with_norms: bool,
+) -> StepResult:
+    """Update the routers once on this rank's `micro_batches` of a global batch of `batch_samples`.
+
+    weight: lambda of this step. Each sample counts 1 / batch_samples whatever rank and micro-batch it is
+    in. `with_norms` runs the two terms through backward passes of their own, so that their gradients can
+    be told apart; the update is the same up to rounding. A collective.
+    """
+    sums = StepSums()
+    use_manifold = weight > 0
+    terms = [name for name, used in (("task", settings.task_loss), ("manifold", use_manifold)) if used]
+    passes = [[name] for name in terms] if with_norms else [terms]
+    gradients: Mapping[str, TermGradient] = {name: TermGradient(engine.routed) for name in terms}
+    # DeepSpeed averages over ranks; each sample must count the same wherever it is.
+    scale = engine.world.size / batch_samples
+    for turn, rows in enumerate(micro_batches):
+        sequences = [Encoded(row, prompts[row].prompt, prompts[row].target) for row in rows] or [FILLER]
+        batch = collate(sequences, settings.pad_id, settings.tokens)
+        pull = targets.of([max(0, sequence.row) for sequence in sequences], engine.world.device)
+        share = scale if rows else 0.0
+        for number, names in enumerate(passes):
+            output = engine.forward(batch)
+            task = task_term(output.logits, batch, len(sequences))
+            manifold = manifold_term(output.routing, pull.mean, pull.spread, pull.present, settings.layer_reduction)
+            loss = torch.zeros((), device=task.device)
+            if "task" in names:
+                loss = loss + share * task.sum()
+            if "manifold" in names:
+                loss = loss + share * weight * manifold.sum()
+            if with_norms:
+                gradients[names[0]].watch()
+            last = turn == len(micro_batches) - 1 and number == len(passes) - 1
+            engine.backward(loss, last)
+        if rows:
+            sums.task += float(task.detach().sum())
+            sums.manifold += float(manifold.detach().sum())
+            sums.correct += answered_right(output.logits, batch, prompts)
+            sums.samples += len(rows)
+            sums.empty += int((~pull.present).sum())
+            sums.tokens += batch.tokens
+            sums.load = output.load if sums.load is None else sums.load + output.load
+            sums.micro_batches += 1
+    norms = {
+        name: gradient.norm(engine.world, dict(engine.routers))
+        for name, gradient in gradients.items()
+        if with_norms
+    }
+    grad_norm = engine.step(learning_rate)
+    return StepResult(
+        sums,
+        grad_norm,
+        norms.get("task"),
+        norms["manifold"] / weight if "manifold" in norms else None,
+    )
