@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ def variants_bar(variants: Mapping[str, Mapping[str, Any]], path: Path) -> None:
     tasks = list(dict.fromkeys(task for name in names for task in variants[name]["tasks"]))
     rows = ["average", *tasks]
     spread = 0.62 / max(1, len(names))
-    row_height = 0.16 + 0.13 * len(names)
+    row_height = 0.12 + 0.09 * len(names)
     with canvas(path, 9, 1.5 + row_height * len(rows)) as figure:
         axes = figure.subplots()
         for row in range(len(rows)):
@@ -42,7 +43,7 @@ def variants_bar(variants: Mapping[str, Mapping[str, Any]], path: Path) -> None:
                 xerr=[error for _, _, error in known],
                 fmt="o",
                 color=colour,
-                markersize=5,
+                markersize=4.5,
                 elinewidth=1.3,
                 label=variant_title(name),
             )
@@ -54,6 +55,8 @@ def variants_bar(variants: Mapping[str, Mapping[str, Any]], path: Path) -> None:
         axes.set_yticks(range(len(rows)), rows)
         axes.get_yticklabels()[0].set_fontweight("bold")
         axes.set_ylim(len(rows) - 0.5, -0.5)
+        low, high = axes.get_xlim()
+        axes.set_xlim(max(low, -1), min(high, 101))
         axes.set_xlabel("accuracy, % (bars: 95%)")
         axes.grid(axis="x")
         axes.tick_params(axis="y", length=0)
@@ -110,7 +113,7 @@ def _shares(counts: Mapping[str, int], shown: Sequence[str], rest: bool) -> list
 def _average_error(tasks: Mapping[str, Mapping[str, Any]]) -> float:
     """Standard error of the mean over tasks, tasks taken as independent."""
     errors = [float(task.get("stderr") or 0) for task in tasks.values()]
-    return sum(error * error for error in errors) ** 0.5 / max(1, len(errors))
+    return math.sqrt(sum(error * error for error in errors)) / max(1, len(errors))
 
 
 def _majority(

@@ -50,6 +50,9 @@ def expert_load(before: Array, after: Array | None, layers: Sequence[int], path:
                 load_entropy(state), range(rows), style, color=colour, marker="o", markersize=4, label=name
             )
         limit = float(np.log(experts))
+        lowest = min(float(load_entropy(state).min()) for state in states.values())
+        # The axis starts well below an even load, so that a small change looks small.
+        axes.set_xlim(min(lowest - 0.05 * limit, 0.7 * limit), 1.03 * limit)
         axes.axvline(limit, color="#c2444f", linewidth=1, linestyle=":", label="even load")
         axes.set_yticks(range(0, rows, max(1, rows // 12)))
         axes.set_yticklabels([str(layers[tick]) for tick in range(0, rows, max(1, rows // 12))])

@@ -13,7 +13,7 @@ from roma_ds.evaluation.alignment import subsample
 from roma_ds.monitor.plots.canvas import canvas, task_colour
 
 Array = NDArray[np.floating]
-MAX_POINTS = 600
+MAX_POINTS = 500
 MAX_LABELS = 24
 
 
@@ -25,10 +25,10 @@ def projection(
     path: Path,
     seed: int = 0,
 ) -> None:
-    """t-SNE maps of task embeddings [samples, dim] and routing [samples, layers, experts], one point a sample.
+    """t-SNE maps of task embeddings [samples, dim] and routing [samples, layers, experts], a point a sample.
 
     Routing before and after is mapped together, so that positions in the two panels are comparable. At most
-    600 samples are drawn; fewer than 30 are mapped by their principal components.
+    500 samples are drawn; fewer than 30 are mapped by their principal components.
     """
     chosen = subsample(np.arange(len(labels)), MAX_POINTS, seed)
     shown = _legend([labels[place] for place in chosen])

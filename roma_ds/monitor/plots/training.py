@@ -16,40 +16,53 @@ Records = Sequence[Mapping[str, Any]]
 Curve = tuple[NDArray[np.float64], NDArray[np.float64]]
 
 _PANELS = (
-    ("task loss", ("task_loss",), "linear"),
-    ("manifold loss", ("manifold_loss",), "linear"),
-    ("lambda", ("lambda",), "linear"),
-    ("gradient norms: task —, manifold - -", ("grad_norm_task", "grad_norm_manifold"), "log"),
-    ("gradient norm, manifold / task", ("ratio",), "log"),
-    ("entropy of expert load, nats", ("expert_load_entropy",), "linear"),
+    ("task loss", ("task_loss",)),
+    ("manifold loss", ("manifold_loss",)),
+    ("lambda", ("lambda",)),
+    ("gradient: task —  manifold - -", ("grad_norm_task", "grad_norm_manifold")),
+    ("gradient: manifold / task", ("ratio",)),
+    ("entropy of expert load, nats", ("expert_load_entropy",)),
 )
 
 
 def loss_curves(metrics: Mapping[str, Records], path: Path) -> None:
     """Six panels over steps; `metrics`: variant -> records of metrics.jsonl.
 
-    Long curves are drawn pale with their running mean on top. On a logarithmic axis zeros are left out.
+    Long curves are drawn pale with their running mean on top. Gradient norms of zero (lambda 0) are left out.
     """
     names = in_order(list(metrics))
     with canvas(path, 11, 5.8) as figure:
         panels = figure.subplots(2, 3)
-        for axes, (title, keys, scale) in zip(panels.flat, _PANELS, strict=True):
-            drawn = False
+        for axes, (title, keys) in zip(panels.flat, _PANELS, strict=True):
+            drawn: list[NDArray[np.float64]] = []
             for place, name in enumerate(names):
                 for key, style in zip(keys, ("-", "--"), strict=False):
                     steps, values = curve(metrics[name], key)
-                    if scale == "log":
+                    if title.startswith("gradient"):
                         steps, values = steps[values > 0], values[values > 0]
                     if values.size:
-                        _draw(axes, steps, values, variant_colour(name, place), style, variant_title(name))
-                        drawn = True
+                        smooth = key != "lambda"
+                        _draw(
+                            axes,
+                            steps,
+                            values,
+                            variant_colour(name, place),
+                            style,
+                            variant_title(name),
+                            smooth,
+                        )
+                        drawn.append(values)
             axes.set_title(title)
             axes.grid(visible=True)
-            if drawn:
-                axes.set_yscale(scale)
-            else:
+            if not drawn:
                 axes.text(0.5, 0.5, "not logged", ha="center", color=MUTED, transform=axes.transAxes)
                 axes.set_yticks([])
+            elif title.startswith("gradient"):
+                everything = np.concatenate(drawn)
+                if everything.max() > 30 * everything.min():
+                    axes.set_yscale("log")
+                else:
+                    axes.set_ylim(bottom=0)
         for axes in panels[1]:
             axes.set_xlabel("step")
         handles: dict[str, Any] = {}
@@ -75,13 +88,19 @@ def curve(records: Records, key: str) -> Curve:
 
 
 def _draw(
-    axes: Any, steps: NDArray[np.float64], values: NDArray[np.float64], colour: str, style: str, label: str
+    axes: Any,
+    steps: NDArray[np.float64],
+    values: NDArray[np.float64],
+    colour: str,
+    style: str,
+    label: str,
+    smooth: bool,
 ) -> None:
-    window = values.size // 25
+    window = values.size // 25 if smooth else 1
     if window >= 2:
         axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.8, linestyle=style)
         kernel = np.ones(window) / window
-        values, steps = np.convolve(values, kernel, "valid"), steps[window - 1 :]
+        values, steps = np.convolve(values, kernel, "valid"), np.convolve(steps, kernel, "valid")
     marker = "o" if values.size == 1 else None
     axes.plot(steps, values, color=colour, linewidth=1.6, linestyle=style, marker=marker, label=label)
 
