@@ -14,8 +14,9 @@ echo "== mypy"
 mypy || failed="$failed mypy"
 echo "== pytest"
 [ -n "$failed" ] || exec pytest "$@"
+# tests/conftest.py repeats it in pytest's summary.
+export ROMA_DS_FAILED_BEFORE="${failed# }"
 pytest "$@"
 code=$?
-echo "failed before the tests:$failed (see above)"
 [ "$code" -ne 0 ] || code=1
 exit "$code"
