@@ -96,7 +96,7 @@ class Training:
                 if logged:
                     elapsed, read = self._log(window, result, done, weight, rate)
                     seconds, tokens, window = seconds + elapsed, tokens + read, Window()
-                if stop or done % config.save_every == 0:
+                if stop or done % config.save_every == 0 or done == self.order.steps:
                     self._save(done)
                 if stop and done < self.order.steps:
                     raise Interrupted(stop, f"stopped after step {done} of {self.order.steps}, which is saved")

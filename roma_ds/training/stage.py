@@ -22,7 +22,6 @@ from roma_ds.training.callbacks import Callback
 from roma_ds.training.engine import RouterEngine
 from roma_ds.training.interruption import Interruption
 from roma_ds.training.loop import Training, check_batches
-from roma_ds.training.state import discard
 from roma_ds.training.step import StepSettings
 from roma_ds.training.targets import ManifoldTargets
 
@@ -103,6 +102,5 @@ def train(
                     "config_hash": config_hash(run),
                 },
             )
-            discard(folder / "state")
     engine.close()
     return facts

@@ -94,8 +94,3 @@ def load_newest(folder: Path, inputs: str, say: Callable[[str], None]) -> Resume
         return state
     return None
 
-
-def discard(folder: Path) -> None:
-    """Delete all resume states, after the run they belong to is finished or replaced."""
-    if folder.exists():
-        shutil.rmtree(folder)

@@ -1,0 +1,1 @@
+"""Router files and merged checkpoints."""

@@ -1,0 +1,109 @@
+"""Merge a router file into its base checkpoint, so that stock transformers loads the result."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from roma_ds.errors import UserError
+from roma_ds.export.router_file import read_router_file
+from roma_ds.storage.atomic import make_folder, read_json
+
+SINGLE = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def _shards(base: Path) -> dict[str, str]:
+    """Checkpoint key -> shard file name. Raises UserError when a shard is missing."""
+    if (base / INDEX).exists():
+        placement: dict[str, str] = read_json(base / INDEX)["weight_map"]
+    elif (base / SINGLE).exists():
+        with safe_open(base / SINGLE, framework="pt") as file:
+            placement = dict.fromkeys(file.keys(), SINGLE)
+    else:
+        raise UserError(f"{base} has neither {SINGLE} nor {INDEX}", "give the folder of a safetensors checkpoint")
+    for shard in sorted(set(placement.values())):
+        if not (base / shard).exists():
+            raise UserError(f"{base / INDEX} names {shard}, which is not there", "complete the checkpoint")
+    return placement
+
+
+def _link_or_copy(source: Path, target: Path) -> None:
+    try:
+        os.link(source.resolve(), target)
+    except OSError:
+        shutil.copy2(source, target)
+
+
+def _rewrite(source: Path, target: Path, routers: Mapping[str, torch.Tensor]) -> None:
+    with safe_open(source, framework="pt") as file:
+        metadata = file.metadata() or {"format": "pt"}
+        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+    for key, weight in routers.items():
+        if key in tensors:
+            if tensors[key].shape != weight.shape:
+                raise UserError(
+                    f"{key} has shape {tuple(tensors[key].shape)} in {source.name} and {tuple(weight.shape)} in "
+                    "the router file",
+                    "merge with the base model that the routers were trained on",
+                )
+            # Kept in float32: rounding a tuned router to bfloat16 could undo small updates.
+            tensors[key] = weight.float().contiguous()
+    save_file(tensors, target, metadata=metadata)
+
+
+def _verify(base: Path, out: Path, placement: Mapping[str, str], routers: Mapping[str, torch.Tensor]) -> None:
+    for shard in sorted(set(placement.values())):
+        keys = [key for key, name in placement.items() if name == shard]
+        with safe_open(base / shard, framework="pt") as old, safe_open(out / shard, framework="pt") as new:
+            for key in keys:
+                wanted = routers[key] if key in routers else old.get_tensor(key)
+                if not torch.equal(new.get_tensor(key), wanted):
+                    raise UserError(f"{key} differs after writing {out / shard}", "check the disk and merge again")
+
+
+def merge(base: Path, router_file: Path, out: Path) -> dict[str, int]:
+    """Write `out`: `base` with the routers of `router_file` in place, checked tensor by tensor.
+
+    Shards without a router are hard-linked where the file system allows, else copied. `out` appears whole
+    or not at all. Raises UserError when a key or shape does not fit, or `out` exists and is not empty.
+    """
+    if out.exists() and any(out.iterdir()):
+        raise UserError(f"{out} exists and is not empty", "choose another --out")
+    if not base.is_dir():
+        raise UserError(f"{base} is no folder", "give the local folder of the base checkpoint")
+    routers = {key: weight.float() for key, weight in read_router_file(router_file).weights.items()}
+    placement = _shards(base)
+    unknown = sorted(key for key in routers if key not in placement)
+    if unknown:
+        raise UserError(
+            f"{router_file} has {unknown[0]}, which {base} does not have",
+            "merge with the base model that the routers were trained on",
+        )
+    make_folder(out.parent)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+    try:
+        touched = {placement[key] for key in routers}
+        for source in sorted(base.iterdir()):
+            if not source.is_file():
+                continue
+            if source.name in touched:
+                _rewrite(source, temporary / source.name, routers)
+            else:
+                _link_or_copy(source, temporary / source.name)
+        _verify(base, temporary, placement, routers)
+        os.chmod(temporary, 0o755)
+        if out.exists():
+            out.rmdir()
+        os.replace(temporary, out)
+    finally:
+        if temporary.exists():
+            shutil.rmtree(temporary)
+    return {"routers": len(routers), "tensors": len(placement), "shards_rewritten": len(touched)}

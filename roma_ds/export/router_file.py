@@ -1,0 +1,45 @@
+"""The router file: a few megabytes that turn a base checkpoint into a tuned one."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from roma_ds.errors import UserError
+
+_LAYER = re.compile(r"\.layers\.(\d+)\.")
+
+
+@dataclass(frozen=True)
+class RouterFile:
+    """Weights by checkpoint key, float32 [experts, hidden], and the metadata written at training."""
+
+    weights: dict[str, torch.Tensor]
+    metadata: dict[str, str]
+
+    def by_layer(self) -> dict[int, torch.Tensor]:
+        """Weights by layer number. Raises UserError on a key without one."""
+        found = {}
+        for key, weight in self.weights.items():
+            match = _LAYER.search(f".{key}")
+            if match is None:
+                raise UserError(f"router file key {key} names no layer", "use a file written by roma-ds train")
+            found[int(match.group(1))] = weight
+        return found
+
+
+def read_router_file(path: Path) -> RouterFile:
+    """Read `router.safetensors`. Raises UserError when it is absent, cut or holds no router."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+            metadata = dict(file.metadata() or {})
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} cannot be read as a router file: {error}", "train again, or check the path") from error
+    if not weights:
+        raise UserError(f"{path} holds no router", "train again, or check the path")
+    return RouterFile(weights, metadata)
