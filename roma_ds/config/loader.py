@@ -76,17 +76,17 @@ def _located(problem: Problem, path: Path, overrides: Sequence[Override]) -> str
 
 
 def _absolute(path: Path) -> Path:
-    return Path(os.path.abspath(path.expanduser()))
+    return Path(os.path.abspath(os.path.expanduser(path)))
 
 
 def _with_absolute_paths(run: RunConfig) -> RunConfig:
     folder = run.source.parent
 
     def file(value: str | None) -> Any:
-        return None if value is None else str(_absolute(folder / Path(value).expanduser()))
+        return None if value is None else str(_absolute(folder / os.path.expanduser(value)))
 
     def folder_or_id(value: str) -> str:
-        local = value.startswith((".", "/", "~")) or (folder / value).is_dir()
+        local = value.startswith((".", "/", "~")) or os.path.isdir(folder / value)
         return str(file(value)) if local and value != "demo" else value
 
     return replace(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePosixPath
 
 from roma_ds.config.spelling import did_you_mean
@@ -37,7 +38,7 @@ def packaged_deepspeed(value: str, folder: Path) -> str | None:
 
     None for any other value, and where a file of that path lies in `folder`.
     """
-    if (folder / value).is_file():
+    if os.path.isfile(folder / value):
         return None
     path = PurePosixPath(value)
     if str(path.parent) not in (".", "ds_configs") or path.suffix not in ("", ".json"):

@@ -110,7 +110,7 @@ class RomaConfig:
     layers: Annotated[str | tuple[int, ...], Layers()] = "last5"
     """MoE layers whose routers learn: lastN, firstN, all, or a list of layer numbers from 0."""
     tokens: Literal["last1", "last3", "first1", "first3", "middle1", "middle3"] = "last1"
-    """Prompt tokens whose routing weights make up r."""
+    """Prompt tokens whose routing weights make up r; the weights of three tokens are averaged."""
     neighbours: Count = 3
     """k of k-NN; not used when epsilon is set."""
     epsilon: Annotated[float, Range(above=0, at_most=1)] | None = None
