@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from roma_ds.config.schema import AnswerForm, RunConfig
 from roma_ds.data.decontamination import REASONS, Decontamination
-from roma_ds.data.named import NAMED
+from roma_ds.data.named import named_dataset
 from roma_ds.data.sample import Sample
 from roma_ds.data.sources import Source, evaluation_sources, training_sources
 from roma_ds.data.templates import render
@@ -103,9 +103,10 @@ def _evaluation(run: RunConfig) -> tuple[list[Sample], list[Sample], list[Datase
     everything: list[Sample] = []
     samples: list[Sample] = []
     records: list[DatasetRecord] = []
-    for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True):
-        if task.path is None and NAMED[task.name].free_text:
+    for task in run.eval.tasks:
+        if task.path is None and named_dataset(task.name).free_text:
             raise _no_options(task.name, run.eval.scoring)
+    for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True):
         rendered, sha256 = _rendered(source, form)
         if any(not sample.options for sample in rendered):
             raise _no_options(task.name, run.eval.scoring)
