@@ -9,7 +9,7 @@ from typing import Any
 
 from roma_ds.evaluation.statistics import Interval, McNemar, mcnemar_exact, paired_bootstrap
 from roma_ds.monitor.run_folder import Variant
-from roma_ds.monitor.wording import percent, points, variant_title
+from roma_ds.monitor.wording import p_value, percent, points, variant_title
 
 REFERENCES = ("base", "router_tuning")
 """What every variant is compared with; RoMA also with random neighbours."""
@@ -27,6 +27,11 @@ class Comparison:
     """over all samples of all tasks"""
     samples: int
     tasks: Mapping[str, tuple[Interval, McNemar]]
+
+    @property
+    def decided(self) -> bool:
+        """True when the interval excludes zero and the exact test agrees."""
+        return _decided(self.difference, self.test)
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for report.json; accuracies and differences as shares."""
@@ -78,14 +83,15 @@ def between(comparisons: Sequence[Comparison], variant: str, reference: str) -> 
 
 
 def sentence(comparison: Comparison) -> str:
-    """Who won, by how much and how sure that is; no winner unless the interval excludes zero."""
+    """Who won, by how much and how sure that is; no winner unless interval and exact test agree."""
     difference = comparison.difference
     ours, theirs = variant_title(comparison.variant), variant_title(comparison.reference)
-    if not difference.excludes_zero:
+    if not comparison.decided:
         bounds = f"{points(difference.low)} to {points(difference.high)}"
+        exact = f", exact p {p_value(comparison.test.p_value)}" if difference.excludes_zero else ""
         return (
             f"no difference found between {ours} and {theirs} "
-            f"({points(difference.estimate)} points, 95% interval {bounds})"
+            f"({points(difference.estimate)} points, 95% interval {bounds}{exact})"
         )
     if difference.estimate < 0:
         ours, theirs = theirs, ours
@@ -107,13 +113,14 @@ def cautions(variants: Mapping[str, Variant], comparisons: Sequence[Comparison])
     """What a reader should know before believing a gain."""
     notes = []
     control = between(comparisons, "roma", "router_tuning")
-    if control is not None and control.difference.high < 0:
+    if control is not None and control.decided and control.difference.estimate < 0:
         notes.append("The control wins: with lambda 0 the same training does better than with RoMA's term.")
     if control is None and "roma" in variants:
         notes.append("Without the router tuning control a gain cannot be told from that of more training.")
     random = between(comparisons, "roma", "random_neighbours")
     gain = between(comparisons, "roma", "base")
-    if random is not None and gain is not None and gain.difference.low > 0 and random.difference.low <= 0:
+    gained = gain is not None and gain.decided and gain.difference.estimate > 0
+    if random is not None and gained and not (random.decided and random.difference.estimate > 0):
         notes.append(
             "Random neighbours do as well as real ones: the gain is not shown to come from the tasks."
         )
@@ -136,20 +143,20 @@ def option_label(place: int) -> str:
 
 
 def _one_answer(variant: Variant) -> list[str]:
-    """A note for each task in which nearly every prediction is the same option."""
-    if variant.samples is None:
-        return []
-    notes = []
-    columns = variant.samples
+    """A note that names the tasks in which nearly every prediction is the same option."""
+    columns = variant.samples or {"task": []}
+    found = []
     for task in dict.fromkeys(columns["task"]):
         rows = [row for row, name in enumerate(columns["task"]) if name == task]
         predicted = Counter(columns["predicted"][row] for row in rows)
         true = Counter(columns["answer"][row] for row in rows)
         option, number = predicted.most_common(1)[0]
         if len(rows) >= 20 and option >= 0 and number >= 0.9 * len(rows) > max(true.values()):
-            answer = f"{option_label(option)} in {percent(number / len(rows), 0)}% of {task}"
-            notes.append(f"{_capital(variant_title(variant.name))} answers {answer}.")
-    return notes
+            found.append(f"{option_label(option)} in {percent(number / len(rows), 0)}% of {task}")
+    if not found:
+        return []
+    more = f" and so on in {len(found) - 4} more tasks" if len(found) > 4 else ""
+    return [f"{_capital(variant_title(variant.name))} answers {', '.join(found[:4])}{more}."]
 
 
 def _at_chance(variant: Variant) -> bool:
@@ -168,12 +175,18 @@ def _correct(variant: Variant) -> dict[tuple[str, str], bool]:
     }
 
 
+def _decided(difference: Interval, test: McNemar) -> bool:
+    # With few disagreements the bootstrap alone is too sure: 4 to 0 excludes zero, yet p is 0.125.
+    return difference.excludes_zero and test.p_value < 0.05
+
+
 def _plain(difference: Interval, test: McNemar) -> dict[str, Any]:
     return {
         "difference": difference.estimate,
         "low": difference.low,
         "high": difference.high,
         "p_value": test.p_value,
+        "decided": _decided(difference, test),
         "only_variant": test.only_first,
         "only_reference": test.only_second,
     }

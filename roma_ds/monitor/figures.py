@@ -79,8 +79,12 @@ def routing_pair(run: Run) -> RoutingPair | str:
     embeddings = None
     if run.embeddings is not None and len(run.embeddings) == count:
         embeddings = np.asarray(run.embeddings[rows], dtype=np.float32)
+    before = np.asarray(base.routing[rows], dtype=np.float32)
+    for array in (before, after, embeddings):
+        if array is not None and not np.isfinite(array).all():
+            return "routing weights or embeddings contain NaN or infinity: no routing pictures"
     return RoutingPair(
-        np.asarray(base.routing[rows], dtype=np.float32),
+        before,
         after,
         embeddings,
         [labels[row] for row in rows],
@@ -133,7 +137,7 @@ def _training(run: Run, folder: Path) -> Iterator[Picture | str]:
     plots.loss_curves(run.metrics, path)
     yield Picture(
         path,
-        "Training",
+        "Curves",
         "Both loss terms, the weight lambda of the manifold term, and the gradient norms of the two terms "
         "with their ratio; pale lines are single log steps, strong ones their running mean.",
     )

@@ -13,7 +13,7 @@ STYLE = """
 html { scroll-behavior: smooth; -webkit-text-size-adjust: 100%; }
 body { margin: 0; background: #eef1f4; color: var(--ink);
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", "DejaVu Sans", sans-serif; }
-main { max-width: 1080px; margin: 0 auto; padding: 20px 16px 60px; }
+main { max-width: 1160px; margin: 0 auto; padding: 20px 16px 60px; }
 header h1 { margin: 8px 0 0; font-size: 1.7rem; line-height: 1.2; }
 header p { margin: 2px 0 14px; color: var(--muted); overflow-wrap: anywhere; }
 nav { display: flex; flex-wrap: wrap; gap: 4px 16px; margin: 0 0 16px; font-size: .92rem; }
@@ -36,8 +36,9 @@ p { margin: 0 0 10px; }
 .scroll { overflow-x: auto; margin: 0 0 10px; }
 table { border-collapse: collapse; width: 100%; font-size: .93rem; font-variant-numeric: tabular-nums; }
 th, td { padding: 6px 10px; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
-th { color: var(--muted); font-weight: 600; font-size: .84rem; vertical-align: bottom; }
-th:first-child, td:first-child { text-align: left; }
+th { color: var(--muted); font-weight: 600; font-size: .84rem; vertical-align: bottom; white-space: normal; }
+th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 84px; }
+table.dense { font-size: .87rem; } .dense th, .dense td { padding: 5px 7px; }
 tr.strong td { font-weight: 650; background: #f0f7fd; }
 td small, .muted { color: var(--muted); font-weight: 400; }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
@@ -90,7 +91,12 @@ def section(anchor: str, title: str, *parts: str, kind: str = "") -> Html:
     return Html(f'<section id="{anchor}"{css}>{heading}{body}</section>\n')
 
 
-def table(head: Sequence[object], rows: Sequence[Sequence[object]], strong: Sequence[int] = ()) -> Html:
+def table(
+    head: Sequence[object],
+    rows: Sequence[Sequence[object]],
+    strong: Sequence[int] = (),
+    dense: bool = False,
+) -> Html:
     """A table that scrolls sideways on a narrow screen; rows numbered in `strong` stand out."""
     titles = "".join(f"<th>{text(cell)}</th>" for cell in head)
     lines = []
@@ -98,9 +104,9 @@ def table(head: Sequence[object], rows: Sequence[Sequence[object]], strong: Sequ
         css = ' class="strong"' if place in strong else ""
         lines.append(f"<tr{css}>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>")
     body = "".join(lines)
-    return Html(
-        f'<div class="scroll"><table><thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>'
-    )
+    css = ' class="dense"' if dense else ""
+    content = f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody>"
+    return Html(f'<div class="scroll"><table{css}>{content}</table></div>')
 
 
 def facts(rows: Sequence[tuple[object, object]]) -> Html:

@@ -95,26 +95,26 @@ def _results(report: Report) -> list[str]:
             [
                 variant_title(name),
                 percent(entry["average"]),
-                count(sum(task.get("n") or 0 for task in entry["tasks"].values())),
                 *_difference(compared.get("base")),
                 *_difference(compared.get("router_tuning")),
+                count(sum(task.get("n") or 0 for task in entry["tasks"].values())),
             ]
         )
     head = [
         "variant",
         "mean accuracy, %",
-        "questions",
         "to base, points",
         "p",
         "to router tuning, points",
         "p",
+        "questions",
     ]
     strong = [place for place, name in enumerate(variants) if name == "roma"]
     return [
         markup.table(head, rows, strong),
         markup.paragraph(
             "Mean over tasks. Differences are on the same questions, in percentage points with their 95% "
-            "bootstrap interval; p is the exact McNemar test over all questions.",
+            "bootstrap interval; p is the exact McNemar test over all questions. Coloured: both agree at 5%.",
             "muted",
         ),
         "<h3>By task</h3>",
@@ -139,7 +139,7 @@ def _by_task(variants: Mapping[str, Any]) -> Html:
             difference, p = _difference(compared[name]["tasks"].get(task))
             row.append(markup.join([difference, markup.small(f"({p})")]) if p else "–")
         rows.append(row)
-    return markup.table(head, rows)
+    return markup.table(head, rows, dense=True)
 
 
 def _accuracy(result: Mapping[str, Any]) -> Html:
@@ -154,7 +154,7 @@ def _difference(compared: Mapping[str, Any] | None) -> tuple[object, object]:
     """Cells for the difference with its interval, and for p."""
     if not compared:
         return "", ""
-    sign = "good" if compared["low"] > 0 else "bad" if compared["high"] < 0 else "muted"
+    sign = "muted" if not compared["decided"] else "good" if compared["difference"] > 0 else "bad"
     interval = markup.small(f"[{points(compared['low'])}, {points(compared['high'])}]")
     shown = Html(f'<span class="{sign}">{points(compared["difference"])}</span> {interval}')
     return shown, p_value(compared["p_value"])

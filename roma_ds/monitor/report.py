@@ -77,10 +77,9 @@ def _model(run: Run) -> dict[str, Any]:
     for variant in run.variants.values():
         model |= variant.result.get("model") or {}
         break
-    facts = {
-        key: run.extra(stage).get(key) for stage in ("collect", "train") for key in ("family", "experts")
-    }
-    model |= {key: value for key, value in facts.items() if value is not None}
+    for stage in ("collect", "train"):
+        extra = run.extra(stage)
+        model |= {key: extra[key] for key in ("family", "experts") if extra.get(key) is not None}
     base = run.variants.get("base")
     if base is not None and base.routing is not None and base.routing.ndim == 3:
         _, depth, experts = base.routing.shape

@@ -120,7 +120,7 @@ def read_run(folder: Path) -> Run:
         raise UserError(f"{folder} is no folder", "give the output_dir of a run")
     notes: list[str] = []
     config_file = folder / "config.resolved.yaml"
-    config_text = config_file.read_text() if config_file.exists() else ""
+    config_text = config_file.read_text(errors="replace") if config_file.exists() else ""
     if not config_text:
         notes.append("config.resolved.yaml is missing: settings are not shown")
     metrics = _metrics(folder, notes)
@@ -129,7 +129,7 @@ def read_run(folder: Path) -> Run:
         notes.append("no TensorBoard files in train/tensorboard; the curves below come from metrics.jsonl")
     return Run(
         folder=folder,
-        config=yaml.safe_load(config_text) or {},
+        config=_mapping(config_text, notes),
         config_text=config_text,
         environment=_read(folder / "environment.json", read_json, notes) or {},
         stages=_stages(folder, notes),
@@ -142,6 +142,17 @@ def read_run(folder: Path) -> Run:
         tensorboard=tensorboard,
         notes=tuple(notes),
     )
+
+
+def _mapping(config_text: str, notes: list[str]) -> dict[str, Any]:
+    try:
+        content = yaml.safe_load(config_text)
+    except yaml.YAMLError:
+        content = config_text
+    if content is None or isinstance(content, dict):
+        return content or {}
+    notes.append("config.resolved.yaml is damaged: its settings are not used")
+    return {}
 
 
 def _variants(folder: Path, notes: list[str]) -> dict[str, Variant]:

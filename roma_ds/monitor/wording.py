@@ -10,7 +10,7 @@ _TITLES = {
     "router_tuning": "router tuning",
     "random_neighbours": "random neighbours",
     "roma": "RoMA",
-    "oracle": "oracle routing (uses test labels)",
+    "oracle": "oracle (uses test labels)",
 }
 
 

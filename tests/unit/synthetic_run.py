@@ -61,13 +61,14 @@ def make_run(
         "question": questions,
     }
     write_parquet(folder / "data" / "eval.parquet", table)
-    write_parquet(folder / "data" / "samples.parquet", {"id": table["id"][:100], "task": table["task"][:100]})
+    trained = [f"train/{row}" for row in range(100)]
+    write_parquet(folder / "data" / "samples.parquet", {"id": trained, "task": ["train"] * 100})
     centres = rng.normal(size=(tasks, 12))
     embeddings = centres[label] + 0.5 * rng.normal(size=(count, 12))
     embeddings /= np.linalg.norm(embeddings, axis=1, keepdims=True)
     write_npy(folder / "embed" / "eval_embeddings.npy", embeddings.astype(np.float32))
     _stage(folder, "embed", 3.2, {})
-    outcome = {"id": table["id"][:100], "correct": [row % 4 > 0 for row in range(100)]}
+    outcome = {"id": trained, "correct": [row % 4 > 0 for row in range(100)]}
     write_parquet(folder / "collect" / "outcome.parquet", outcome)
     _stage(folder, "collect", 8.1, {"layers": list(range(LAYERS)), "successful": 75, "family": "olmoe"})
     _stage(folder, "index", 0.4, {})

@@ -88,7 +88,7 @@ def test_summary_orders_variants_and_gives_differences() -> None:
     assert [line.split("  ")[0] for line in lines[2:]] == [
         "base",
         "RoMA",
-        "oracle routing (uses test labels)",
+        "oracle (uses test labels)",
         "(majority answer)",
     ]
     assert "+3.0" in lines[3] and "78.0 ±3.0" in lines[3] and "25.0" in lines[-1]
