@@ -53,7 +53,8 @@ def forward(model: OlmoeForCausalLM, blocks: list[TaughtExperts], lesson: Lesson
     """[B, T] -> final states [B, T, D]. Right padding needs no mask under causal attention."""
     for block in blocks:
         block.lesson = lesson
-    return model.model(input_ids=ids, use_cache=False).last_hidden_state
+    states: Tensor = model.model(input_ids=ids, use_cache=False).last_hidden_state
+    return states
 
 
 def at(values: Tensor, last: Tensor) -> Tensor:

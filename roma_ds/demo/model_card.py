@@ -60,7 +60,8 @@ pretrained language model do. The saved model routes by its routers alone.
 The result is the situation of the paper on purpose: the experts know, the router errs on new phrasings.
 
 ## Training
-{steps} steps of {batch} rows, seed {seed}, AdamW {lr:g}, {warmup} warm-up steps and a cosine, bf16 autocast
+{steps} steps of {batch} rows, seed {seed}, AdamW {lr:g} (routers
+{router_lr:g}), {warmup} warm-up steps and a cosine, bf16 autocast
 on fp32 weights, {seconds:.0f} s on a 2-core CPU. Loss: answer + {language:g} language model + {words:g} words
 of the question + {router:g} router + {balance:g} load balancing.
 Again: `python -m roma_ds.demo.train_base --out DIR --seed {seed}`.
@@ -93,7 +94,7 @@ class Trained:
 
 
 def write_model(
-    out: Path, trained: Trained, recipe: Recipe, count: int = 2000, oracle_count: int = 500
+    out: Path, trained: Trained, recipe: Recipe, count: int = 2000, oracle_count: int = 240
 ) -> None:
     """Weights (bf16), tokenizer, generation config and README.md into `out`."""
     tokenizer = trained.tokenizer

@@ -20,8 +20,8 @@ from roma_ds.demo.taught_experts import Lesson, TaughtExperts, top_k_weights
 class Descent:
     """Projected gradient descent, each sample on its own."""
 
-    lr: float = 0.05
-    steps: int = 60
+    lr: float = 0.1
+    steps: int = 40
     tolerance: float = 1e-4
     """Stop when the mean cross-entropy moves by less than this in a step."""
 

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import random
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
 from roma_ds.demo.skills import SKILLS
@@ -32,7 +33,7 @@ def owner_routing(layers: int, experts: int, seed: int) -> Tensor:
         pairs: list[tuple[int, int]] = []
         while len(pairs) < len(SKILLS):
             order = rng.sample(range(experts), experts)
-            fresh = [tuple(order[i : i + 2]) for i in range(0, experts, 2)]
+            fresh = [(order[i], order[i + 1]) for i in range(0, experts - 1, 2)]
             if not {frozenset(p) for p in fresh} & {frozenset(p) for p in pairs}:
                 pairs += fresh
         for skill, pair in enumerate(pairs[: len(SKILLS)]):
@@ -59,7 +60,7 @@ class Lesson:
 class TaughtExperts:
     """Stands in for the forward of one sparse block of an OLMoE layer."""
 
-    def __init__(self, block: nn.Module, taught: int | None) -> None:
+    def __init__(self, block: Any, taught: int | None) -> None:
         self.block = block
         self.taught = taught
         """Row of `Lesson.forced` that this layer obeys; None: it always follows its router."""
@@ -89,7 +90,7 @@ def top_k_weights(probabilities: Tensor, top_k: int) -> Tensor:
     return torch.zeros_like(probabilities).scatter(-1, index, value)
 
 
-def dense_experts(flat: Tensor, weights: Tensor, experts: nn.Module) -> Tensor:
+def dense_experts(flat: Tensor, weights: Tensor, experts: Any) -> Tensor:
     """[N, D] states and [N, E] weights -> [N, D], the weighted sum over all experts."""
     width = flat.shape[-1]
     gate, up = (half.reshape(-1, width) for half in experts.gate_up_proj.chunk(2, dim=1))
@@ -105,7 +106,7 @@ def _gated(gate: Tensor, up: Tensor, weights: Tensor) -> Tensor:
     return (inner.view(shape) * weights.to(inner.dtype).unsqueeze(-1)).flatten(1)
 
 
-def teach(model: nn.Module, taught_layers: int) -> list[TaughtExperts]:
+def teach(model: Any, taught_layers: int) -> list[TaughtExperts]:
     """Replaces the sparse blocks' forward; the last `taught_layers` obey the lesson."""
     layers = model.model.layers
     first = len(layers) - taught_layers

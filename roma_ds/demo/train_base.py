@@ -34,6 +34,8 @@ class Recipe:
     steps: int = 600
     batch: int = 128
     lr: float = 2e-3
+    router_lr: float = 1e-2
+    """Of the taught routers."""
     warmup: int = 100
     seed: int = 0
     weight_decay: float = 0.01
@@ -85,14 +87,12 @@ def train(recipe: Recipe, log_every: int = 50) -> Trained:
     owners = owner_routing(TAUGHT_LAYERS, model.config.num_experts, recipe.seed)
     probes = nn.ModuleList(nn.Linear(model.config.hidden_size, len(tokenizer)) for _ in range(TAUGHT_LAYERS))
     parameters = [*model.parameters(), *probes.parameters()]
-    optimizer = torch.optim.AdamW(
-        parameters, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98)
-    )
+    optimizer = _optimizer(model, probes, recipe)
     options_id = tokenizer.convert_tokens_to_ids("Options")
     begun = time.time()
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.lr * _schedule(step, recipe)
+            group["lr"] = group["peak"] * _schedule(step, recipe)
         rows = generate("base", recipe.batch, recipe.seed * 1_000_000 + step)
         batch = encode(rows, tokenizer)
         lesson = Lesson(batch.last, _jittered(owners[:, batch.skills], recipe.pair_jitter))
@@ -110,7 +110,7 @@ def train(recipe: Recipe, log_every: int = 50) -> Trained:
         loss = answer + recipe.language * language + recipe.words * words
         loss = loss + recipe.router * router + recipe.balance * balance
         optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        torch.autograd.backward(loss)
         norm = nn.utils.clip_grad_norm_(parameters, 1.0)
         optimizer.step()
         if step % log_every == 0 or step == recipe.steps - 1:
@@ -118,6 +118,15 @@ def train(recipe: Recipe, log_every: int = 50) -> Trained:
             line = " ".join(f"{name} {value.item():.3f}" for name, value in parts.items())
             print(f"step {step} {line} seconds {time.time() - begun:.0f}", flush=True)
     return Trained(model, tokenizer, owners, time.time() - begun)
+
+
+def _optimizer(model: OlmoeForCausalLM, probes: nn.Module, recipe: Recipe) -> torch.optim.AdamW:
+    """AdamW with a higher learning rate for the taught routers."""
+    routers = [layer.mlp.gate.weight for layer in model.model.layers[-TAUGHT_LAYERS:]]
+    apart = {id(router) for router in routers}
+    others = [p for p in [*model.parameters(), *probes.parameters()] if id(p) not in apart]
+    groups = [{"params": others, "peak": recipe.lr}, {"params": routers, "peak": recipe.router_lr}]
+    return torch.optim.AdamW(groups, lr=recipe.lr, weight_decay=recipe.weight_decay, betas=(0.9, 0.98))
 
 
 def _schedule(step: int, recipe: Recipe) -> float:
