@@ -40,6 +40,7 @@ th { color: var(--muted); font-weight: 600; font-size: .84rem; vertical-align: b
 th:first-child, td:first-child { text-align: left; white-space: normal; min-width: 84px; }
 table.dense { font-size: .87rem; } .dense th, .dense td { padding: 5px 7px; }
 tr.strong td { font-weight: 650; background: #f0f7fd; }
+p.muted { font-size: .92rem; }
 td small, .muted { color: var(--muted); font-weight: 400; }
 table.facts td { text-align: left; white-space: normal; overflow-wrap: anywhere; }
 table.facts td:first-child { color: var(--muted); width: 34%; min-width: 120px; }

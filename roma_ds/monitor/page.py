@@ -174,7 +174,8 @@ def _training(report: Report) -> list[str]:
         ("answered right before training (S)", _share(before, samples)),
         ("answered right after training", _share(after, samples)),
         ("steps", count(training["steps"])),
-        ("ranks, ZeRO stage", f"{training['world_size'] or '–'}, {_dash(training['zero_stage'])}"),
+        ("ranks", _dash(training["world_size"])),
+        ("ZeRO stage", _dash(training["zero_stage"])),
         ("tokens per second", count(training["tokens_per_second"])),
         ("peak memory per rank", byte_size(training["peak_memory_bytes"])),
     ]

@@ -21,6 +21,8 @@ from roma_ds.storage.atomic import read_json, read_parquet
 
 Columns = Mapping[str, list[Any]]
 Found = TypeVar("Found")
+MAX_KINDS = 40
+"""Pictures have a row or a colour a kind of sample."""
 
 
 @dataclass(frozen=True)
@@ -106,12 +108,15 @@ class Run:
         return list(range(count))
 
     def labels(self) -> list[str]:
-        """The skill of each evaluation sample where the data has one, else its task."""
+        """The skill or subject of each evaluation sample, else its task; at most 40 kinds where possible."""
+        found: list[str] = []
         for column in ("skill", "subject", "task"):
             values = self.evaluation.get(column)
             if values and any(values):
-                return [str(value or "none") for value in values]
-        return []
+                found = [str(value or "none") for value in values]
+                if len(set(found)) <= MAX_KINDS:
+                    break
+        return found
 
 
 def read_run(folder: Path) -> Run:

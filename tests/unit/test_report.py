@@ -19,6 +19,7 @@ from roma_ds.monitor.comparison import Comparison, sentence
 from roma_ds.monitor.report import build_report
 from roma_ds.monitor.run_folder import read_run
 from roma_ds.monitor.wording import points
+from roma_ds.storage.atomic import read_parquet, write_parquet
 
 PICTURES = {"variants", "answers", "training", "expert_load", "routing", "projection"}
 
@@ -212,6 +213,21 @@ def test_routing_of_another_shape_is_not_mixed_in(copy: Path) -> None:
     report = build_report(copy)
     assert any("before training only" in note for note in report["notes"])
     assert report["alignment"]["after"]["cka"] is None
+
+
+def test_samples_are_labelled_by_skill_unless_there_are_too_many(copy: Path) -> None:
+    columns = read_parquet(copy / "data" / "eval.parquet")
+    count = len(columns["id"])
+    assert read_run(copy).labels() == columns["task"]
+    for skills, expected in (
+        (["sum", "half"] * (count // 2), ["sum", "half"] * (count // 2)),
+        ([None] * count, columns["task"]),
+    ):
+        write_parquet(copy / "data" / "eval.parquet", {**columns, "skill": skills})
+        assert read_run(copy).labels() == expected
+    longer = {"task": ["x"] * 50, "subject": [f"subject {n}" for n in range(50)]}
+    write_parquet(copy / "data" / "eval.parquet", longer)
+    assert read_run(copy).labels() == ["x"] * 50
 
 
 def test_routing_that_is_no_number_is_not_drawn(copy: Path) -> None:
