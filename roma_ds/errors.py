@@ -12,6 +12,8 @@ class RomaError(Exception):
     """
 
     exit_code = 1
+    agreed = False
+    """True once every rank raises this same error, so that one of them prints it."""
 
     def __init__(self, message: str, fix: str | None = None) -> None:
         super().__init__(message)

@@ -32,10 +32,13 @@ def agreement(world: World) -> Iterator[None]:
         report = (1, f"{type(failure).__name__}: {failure}", None)
     reports = world.gather_objects(report)
     if failure is not None:
+        if isinstance(failure, RomaError):
+            failure.agreed = True
         raise failure
     for rank, other in enumerate(reports):
         if other is not None:
             code, message, fix = other
-            if code == 1:
-                raise OtherRankFailed(f"rank {rank} failed: {message}", fix)
-            raise error_for(code, message, fix)
+            error = OtherRankFailed(f"rank {rank} failed: {message}", fix) if code == 1 else None
+            error = error or error_for(code, message, fix)
+            error.agreed = True
+            raise error

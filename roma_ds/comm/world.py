@@ -106,6 +106,8 @@ def start_world(rendezvous: Path | None = None, timeout: timedelta | None = None
 
     ranks = ranks_from()
     device = _device(ranks)
+    # DeepSpeed asserts that a launcher set this, also for a process on its own.
+    os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.local_world_size))
     if not dist.is_initialized():

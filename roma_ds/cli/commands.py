@@ -1,0 +1,145 @@
+"""The commands; each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from roma_ds.cli.launching import default_ranks, launcher_environment, run_launcher
+from roma_ds.config import RunConfig, preset_names, preset_text
+from roma_ds.errors import UserError
+
+
+def _say(text: str) -> None:
+    print(text, flush=True)
+
+
+def _worker_arguments(options: argparse.Namespace, goal: str) -> list[str]:
+    arguments = ["--config", str(options.config), "--until", goal]
+    if getattr(options, "variant", None):
+        arguments += ["--variant", options.variant]
+    if options.ds:
+        arguments += ["--deepspeed_config", options.ds]
+    return [*arguments, *options.overrides]
+
+
+def _check_variant(variant: str | None) -> None:
+    if variant is None:
+        return
+    # Names are listed without importing the variants themselves, which import torch.
+    known = ("base", "roma", "router_tuning", "random_neighbours")
+    if variant not in known:
+        raise UserError(f"--variant {variant} is unknown", f"use one of {', '.join(known)}")
+
+
+def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
+    """`run` and the single stages: what needs no ranks here, the rest through the launcher."""
+    from roma_ds.config import resolve_deepspeed
+    from roma_ds.pipeline.data import make_data
+    from roma_ds.pipeline.folders import Folders
+    from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, stages_until
+    from roma_ds.pipeline.worker import load_for
+
+    goal = "report" if options.command == "run" else options.command
+    variant = getattr(options, "variant", None)
+    _check_variant(variant)
+    run_config = load_for(options.config, options.overrides, options.ds)
+    ranks = options.ranks if options.ranks is not None else default_ranks()
+    resolve_deepspeed(run_config, max(1, ranks))
+    needed = stages_until(goal)
+    folders = Folders(Path(run_config.output_dir))
+    make_data(run_config, folders, _say)
+    if any(stage in ON_ALL_RANKS for stage in needed):
+        last = [stage for stage in needed if stage in ON_ALL_RANKS][-1]
+        code = _on_ranks(options, launcher_flags, ranks, last)
+        if code:
+            return code
+    for stage in needed:
+        if stage in ("export", "report"):
+            finish(stage, run_config, folders)
+    return 0
+
+
+def _on_ranks(options: argparse.Namespace, launcher_flags: Sequence[str], ranks: int, last: str) -> int:
+    import os
+
+    arguments = _worker_arguments(options, last)
+    if ranks == 1 and not launcher_flags:
+        from roma_ds.pipeline.worker import main as worker
+
+        os.environ.update(launcher_environment())
+        return worker(arguments)
+    return run_launcher(ranks, launcher_flags, arguments)
+
+
+def finish(stage: str, run_config: RunConfig, folders: object) -> None:
+    """The stages after the last one that needs ranks."""
+    from roma_ds.pipeline import finishing
+    from roma_ds.pipeline.folders import Folders
+
+    assert isinstance(folders, Folders)
+    if stage == "export":
+        finishing.export(run_config, folders, _say)
+    else:
+        finishing.write_report(run_config, folders, _say)
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Write the demo's data and config, then run it like any other."""
+    from roma_ds.demo.project import write_project
+
+    config = write_project(options.out, options.seed, options.zero_stage, options.ranks)
+    _say(f"demo: config {config}")
+    run_options = argparse.Namespace(
+        command="run", config=config, overrides=options.overrides, ranks=options.ranks, ds=None
+    )
+    return run(run_options)
+
+
+def init(options: argparse.Namespace) -> int:
+    """Print a packaged config."""
+    if options.name not in preset_names():
+        raise UserError(
+            f"there is no packaged config '{options.name}'", f"use one of {', '.join(preset_names())}"
+        )
+    sys.stdout.write(preset_text(options.name))
+    return 0
+
+
+def ls(options: argparse.Namespace) -> int:
+    """List packaged configs, families, tasks, or finished runs."""
+    from roma_ds.cli import listing
+
+    for line in listing.lines(options.what, options.under):
+        _say(line)
+    return 0
+
+
+def check(options: argparse.Namespace) -> int:
+    """Check a run without weights."""
+    from roma_ds.cli.checking import check_run
+
+    return check_run(options)
+
+
+def merge(options: argparse.Namespace) -> int:
+    """Merge a router file into its base checkpoint."""
+    from roma_ds.backbone.loading import PACKAGED
+    from roma_ds.export.merge import merge as merge_checkpoint
+
+    base = PACKAGED if str(options.model) == "demo" else options.model
+    facts = merge_checkpoint(base, options.router, options.out)
+    _say(
+        f"merged {facts['routers']} routers into {options.out}; {facts['tensors']} tensors verified, "
+        f"{facts['shards_rewritten']} files rewritten"
+    )
+    return 0
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """Look at this machine."""
+    from roma_ds.cli.doctor import run_doctor
+
+    return run_doctor(json=options.json)

@@ -1,0 +1,29 @@
+"""`roma-ds`: read the arguments, run the command, turn errors into exit codes."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+
+from roma_ds.cli.parser import STAGES, build_parser, split_launcher_flags
+from roma_ds.errors import RomaError
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command. Returns 0 done, 2 user's input, 3 environment, 1 bug, 130 or 143 on a signal."""
+    given, launcher_flags = split_launcher_flags(list(sys.argv[1:] if arguments is None else arguments))
+    options = build_parser().parse_args(given)
+    from roma_ds.cli import commands
+
+    try:
+        if options.command == "run" or options.command in STAGES:
+            return commands.run(options, launcher_flags)
+        handler = getattr(commands, options.command)
+        code: int = handler(options)
+        return code
+    except RomaError as error:
+        print(f"roma-ds: error: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("roma-ds: stopped", file=sys.stderr)
+        return 130

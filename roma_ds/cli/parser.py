@@ -1,0 +1,104 @@
+"""The arguments of `roma-ds`; importing this loads nothing heavy."""
+
+from __future__ import annotations
+
+import argparse
+import re
+from pathlib import Path
+from typing import Any
+
+from roma_ds import __version__
+
+STAGES = ("data", "embed", "collect", "index", "train", "eval", "export", "report")
+_STAGE_HELP = {
+    "data": "read, check and render training and evaluation data",
+    "embed": "embed the questions by the text-embedding model",
+    "collect": "run the pretrained model: routing weights and outcomes",
+    "index": "find each sample's successful neighbours",
+    "train": "train the routers, and the controls",
+    "eval": "measure the base model and every variant",
+    "export": "write the router file and its card for publication",
+    "report": "write report.json, report.html and the pictures",
+}
+LISTS = ("configs", "families", "tasks", "runs")
+
+
+_OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]]*=")
+
+
+class _Parser(argparse.ArgumentParser):
+    """Takes `a.b=c` anywhere, also after options, which argparse alone refuses."""
+
+    def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """As argparse does; overrides among the unrecognised arguments are kept."""
+        options, extra = self.parse_known_args(args, namespace)
+        unknown = [word for word in extra if not _OVERRIDE.match(word) or not hasattr(options, "overrides")]
+        if unknown:
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        if extra:
+            options.overrides = [*options.overrides, *extra]
+        return options
+
+
+def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("config", type=Path, metavar="RUN.yaml", help="the run's config")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the config's")
+    parser.add_argument("--ranks", type=int, default=None, metavar="N", help="ranks on this host (default: one a device)")
+    parser.add_argument("--ds", "--deepspeed_config", dest="ds", metavar="FILE", help="DeepSpeed JSON in place of the config's")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of every command."""
+    parser = _Parser(
+        prog="roma-ds",
+        description="Train only the routers of a Mixture-of-Experts language model, by Routing Manifold Alignment.",
+    )
+    parser.add_argument("--version", action="version", version=f"roma-ds {__version__}")
+    commands = parser.add_subparsers(
+        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+    )
+
+    demo = commands.add_parser("demo", help="the whole pipeline on the packaged tiny model, offline")
+    demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all files (runs/demo)")
+    demo.add_argument("--ranks", type=int, default=2, metavar="N", help="ranks (2)")
+    demo.add_argument("--zero-stage", type=int, choices=range(4), default=3, help="ZeRO stage (3)")
+    demo.add_argument("--seed", type=int, default=0, help="seed of data and training (0)")
+    demo.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the demo config's")
+
+    init = commands.add_parser("init", help="print a packaged, commented config")
+    init.add_argument("name", metavar="NAME", help="one that `roma-ds ls configs` lists")
+
+    listing = commands.add_parser("ls", help="list what there is")
+    listing.add_argument("what", choices=LISTS)
+    listing.add_argument("--under", type=Path, default=Path("runs"), help="where `ls runs` looks (runs)")
+
+    check = commands.add_parser("check", help="check config, DeepSpeed JSON, model family and data, without weights")
+    _add_run_arguments(check)
+    check.add_argument("--world-size", type=int, default=1, metavar="N", help="ranks that the run will have (1)")
+
+    run = commands.add_parser("run", help="all stages")
+    _add_run_arguments(run)
+    for stage in STAGES:
+        command = commands.add_parser(stage, help=_STAGE_HELP[stage])
+        _add_run_arguments(command)
+        if stage in ("train", "eval"):
+            command.add_argument("--variant", metavar="NAME", help="this variant alone")
+        if stage == "train":
+            command.epilog = "Flags for the deepspeed launcher go after `--`."
+
+    merge = commands.add_parser("merge", help="base checkpoint with the routers of a router file")
+    merge.add_argument("model", type=Path, metavar="MODEL", help="folder of the base checkpoint, or `demo`")
+    merge.add_argument("router", type=Path, metavar="ROUTER", help="router.safetensors")
+    merge.add_argument("--out", type=Path, required=True, help="new folder for the merged checkpoint")
+
+    doctor = commands.add_parser("doctor", help="what this machine has and lacks")
+    doctor.add_argument("--json", action="store_true", help="as JSON")
+    return parser
+
+
+def split_launcher_flags(arguments: list[str]) -> tuple[list[str], list[str]]:
+    """Arguments before `--`, and the launcher flags after it."""
+    if "--" not in arguments:
+        return arguments, []
+    place = arguments.index("--")
+    return arguments[:place], arguments[place + 1 :]

@@ -1,0 +1,69 @@
+"""The stages after training and evaluation, on one process: export and report."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from roma_ds.config import RunConfig
+from roma_ds.errors import UserError
+from roma_ds.export.card import model_card
+from roma_ds.pipeline.folders import Folders
+from roma_ds.storage import fingerprint
+from roma_ds.storage.atomic import make_folder, read_json, write_text, writing
+
+Say = Callable[[str], None]
+
+
+def export(run: RunConfig, folders: Folders, say: Say) -> None:
+    """Copy the trained routers and write their card into `export/`. Raises UserError when none is trained."""
+    router = folders.training("roma") / "router.safetensors"
+    if not router.exists():
+        raise UserError(f"{router} does not exist", "run roma-ds train first")
+    record = folders.record("export")
+    inputs = {"router": fingerprint.of_file(router), "results": _results(folders)}
+    if record.why_stale(inputs) is None:
+        say("export: up to date")
+        return
+    started = time.monotonic()
+    folder = make_folder(folders.stage("export"))
+    with writing(folder / router.name) as temporary:
+        shutil.copyfile(router, temporary)
+    write_text(folder / "README.md", model_card(run, folder / router.name, _evaluations(folders)))
+    record.finish(inputs, [router.name, "README.md"], time.monotonic() - started, {})
+    say(f"export: {folder / router.name}")
+
+
+def _evaluations(folders: Folders) -> dict[str, Path]:
+    return {name: folders.root / "eval" / f"{name}.json" for name in ("base", "router_tuning", "roma")}
+
+
+def _results(folders: Folders) -> dict[str, str]:
+    return {name: fingerprint.of_file(path) for name, path in _evaluations(folders).items() if path.exists()}
+
+
+def write_report(run: RunConfig, folders: Folders, say: Say) -> None:
+    """Write report.json, report.html, the pictures, and the TensorBoard images; print the table."""
+    from roma_ds.monitor.console import next_commands, summary_table
+    from roma_ds.monitor.report import build_report
+    from roma_ds.monitor.tensorboard_images import add_images
+
+    record = folders.record("report")
+    inputs = {
+        path.name: fingerprint.of_file(path)
+        for path in sorted((folders.root / "eval").glob("*.json"))
+        if not path.name.endswith(".stage.json")
+    }
+    inputs["config"] = fingerprint.of_file(folders.root / "config.resolved.yaml")
+    if record.why_stale(inputs) is None:
+        say("report: up to date")
+        variants = read_json(folders.stage("report") / "report.json")["variants"]
+    else:
+        started = time.monotonic()
+        variants = build_report(folders.root)["variants"]
+        add_images(folders.root)
+        record.finish(inputs, ["report.json", "report.html"], time.monotonic() - started, {})
+    say(summary_table(variants))
+    say(next_commands(folders.root))

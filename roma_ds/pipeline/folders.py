@@ -1,0 +1,85 @@
+"""Where each stage of a run leaves its files."""
+
+from __future__ import annotations
+
+import platform
+import sys
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from roma_ds.config import RunConfig, to_yaml
+from roma_ds.storage.atomic import make_folder, write_json, write_text
+from roma_ds.storage.stage import StageRecord
+
+PACKAGES = (
+    "roma_ds",
+    "torch",
+    "deepspeed",
+    "transformers",
+    "sentence-transformers",
+    "faiss-cpu",
+    "faiss-gpu-cu12",
+    "datasets",
+    "numpy",
+    "safetensors",
+)
+
+
+@dataclass(frozen=True)
+class Folders:
+    """A run directory."""
+
+    root: Path
+
+    def stage(self, name: str) -> Path:
+        """Folder of a stage."""
+        return self.root / name
+
+    def training(self, variant: str) -> Path:
+        """Folder of one training: `train` for RoMA, `controls/NAME` for the others."""
+        return self.root / "train" if variant == "roma" else self.root / "controls" / variant
+
+    def record(self, name: str) -> StageRecord:
+        """Record of a stage that has a folder of its own."""
+        return StageRecord(self.stage(name), name)
+
+    def training_record(self, variant: str) -> StageRecord:
+        """Record of one training."""
+        folder = self.training(variant)
+        return StageRecord(folder, folder.name)
+
+    def evaluation_record(self, variant: str) -> StageRecord:
+        """Record of one variant's evaluation."""
+        return StageRecord(self.root / "eval", variant)
+
+
+def installed() -> dict[str, str]:
+    """Versions of the packages that decide results."""
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def describe_run(folders: Folders, run: RunConfig, ds: dict[str, Any], world_size: int, accelerator: str) -> None:
+    """Write the resolved configs and the environment into the run folder."""
+    make_folder(folders.root)
+    write_text(folders.root / "config.resolved.yaml", to_yaml(run))
+    write_json(folders.root / "ds_config.resolved.json", ds)
+    write_json(
+        folders.root / "environment.json",
+        {
+            "python": sys.version.split()[0],
+            "platform": platform.platform(),
+            "machine": platform.machine(),
+            "accelerator": accelerator,
+            "world_size": world_size,
+            "packages": installed(),
+            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+        },
+    )

@@ -1,0 +1,235 @@
+"""The stages that run on all ranks, from embeddings to evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from roma_ds.backbone.frozen import MONITORS
+from roma_ds.baselines import TRAINED
+from roma_ds.collect import collect
+from roma_ds.collect.stage import OUTPUTS as COLLECT_OUTPUTS
+from roma_ds.comm import agreement
+from roma_ds.data.sample import Sample
+from roma_ds.data.store import load_samples
+from roma_ds.embed import embed
+from roma_ds.embed.stage import OUTPUTS as EMBED_OUTPUTS
+from roma_ds.errors import UserError
+from roma_ds.evaluation.stage import evaluate, outputs
+from roma_ds.export.router_file import read_router_file
+from roma_ds.index import Neighbourhood, build_neighbours
+from roma_ds.index.neighbourhood import prompt_groups
+from roma_ds.index.stage import OUTPUTS as INDEX_OUTPUTS
+from roma_ds.pipeline.data import make_data
+from roma_ds.pipeline.session import Session
+from roma_ds.pipeline.watchers import watchers
+from roma_ds.storage import fingerprint
+from roma_ds.storage.atomic import read_parquet
+from roma_ds.training.stage import ROUTER_FILE, train
+
+
+def data_stage(session: Session) -> None:
+    """Samples on disk; rank 0 works, the others wait."""
+    with agreement(session.world):
+        if session.world.is_first:
+            make_data(session.run, session.folders, session.say)
+
+
+def _samples(session: Session, name: str) -> list[Sample]:
+    with agreement(session.world):
+        return load_samples(session.folders.stage("data") / name)
+
+
+def embed_stage(session: Session) -> None:
+    """Task embeddings of all samples."""
+    folders, run = session.folders, session.run
+    inputs = {"data": session.fingerprint(folders.record("data")), "embed": {"model": run.embed.model, "text": run.embed.text}}
+
+    def work() -> Mapping[str, Any]:
+        training, evaluation = _samples(session, "samples.parquet"), _samples(session, "eval.parquet")
+        return embed(session.world, run, training, evaluation, folders.stage("embed"))
+
+    session.stage("embed", folders.record("embed"), inputs, EMBED_OUTPUTS, work)
+
+
+def collect_stage(session: Session) -> None:
+    """Pretrained routing weights and outcomes of the training samples."""
+    folders, run = session.folders, session.run
+    inputs = {
+        "data": session.fingerprint(folders.record("data")),
+        **session.model_inputs,
+        "tokens": run.roma.tokens,
+        "max_tokens": run.data.max_tokens,
+    }
+
+    def work() -> Mapping[str, Any]:
+        samples = _samples(session, "samples.parquet")
+        facts = collect(
+            session.world, run, samples, session.frozen(), session.tokenizer, folders.stage("collect")
+        )
+        session.say(
+            f"collect: {facts['successful']} of {facts['samples']} training samples answered right"
+            f" ({100 * facts['accuracy']:.1f}%)"
+        )
+        return facts
+
+    session.stage("collect", folders.record("collect"), inputs, COLLECT_OUTPUTS, work)
+
+
+def _successful(session: Session) -> np.ndarray:
+    with agreement(session.world):
+        outcome = read_parquet(session.folders.stage("collect") / "outcome.parquet")
+    return np.array(outcome["correct"], np.bool_)
+
+
+def index_stage(session: Session) -> None:
+    """Neighbours of the training samples among the successful ones."""
+    folders, run = session.folders, session.run
+    inputs = {
+        "embed": session.fingerprint(folders.record("embed")),
+        "collect": session.fingerprint(folders.record("collect")),
+        "neighbours": run.roma.neighbours,
+        "epsilon": run.roma.epsilon,
+        "sigma": run.roma.sigma,
+        "seed": run.train.seed if run.roma.sigma == "median" else None,
+        "index": asdict(run.index),
+    }
+
+    def work() -> Mapping[str, Any]:
+        embeddings = np.load(folders.stage("embed") / "embeddings.npy", mmap_mode="r")
+        samples = _samples(session, "samples.parquet")
+        facts = build_neighbours(
+            session.world, run, samples, embeddings, _successful(session), folders.stage("index")
+        )
+        session.say(
+            f"index: {facts['neighbours_mean']:.1f} neighbours a sample, {facts['empty_neighbourhoods']} without any"
+        )
+        if facts["capped_neighbourhoods"]:
+            session.say(
+                f"index: {facts['capped_neighbourhoods']} epsilon-balls held more than index.max_neighbours="
+                f"{run.index.max_neighbours}; the most similar are kept"
+            )
+        return facts
+
+    session.stage("index", folders.record("index"), inputs, INDEX_OUTPUTS, work)
+
+
+def train_stage(session: Session, variants: Sequence[str]) -> None:
+    """Train the routers of each variant, RoMA and controls alike, on the same data, steps and layers."""
+    for name in variants:
+        _train_one(session, name)
+
+
+def _train_one(session: Session, name: str) -> None:
+    folders, variant = session.folders, TRAINED[name]
+    run = variant.config(session.run)
+    settings = asdict(run.train)
+    # The size of a global batch decides the result, not how ranks and micro-batches share it.
+    per_rank = settings.pop("micro_batch") * settings.pop("gradient_accumulation")
+    for without_effect in ("save_every", "log_every", "keep_states", "prefix_cache"):
+        settings.pop(without_effect)
+    inputs = {
+        "index": session.fingerprint(folders.record("index")),
+        "collect": session.fingerprint(folders.record("collect")),
+        "variant": name,
+        "layers": run.roma.layers,
+        "lambda": run.roma.lambda_,
+        "lambda_warmup": run.roma.lambda_warmup,
+        "layer_reduction": run.roma.layer_reduction,
+        "refresh": run.roma.refresh,
+        "train": settings,
+        "global_batch": per_rank * session.world.size,
+    }
+    folder = folders.training(name)
+
+    def work() -> Mapping[str, Any]:
+        session.release_frozen()
+        samples = _samples(session, "samples.parquet")
+        index = session.extra(folders.record("index"))
+        collected = session.extra(folders.record("collect"))
+        successful = _successful(session)
+        neighbours = Neighbourhood(
+            np.load(folders.stage("index") / "neighbours.npy"),
+            np.load(folders.stage("index") / "inner_products.npy"),
+        )
+        if variant.neighbours is not None:
+            groups = prompt_groups([sample.prompt for sample in samples])
+            neighbours = variant.neighbours(neighbours, successful, groups, run.train.seed)
+        facts = train(
+            world=session.world,
+            run=run,
+            ds=_monitored(session.ds, name, folder),
+            samples=samples,
+            tokenizer=session.tokenizer,
+            routing=np.load(folders.stage("collect") / "routing.npy", mmap_mode="r"),
+            routing_layers=collected["layers"],
+            neighbours=neighbours,
+            sigma=index["sigma"],
+            successful=int(successful.sum()),
+            method=name,
+            model_hash=session.model_hash,
+            inputs=fingerprint.of_json(inputs),
+            folder=folder,
+            interruption=session.interruption,
+            callbacks=lambda engine: watchers(session, name, engine),
+            say=session.say,
+        )
+        return {
+            **facts,
+            "description": variant.description,
+            "world_size": session.world.size,
+            "zero_stage": session.ds.get("zero_optimization", {}).get("stage", 0),
+        }
+
+    session.stage(f"train {name}", folders.training_record(name), inputs, [ROUTER_FILE], work)
+
+
+def _monitored(ds: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
+    """The DeepSpeed config of one training: controls write TensorBoard beside their own files, and nowhere else."""
+    if name == "roma":
+        return dict(ds)
+    config = {key: value for key, value in ds.items() if key not in MONITORS}
+    if ds.get("tensorboard", {}).get("enabled"):
+        config["tensorboard"] = {**ds["tensorboard"], "output_path": str(folder), "job_name": "tensorboard"}
+    return config
+
+
+def eval_stage(session: Session, variants: Sequence[str]) -> None:
+    """Measure the base model and each trained variant on all evaluation samples."""
+    for name in variants:
+        _evaluate_one(session, name)
+
+
+def _evaluate_one(session: Session, name: str) -> None:
+    folders, run = session.folders, session.run
+    router = None if name == "base" else folders.training(name) / ROUTER_FILE
+    with agreement(session.world):
+        if router is not None and not router.exists():
+            raise UserError(f"{router} does not exist", f"train the variant {name} first: roma-ds train")
+    inputs = {
+        "data": session.fingerprint(folders.record("data")),
+        **session.model_inputs,
+        "router": session.world.from_first(fingerprint.of_file(router) if router else "base"),
+        "tokens": run.roma.tokens,
+        "max_tokens": run.data.max_tokens,
+        "scoring": run.eval.scoring,
+        "shots": run.eval.shots,
+    }
+
+    def work() -> Mapping[str, Any]:
+        samples = _samples(session, "eval.parquet")
+        frozen = session.frozen()
+        with agreement(session.world):
+            weights = {} if router is None else read_router_file(router).by_layer()
+        frozen.use_routers(weights)
+        facts = evaluate(
+            session.world, run, name, samples, frozen, session.tokenizer, folders.stage("eval")
+        )
+        session.say(f"eval {name}: average accuracy {100 * facts['average']:.2f}%")
+        return facts
+
+    session.stage(f"eval {name}", folders.evaluation_record(name), inputs, outputs(name), work)

@@ -1,0 +1,129 @@
+"""What watches a training on rank 0: banner and log lines, metrics.jsonl, TensorBoard."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from roma_ds.backbone.frozen import is_zero3
+from roma_ds.monitor.console import Banner, log_line
+from roma_ds.monitor.metrics_log import MetricsLog
+from roma_ds.pipeline.session import Session
+from roma_ds.planner.memory import training_bytes
+from roma_ds.training.callbacks import Callback, LogEntry
+from roma_ds.training.engine import RouterEngine, count_parameters
+from roma_ds.training.loop import load_entropy
+
+SCALARS = (
+    "loss",
+    "task_loss",
+    "manifold_loss",
+    "lambda",
+    "grad_norm",
+    "grad_norm_task",
+    "grad_norm_manifold",
+    "lr",
+    "accuracy",
+    "successful",
+    "empty_neighbourhoods",
+    "expert_load_entropy",
+    "tokens_per_second",
+    "memory_bytes",
+)
+
+
+class ConsoleWatcher:
+    """Prints the banner and one line a log step."""
+
+    def __init__(self, banner: Banner) -> None:
+        self.banner = banner
+
+    def on_start(self, first_step: int) -> None:
+        """Print the facts of the run."""
+        print(self.banner.render(), flush=True)
+
+    def on_log(self, entry: LogEntry) -> None:
+        """Print the step."""
+        print(log_line(entry.metrics, entry.steps), flush=True)
+
+
+class FileWatcher:
+    """Appends to metrics.jsonl."""
+
+    def __init__(self, path: Path) -> None:
+        self.log = MetricsLog(path)
+
+    def on_start(self, first_step: int) -> None:
+        """Drop lines of steps that will be done again."""
+        self.log.truncate_after(first_step)
+
+    def on_log(self, entry: LogEntry) -> None:
+        """Append the step."""
+        self.log.append(entry.metrics)
+
+
+class MonitorWatcher:
+    """Sends scalars to the monitors of the DeepSpeed JSON, TensorBoard among them."""
+
+    def __init__(self, engine: RouterEngine) -> None:
+        self.engine = engine
+
+    def on_start(self, first_step: int) -> None:
+        """Nothing to prepare: the engine opened its monitors."""
+
+    def on_log(self, entry: LogEntry) -> None:
+        """Send losses, norms, and the expert load of each layer."""
+        step = int(entry.metrics["step"])
+        events = [
+            (f"train/{name}", float(entry.metrics[name]), step)
+            for name in SCALARS
+            if entry.metrics.get(name) is not None
+        ]
+        task, manifold = entry.metrics["grad_norm_task"], entry.metrics["grad_norm_manifold"]
+        if task and manifold is not None:
+            ratio = entry.metrics["lambda"] * manifold / task
+            events.append(("train/grad_norm_ratio", ratio, step))
+        for layer, load, entropy in zip(entry.layers, entry.load, load_entropy(entry.load), strict=True):
+            events.append((f"expert_load_entropy/layer_{layer}", float(entropy), step))
+            events.append((f"expert_load_largest/layer_{layer}", float(load.max()), step))
+        self.engine.write_events(events)
+
+
+def _banner(session: Session, engine: RouterEngine) -> Banner:
+    stage = int(session.ds.get("zero_optimization", {}).get("stage", 0))
+    # The layers of a decoder are alike, so a layer's share is the model's over their number.
+    depth = max(1, int(engine.routed.network.config.num_hidden_layers))
+    frozen = count_parameters(engine.routed.network.base_model.parameters())
+    return Banner(
+        model=session.run.model.path,
+        family=engine.layout.family.name,
+        moe_layers=len(engine.layout.sites),
+        experts=engine.layout.experts,
+        trainable=engine.trainable_parameters,
+        total=engine.total_parameters,
+        zero_stage=stage,
+        world_size=session.world.size,
+        dtype=session.run.model.dtype,
+        outputs=session.folders.root,
+        layers=engine.layers,
+        memory_bytes=training_bytes(
+            engine.total_parameters,
+            engine.trainable_parameters,
+            session.run.model.dtype,
+            3 if is_zero3(session.ds) else stage,
+            session.world.size,
+            frozen // depth,
+        ),
+    )
+
+
+def watchers(session: Session, variant: str, engine: RouterEngine) -> Sequence[Callback]:
+    """The callbacks of one training; made on every rank, called on rank 0."""
+    if not session.world.is_first:
+        return ()
+    folder = session.folders.training(variant)
+    return (
+        ConsoleWatcher(_banner(session, engine)),
+        FileWatcher(folder / "metrics.jsonl"),
+        MonitorWatcher(engine),
+    )

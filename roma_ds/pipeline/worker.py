@@ -1,0 +1,138 @@
+"""What the launcher starts on every rank: the stages up to a goal."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from roma_ds.config import RunConfig, load_run_config, resolve_deepspeed
+from roma_ds.errors import Interrupted, RomaError
+from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, evaluated_variants, stages_until, trained_variants
+
+GOALS = ON_ALL_RANKS
+
+
+def build_worker_parser() -> argparse.ArgumentParser:
+    """Arguments of a rank; what the launchers append is accepted in both spellings."""
+    parser = argparse.ArgumentParser(
+        prog="roma_ds.train", description="Train routers by RoMA; started on every rank by the deepspeed launcher."
+    )
+    parser.add_argument("--config", required=True, type=Path, help="the run's YAML file")
+    parser.add_argument("--until", choices=GOALS, default="train", help="last stage to run")
+    parser.add_argument("--variant", help="train or evaluate this variant alone")
+    parser.add_argument("--deepspeed", action="store_true", help="accepted for habit; always on")
+    parser.add_argument("--deepspeed_config", "--deepspeed-config", help="DeepSpeed JSON in place of the config's")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="appended by the launcher")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the config's")
+    return parser
+
+
+class _KnownNoise(logging.Filter):
+    """Drops lines that say nothing a user could act on."""
+
+    quiet = (
+        "ZeRO leaf module configuration did not match",  # none is wanted: experts are one fused module
+        "A module has unknown inputs or outputs type",  # the root's output is opaque on purpose
+    )
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        message = record.getMessage()
+        return not any(part in message for part in self.quiet)
+
+
+def calm_libraries() -> None:
+    """Keep the libraries' progress bars and deprecation notes off the console."""
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    warnings.filterwarnings("ignore", category=FutureWarning)
+    from deepspeed.utils import logger
+    from transformers.utils import logging as transformers_logging
+
+    logger.addFilter(_KnownNoise())
+    logger.setLevel(logging.WARNING)
+    transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+
+
+def load_for(config: Path, overrides: Sequence[str], deepspeed_config: str | None) -> RunConfig:
+    """The run config with the command line's DeepSpeed JSON in place of the file's."""
+    extra = [f"deepspeed={Path(deepspeed_config).resolve()}"] if deepspeed_config else []
+    return load_run_config(config, [*overrides, *extra])
+
+
+def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
+    """Run the stages up to `goal` on this rank. A collective over the launcher's ranks."""
+    import torch
+
+    from roma_ds.comm import agreement, start_world
+    from roma_ds.pipeline import stages
+    from roma_ds.pipeline.folders import describe_run
+    from roma_ds.pipeline.session import Session
+    from roma_ds.training.interruption import Interruption
+
+    calm_libraries()
+    interruption = Interruption().listen()
+    world = start_world()
+    torch.manual_seed(run.train.seed)
+    with agreement(world):
+        ds = resolve_deepspeed(run, world.size)
+    session = Session(world, run, ds, interruption)
+    with agreement(world):
+        if world.is_first:
+            describe_run(session.folders, run, ds, world.size, str(world.device))
+    needed = stages_until(goal) if variant != "base" else ("data", "eval")
+    steps = {
+        "data": stages.data_stage,
+        "embed": stages.embed_stage,
+        "collect": stages.collect_stage,
+        "index": stages.index_stage,
+        "train": lambda s: stages.train_stage(s, trained_variants(run, variant)),
+        "eval": lambda s: stages.eval_stage(s, evaluated_variants(run, variant)),
+    }
+    for name in needed:
+        if name in steps:
+            steps[name](session)
+    world.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run this rank; the exit code says how it ended (see the README)."""
+    options = build_worker_parser().parse_args(arguments)
+    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    try:
+        run = load_for(options.config, options.overrides, options.deepspeed_config)
+    except RomaError as error:
+        # All ranks of a host read the same files: one message a host.
+        return report(error, rank) if local_rank == 0 else error.exit_code
+    try:
+        run_stages(run, options.until, options.variant)
+    except RomaError as error:
+        # Errors that ranks agreed on are printed once, by rank 0.
+        return report(error, rank) if rank == 0 or not error.agreed else error.exit_code
+    except Exception:  # noqa: BLE001  the last resort of a process: say everything, end at once
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+def report(error: RomaError, rank: int = 0) -> int:
+    """Print an error for the user; returns its exit code."""
+    name = "stopped" if isinstance(error, Interrupted) else "error"
+    where = f" (rank {rank})" if rank else ""
+    print(f"roma-ds: {name}{where}: {error}", file=sys.stderr, flush=True)
+    return error.exit_code
+
+
+def main_and_exit() -> None:
+    """`main`, then end without waiting: a rank that failed must not hang in a collective at exit."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)

@@ -1,0 +1,93 @@
+"""Run a function on several ranks of this host: gloo, file rendezvous, a hard timeout."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from roma_ds.errors import RomaError
+
+
+def _start(
+    body: Callable[..., Any], rank: int, size: int, rendezvous: str, results: str, arguments: tuple[Any, ...]
+) -> None:
+    os.environ |= {
+        "RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "LOCAL_RANK": str(rank),
+        "LOCAL_SIZE": str(size),
+        "DS_ACCELERATOR": "cpu",
+        "OMP_NUM_THREADS": "1",
+    }
+    import torch
+
+    torch.set_num_threads(1)
+    from roma_ds.comm import start_world
+
+    code = 0
+    try:
+        world = start_world(Path(rendezvous))
+        result = body(world, *arguments)
+        torch.save(result, Path(results) / f"{rank}.pt")
+        world.close()
+    except RomaError as error:
+        print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
+        code = error.exit_code
+    except BaseException:  # noqa: BLE001  everything must end this process, or the others would wait
+        traceback.print_exc()
+        code = 1
+    sys.stdout.flush()
+    os._exit(code)
+
+
+class RankFailed(AssertionError):
+    """A rank ended with a code other than 0, or the time was up."""
+
+    def __init__(self, codes: dict[int, int | None]) -> None:
+        super().__init__(f"exit codes by rank: {codes}")
+        self.codes = codes
+
+
+def on_ranks(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: float = 120.0) -> list[Any]:
+    """Call `body(world, *arguments)` on `size` ranks; returns their results in rank order.
+
+    The first rank that fails ends the others. Raises RankFailed, whose `codes` are the exit codes.
+    """
+    import torch
+
+    context = multiprocessing.get_context("spawn")
+    with tempfile.TemporaryDirectory() as folder:
+        rendezvous = str(Path(folder) / "rendezvous")
+        processes = [
+            context.Process(target=_start, args=(body, rank, size, rendezvous, folder, arguments))
+            for rank in range(size)
+        ]
+        for process in processes:
+            process.start()
+        deadline = time.monotonic() + timeout_s
+        try:
+            while any(process.is_alive() for process in processes):
+                codes = {rank: process.exitcode for rank, process in enumerate(processes)}
+                late = time.monotonic() > deadline
+                if late or any(code not in (None, 0) for code in codes.values()):
+                    # Ranks that agreed on an error end by themselves within moments.
+                    for process in processes:
+                        process.join(0 if late else 5)
+                    raise RankFailed({rank: process.exitcode for rank, process in enumerate(processes)})
+                time.sleep(0.02)
+        finally:
+            for process in processes:
+                if process.is_alive():
+                    process.kill()
+                process.join()
+        codes = {rank: process.exitcode for rank, process in enumerate(processes)}
+        if any(codes.values()):
+            raise RankFailed(codes)
+        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)]
