@@ -58,6 +58,7 @@ setup(
         "psutil>=6.0",
         "ninja>=1.11",
         "packaging>=24",
+        "threadpoolctl>=3.5",
         "setuptools>=77",
     ],
     extras_require={

@@ -4,6 +4,7 @@
 #   use_environment cpu,demo            # extras of setup.py; FAISS's cpu is swapped for gpu by ROMA_DS_FAISS=gpu
 #
 # ROMA_DS_VENV         where the environment lies (default: .venv in the repository)
+# TORCH_EXTENSIONS_DIR where compiled extensions lie (default: torch_extensions in the environment)
 # ROMA_DS_PYTHON       the Python that makes it (default: the first of python3.11, 3.12, 3.13, python3 that is 3.11+)
 # ROMA_DS_FAISS        cpu (default) or gpu: which FAISS wheel, never both
 # ROMA_DS_TORCH_INDEX  an extra package index to take torch from, for instance one with CPU-only builds
@@ -111,6 +112,17 @@ make_environment() {
   "$python" -m venv "$ROMA_DS_VENV" || fault "$python could not make $ROMA_DS_VENV" "see the message above"
 }
 
+# DeepSpeed would compile it in the first run; here a failure has a clear place and the first run is not slow.
+compile_extension() {
+  say "compiling DeepSpeed's communication extension for CPU (about a minute)"
+  local output="$ROMA_DS_VENV/.roma_ds-compile"
+  PATH="$ROMA_DS_VENV/bin:$PATH" "$ROMA_DS_VENV/bin/python" -c '
+from deepspeed.accelerator import get_accelerator
+get_accelerator().create_op_builder("ShareMemCommBuilder").load(verbose=False)' >"$output" 2>&1 && return
+  cat -- "$output" >&2
+  fault "DeepSpeed's communication extension does not compile" "see the message above; CXX names another compiler"
+}
+
 install_environment() {
   local extras="$1" other_faiss=faiss-gpu-cu12 quiet=--quiet
   trap 'exit 130' INT
@@ -129,22 +141,49 @@ install_environment() {
     ${ROMA_DS_TORCH_INDEX:+--extra-index-url "$ROMA_DS_TORCH_INDEX"} -c constraints.txt -e ".[$extras]" >&2 ||
     fault "pip could not install roma_ds[$extras]" \
       "see pip's message above (behind a proxy or mirror: PIP_PROXY, PIP_INDEX_URL), then run the same command again"
+  [ "${DS_ACCELERATOR:-}" != cpu ] || compile_extension
   printf '%s\n' "$ROMA_DS_VENV" "$(environment_key "$ROMA_DS_VENV/bin/python")" "$extras" \
     >"$ROMA_DS_VENV/.roma_ds-partial" && mv -- "$ROMA_DS_VENV/.roma_ds-partial" "$ROMA_DS_VENV/.roma_ds-installed"
+}
+
+# torch links extensions against its own folder without quoting it, so the environment cannot lie below a folder with a
+# space in its name: there it becomes a link to one in the cache folder.
+choose_folder() {
+  local wanted="${ROMA_DS_VENV:-$ROMA_DS_ROOT/.venv}"
+  case "$wanted" in /*) ;; *) wanted="$ROMA_DS_CALLED_FROM/$wanted" ;; esac
+  ROMA_DS_VENV="$wanted"
+  case "$wanted" in
+    *[[:space:]]*)
+      ROMA_DS_VENV="${XDG_CACHE_HOME:-${HOME:-/tmp}/.cache}/roma_ds/venv-$(printf '%s' "$wanted" | cksum | tr ' ' '-')"
+      case "$ROMA_DS_VENV" in
+        *[[:space:]]*) fault "torch cannot link extensions below a folder with a space in its name: $wanted" \
+          "set ROMA_DS_VENV to a folder without spaces" ;;
+      esac
+      if [ -L "$wanted" ] || [ ! -e "$wanted" ]; then
+        mkdir -p -- "$ROMA_DS_VENV" "$(dirname -- "$wanted")" && ln -sfn -- "$ROMA_DS_VENV" "$wanted" ||
+          fault "cannot make $wanted" "set ROMA_DS_VENV to a folder that can be written, without spaces"
+      else
+        fault "torch cannot link extensions below a folder with a space in its name: $wanted" \
+          "set ROMA_DS_VENV to a folder without spaces"
+      fi ;;
+  esac
 }
 
 use_environment() {
   local extras="$1"
   unset PYTHONHOME PYTHONPATH
   export PYTHONNOUSERSITE=1
-  ROMA_DS_VENV="${ROMA_DS_VENV:-$ROMA_DS_ROOT/.venv}"
-  case "$ROMA_DS_VENV" in /*) ;; *) ROMA_DS_VENV="$ROMA_DS_CALLED_FROM/$ROMA_DS_VENV" ;; esac
+  choose_folder
   case "${ROMA_DS_FAISS:-cpu}" in
     cpu) ;;
     gpu) extras=",$extras," extras="${extras//,cpu,/,gpu,}" extras="${extras#,}" extras="${extras%,}" ;;
     *) say "ROMA_DS_FAISS=$ROMA_DS_FAISS is unknown" && say "  fix: ROMA_DS_FAISS=cpu or ROMA_DS_FAISS=gpu" && exit 2 ;;
   esac
   find_compiler
+  if [ -z "${DS_ACCELERATOR:-}" ] && ! nvidia-smi -L >/dev/null 2>&1 && [ ! -e /dev/kfd ]; then
+    export DS_ACCELERATOR=cpu
+  fi
+  export TORCH_EXTENSIONS_DIR="${TORCH_EXTENSIONS_DIR:-$ROMA_DS_VENV/torch_extensions}"
   if ! environment_is_current "$extras"; then
     { mkdir -p -- "$ROMA_DS_VENV" && : >>"$ROMA_DS_VENV/.roma_ds-lock"; } 2>/dev/null ||
       fault "cannot write to $ROMA_DS_VENV" "set ROMA_DS_VENV to a folder that can be written"
@@ -155,7 +194,4 @@ use_environment() {
   fi
   # ninja and the deepspeed launcher are found by name in subprocesses.
   export VIRTUAL_ENV="$ROMA_DS_VENV" PATH="$ROMA_DS_VENV/bin:$PATH"
-  if [ -z "${DS_ACCELERATOR:-}" ] && ! nvidia-smi -L >/dev/null 2>&1 && [ ! -e /dev/kfd ]; then
-    export DS_ACCELERATOR=cpu
-  fi
 }

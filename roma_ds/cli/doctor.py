@@ -180,27 +180,32 @@ def check_accelerator(devices: list[str], cuda: str | None, forced: str | None) 
     return Check("accelerator", "green", found)
 
 
-def check_compiler(on_cpu: bool) -> Check:
+def check_compiler(on_cpu: bool, prefix: str = sys.prefix) -> Check:
     """C++ compiler, Python headers and ninja: DeepSpeed on CPU compiles its communication op at first use."""
     compiler = shutil.which((os.environ.get("CXX") or "c++").split()[0])
     headers = Path(sysconfig.get_paths()["include"], "Python.h").exists()
-    ninja = shutil.which("ninja", path=_search_path())
     lacking = {
         "a C++ compiler named c++ (or $CXX)": None if compiler else "apt install g++, or set CXX",
         "Python.h": None if headers else f"apt install python{sysconfig.get_python_version()}-dev",
-        "ninja": None if ninja else "pip install ninja",
+        "ninja": None if shutil.which("ninja", path=_search_path()) else "pip install ninja",
+        # torch does not quote its own folder for the linker
+        "a path without spaces": None
+        if " " not in prefix
+        else f"make the environment elsewhere than {prefix}",
     }
     fixes = {name: fix for name, fix in lacking.items() if fix}
     if fixes:
-        return Check(
-            "compiler", "red" if on_cpu else "amber", "lacks " + ", ".join(fixes), "; ".join(fixes.values())
-        )
+        state: State = "red" if on_cpu else "amber"
+        return Check("compiler", state, "lacks " + ", ".join(fixes), "; ".join(fixes.values()))
     return Check("compiler", "green", f"{compiler}, ninja, Python.h")
 
 
 def extensions_folder() -> Path:
-    """Where torch keeps the extensions it compiled."""
-    return Path(os.environ.get("TORCH_EXTENSIONS_DIR") or Path.home() / ".cache" / "torch_extensions")
+    """Where torch keeps what it compiled: TORCH_EXTENSIONS_DIR, this environment, or the home folder."""
+    if named := os.environ.get("TORCH_EXTENSIONS_DIR"):
+        return Path(named)
+    own = Path(sys.prefix) / "torch_extensions"
+    return own if own.is_dir() else Path.home() / ".cache" / "torch_extensions"
 
 
 def check_builds(folder: Path, now: float) -> Check:

@@ -16,23 +16,24 @@ ROOT = Path(__file__).resolve().parents[2]
 # Makes "environments" that hold a copy of itself; real Python answers everything but venv and pip.
 STAND_IN = """#!/bin/bash
 case "$1 $2" in
+  *ShareMemCommBuilder*) echo "compile in $TORCH_EXTENSIONS_DIR" >>"{log}"; [ ! -e "{fail} to compile" ] ;;
   "-m venv") mkdir -p "$3/bin"; cp "$0" "$3/bin/python"; touch "$3/pyvenv.cfg" ;;
   "-m pip") echo "${{@:3}}" >>"{log}"; [ "$3" != install ] || [ ! -e "{fail}" ] ;;
   *) exec "{python}" "$@" ;;
 esac
 """
-TOOLS = "bash cat cp dirname env find flock grep ls mkdir mv paste rm sed sort touch tr".split()
+TOOLS = "bash cat cksum cp dirname env find flock grep ln ls mkdir mv paste rm sed sort touch tr".split()
 
 
 @dataclass
 class Machine:
-    """A copy of the scripts in a folder with a space, and a PATH of a few tools."""
+    """A copy of the scripts, and a PATH of a few tools."""
 
     folder: Path
     variables: dict[str, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.repo = self.folder / "a clone"
+        self.repo = self.folder / "clone"
         (self.repo / "launch").mkdir(parents=True)
         shutil.copy(ROOT / "launch" / "environment.sh", self.repo / "launch")
         for name in ("setup.py", "pyproject.toml", "constraints.txt"):
@@ -147,10 +148,39 @@ def test_a_folder_of_the_user_is_never_emptied(machine: Machine) -> None:
 
 
 def test_an_environment_of_the_user_is_installed_into(machine: Machine) -> None:
-    subprocess.run([machine.bin / "python3", "-m", "venv", machine.folder / "own env"], check=True)
-    (machine.folder / "own env" / "kept").touch()
-    assert machine.use(ROMA_DS_VENV="own env").returncode == 0
-    assert machine.installs() == ["cpu,demo"] and (machine.folder / "own env" / "kept").exists()
+    subprocess.run([machine.bin / "python3", "-m", "venv", machine.folder / "own-env"], check=True)
+    (machine.folder / "own-env" / "kept").touch()
+    assert machine.use(ROMA_DS_VENV="own-env").returncode == 0
+    assert machine.installs() == ["cpu,demo"] and (machine.folder / "own-env" / "kept").exists()
+
+
+def test_below_a_folder_with_a_space_the_environment_is_a_link(machine: Machine) -> None:
+    machine.repo = machine.repo.rename(machine.folder / "a clone")
+    for _ in range(2):
+        answer = machine.use(then='echo "$VIRTUAL_ENV"')
+        assert answer.returncode == 0, answer.stderr
+    active = Path(answer.stdout.strip())
+    assert active.is_relative_to(machine.folder / ".cache") and " " not in active.name
+    assert (machine.repo / ".venv").resolve() == active
+    assert machine.installs() == ["cpu,demo"]
+    assert machine.use(XDG_CACHE_HOME=str(machine.folder / "a cache")).returncode == 3
+
+
+def test_the_extension_is_compiled_on_cpu_only(machine: Machine) -> None:
+    machine.use(DS_ACCELERATOR="cuda")
+    assert "compile" not in machine.log.read_text()
+    (machine.repo / "setup.py").write_text("# changed\n")
+    machine.use(DS_ACCELERATOR="cpu")
+    assert f"compile in {machine.venv}/torch_extensions\n" in machine.log.read_text()
+
+
+def test_an_extension_that_does_not_compile_ends_with_exit_code_3(machine: Machine) -> None:
+    broken = Path(f"{machine.fail} to compile")
+    broken.touch()
+    answer = machine.use(DS_ACCELERATOR="cpu", then="echo reached")
+    assert answer.returncode == 3 and "does not compile" in answer.stderr and not answer.stdout
+    broken.unlink()
+    assert machine.use(DS_ACCELERATOR="cpu").returncode == 0
 
 
 @pytest.mark.parametrize(

@@ -73,6 +73,9 @@ def test_missing_compiler_is_red_on_cpu_only(monkeypatch: pytest.MonkeyPatch) ->
     assert doctor.check_compiler(on_cpu=True).state == "red"
     assert doctor.check_compiler(on_cpu=False).state == "amber"
     assert "compiler" in doctor.check_compiler(on_cpu=True).found
+    monkeypatch.setenv("CXX", "true")
+    spaced = doctor.check_compiler(on_cpu=True, prefix="/home/a b/.venv")
+    assert spaced.state == "red" and spaced.found == "lacks a path without spaces"
 
 
 def test_a_lock_left_by_a_killed_build_is_found(tmp_path: Path) -> None:
