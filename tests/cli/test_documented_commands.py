@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from roma_ds.cli.parser import build_parser
+from roma_ds.cli.parser import build_parser, split_launcher_flags
 
 from roma_ds.config import parse_run_config, preset_text
 
@@ -78,7 +78,7 @@ def test_the_documents_hold_commands() -> None:
 )
 def test_it_parses(where: str, words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     try:
-        build_parser().parse_args(words[1:])
+        build_parser().parse_args(split_launcher_flags(words[1:])[0])
     except SystemExit as end:
         answer = capsys.readouterr()
         assert end.code in (0, None), f"{where}: {shlex.join(words)}\n{answer.err}"
