@@ -83,14 +83,27 @@ def routing_pair(run: Run) -> RoutingPair | str:
     for array in (before, after, embeddings):
         if array is not None and not np.isfinite(array).all():
             return "routing weights or embeddings contain NaN or infinity: no routing pictures"
+    shown = [labels[row] for row in rows]
+    if len(set(shown)) == 1 and embeddings is not None:
+        shown = clusters(embeddings)
     return RoutingPair(
         before,
         after,
         embeddings,
-        [labels[row] for row in rows],
+        shown,
         run.moe_layers(depth),
         run.chosen_layers(depth),
     )
+
+
+def clusters(embeddings: NDArray[np.float32], kinds: int = 12) -> list[str]:
+    """A cluster name for each of the embeddings [samples, dim], to show where there is only one task."""
+    from scipy.cluster.vq import kmeans2
+
+    if len(embeddings) < 5 * kinds:
+        return ["all"] * len(embeddings)
+    _, found = kmeans2(embeddings.astype(np.float64), kinds, minit="++", seed=0)
+    return [f"cluster {place + 1:02d}" for place in found]
 
 
 def _accuracy(run: Run, folder: Path) -> Iterator[Picture | str]:
@@ -182,6 +195,7 @@ def _routing(run: Run, folder: Path) -> Iterator[Picture | str]:
     yield Picture(
         path,
         "Tasks in embedding space and in routing space",
-        "t-SNE maps, one point an evaluation sample, coloured by skill or task. Routing before and after "
-        "share one map. RoMA aims at routing in which samples near as tasks are near as well.",
+        "t-SNE maps, one point an evaluation sample, coloured by skill or task (by cluster of the embeddings "
+        "where there is one task only). Routing before and after share one map. RoMA aims at routing in which "
+        "samples near as tasks are near as well.",
     )

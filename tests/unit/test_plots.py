@@ -70,7 +70,7 @@ def test_loss_curves(tmp_path: Path) -> None:
 
 def test_curve_skips_what_is_no_number() -> None:
     records = [
-        {"step": 1, "loss": 2.0, "grad_norm_task": 0.5, "grad_norm_manifold": 0.1},
+        {"step": 1, "loss": 2.0, "lambda": 2.0, "grad_norm_task": 0.5, "grad_norm_manifold": 0.1},
         {"step": 2, "loss": None, "grad_norm_task": 0.0, "grad_norm_manifold": 0.1},
         {"step": 3, "loss": float("nan")},
         {"loss": 1.0},
@@ -79,7 +79,7 @@ def test_curve_skips_what_is_no_number() -> None:
     ]
     steps, values = curve(records, "loss")
     assert steps.tolist() == [1, 4, 5] and values.tolist() == [2.0, 1.5, 4.0]
-    assert curve(records, "ratio")[1].tolist() == pytest.approx([0.2])
+    assert curve(records, "ratio")[1].tolist() == pytest.approx([0.4])
 
 
 @pytest.mark.parametrize("layers", [1, 6, 48])

@@ -16,6 +16,7 @@ from synthetic_run import ACCURACY, make_run
 from roma_ds.errors import UserError
 from roma_ds.evaluation.statistics import Interval, McNemar
 from roma_ds.monitor.comparison import Comparison, sentence
+from roma_ds.monitor.figures import clusters, routing_pair
 from roma_ds.monitor.report import build_report
 from roma_ds.monitor.run_folder import read_run
 from roma_ds.monitor.wording import points
@@ -228,6 +229,15 @@ def test_samples_are_labelled_by_skill_unless_there_are_too_many(copy: Path) -> 
     longer = {"task": ["x"] * 50, "subject": [f"subject {n}" for n in range(50)]}
     write_parquet(copy / "data" / "eval.parquet", longer)
     assert read_run(copy).labels() == ["x"] * 50
+
+
+def test_one_task_is_shown_by_clusters_of_its_embeddings(tmp_path: Path) -> None:
+    pair = routing_pair(read_run(make_run(tmp_path / "run", tasks=1, per_task=80, steps=3)))
+    assert not isinstance(pair, str)
+    assert len(set(pair.labels)) > 6 and all(label.startswith("cluster ") for label in pair.labels)
+    assert pair.embeddings is not None
+    assert clusters(pair.embeddings) == pair.labels
+    assert set(clusters(pair.embeddings[:20])) == {"all"}
 
 
 def test_routing_that_is_no_number_is_not_drawn(copy: Path) -> None:

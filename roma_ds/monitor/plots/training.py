@@ -20,7 +20,7 @@ _PANELS = (
     ("manifold loss", ("manifold_loss",)),
     ("lambda", ("lambda",)),
     ("gradient: task —  manifold - -", ("grad_norm_task", "grad_norm_manifold")),
-    ("gradient: manifold / task", ("ratio",)),
+    ("gradient: lambda × manifold / task", ("ratio",)),
     ("entropy of expert load, nats", ("expert_load_entropy",)),
 )
 
@@ -76,7 +76,7 @@ def loss_curves(metrics: Mapping[str, Records], path: Path) -> None:
 def curve(records: Records, key: str) -> Curve:
     """(steps, values) of one key, points without a finite number left out; lists count by their mean.
 
-    `ratio` is grad_norm_manifold / grad_norm_task.
+    `ratio` is lambda * grad_norm_manifold / grad_norm_task, the share that the step sees.
     """
     points = []
     for record in records:
@@ -107,7 +107,8 @@ def _draw(
 
 def _ratio(record: Mapping[str, Any]) -> float | None:
     task, manifold = _number(record.get("grad_norm_task")), _number(record.get("grad_norm_manifold"))
-    return manifold / task if task and manifold is not None else None
+    weight = _number(record.get("lambda", 1.0))
+    return weight * manifold / task if task and manifold is not None and weight is not None else None
 
 
 def _number(value: Any) -> float | None:
