@@ -196,6 +196,6 @@ def _routing(run: Run, folder: Path) -> Iterator[Picture | str]:
         path,
         "Tasks in embedding space and in routing space",
         "t-SNE maps, one point an evaluation sample, coloured by skill or task (by cluster of the embeddings "
-        "where there is one task only). Routing before and after share one map. RoMA aims at routing in which "
+        "where there is one task only). Routing before and after share one map. RoMA aims at routing where "
         "samples near as tasks are near as well.",
     )
