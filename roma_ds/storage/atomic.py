@@ -65,11 +65,13 @@ def write_json(path: Path, content: Any) -> None:
 def read_json(path: Path) -> Any:
     """The JSON in `path`. Raises UserError where it is absent or no JSON."""
     try:
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist", "check the path") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}", "mend or delete the file") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not JSON: it is not UTF-8 text", "mend or delete the file") from error
 
 
 def write_npy(path: Path, array: Any) -> None:

@@ -30,13 +30,16 @@ class StageRecord:
             return "not run yet"
         try:
             record = read_json(self.path)
-        except UserError:
+            old, outputs = dict(record["inputs"]), dict(record["outputs"])
+        except (UserError, KeyError, TypeError, ValueError):
             return "its record is damaged"
-        old: dict[str, Any] = record.get("inputs", {})
-        changed = sorted(key for key in {*old, *inputs} if old.get(key) != inputs.get(key))
+        # As JSON: what was written as a tuple is read back as a list.
+        changed = sorted(
+            key for key in {*old, *inputs} if fingerprint.of_json(old.get(key)) != fingerprint.of_json(inputs.get(key))
+        )
         if changed:
             return "changed since: " + ", ".join(changed)
-        for name, size in record.get("outputs", {}).items():
+        for name, size in outputs.items():
             file = self.folder / name
             if not file.exists():
                 return f"{name} is missing"
