@@ -1,0 +1,38 @@
+"""Tiny checkpoints, one of each family, made once a session."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+
+@pytest.fixture(scope="session")
+def tiny_olmoe(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """4 layers, 8 experts, top-2, hidden 32, float32."""
+    from roma_ds.testing.tiny_models import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "olmoe")
+
+
+@pytest.fixture(scope="session")
+def tiny_qwen3(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As tiny_olmoe, of another family and seed."""
+    from roma_ds.testing.tiny_models import save_tiny
+
+    return save_tiny(tmp_path_factory.mktemp("tiny") / "qwen3_moe", "qwen3_moe", seed=1)
+
+
+@pytest.fixture(params=["tiny_olmoe", "tiny_qwen3"])
+def tiny_model(request: pytest.FixtureRequest) -> Path:
+    """Each family in turn."""
+    folder: Path = request.getfixturevalue(request.param)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tokenizer(tiny_olmoe: Path) -> Any:
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(tiny_olmoe)

@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from roma_ds.errors import UserError
+from roma_ds.families import FAMILIES, detect, family_of
+from roma_ds.families.registry import _checked
+
+TYPES = {"olmoe": "OLMoE", "qwen3_moe": "Qwen3-MoE"}
+
+
+def small(model_type: str, **changes: Any) -> Any:
+    sizes = {
+        "vocab_size": 64, "hidden_size": 16, "intermediate_size": 16, "moe_intermediate_size": 8,
+        "num_hidden_layers": 5, "num_attention_heads": 2, "num_key_value_heads": 2, "head_dim": 8,
+        "num_experts": 6, "num_experts_per_tok": 3, "pad_token_id": 0,
+    }  # fmt: skip
+    return AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **{**sizes, **changes}))
+
+
+@pytest.fixture(scope="module")
+def olmoe() -> Any:
+    return small("olmoe")
+
+
+@pytest.mark.parametrize("model_type", sorted(TYPES))
+def test_all_routers_are_found_in_layer_order(model_type: str) -> None:
+    # Twelve layers: in the order of names, layer 10 would come before layer 2.
+    model = small(model_type, num_hidden_layers=12)
+    layout = detect(model)
+    assert layout.family.name == TYPES[model_type]
+    assert layout.layers == tuple(range(12))
+    assert (layout.experts, layout.top_k) == (6, 3)
+    for site in layout.sites:
+        module = model.get_submodule(site.module)
+        assert module is model.model.layers[site.layer].mlp.gate
+        assert module.weight.shape == (site.experts, site.hidden) == (6, 16)
+
+
+@pytest.mark.parametrize("model_type", sorted(TYPES))
+def test_gate_keys_are_those_of_the_saved_checkpoint(model_type: str, tmp_path: Path) -> None:
+    model = small(model_type)
+    layout = detect(model)
+    model.save_pretrained(tmp_path)
+    with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
+        for site in layout.sites:
+            saved = file.get_tensor(layout.gate_key(site.layer))
+            assert torch.equal(saved, model.get_submodule(site.module).weight)
+
+
+def test_dense_layers_of_a_sparse_model_are_no_routers() -> None:
+    layout = detect(small("qwen3_moe", num_hidden_layers=6, mlp_only_layers=[0, 3], decoder_sparse_step=1))
+    assert layout.layers == (1, 2, 4, 5)
+    assert layout.choose("first2") == (1, 2)
+    assert layout.choose("last3") == (2, 4, 5)
+    with pytest.raises(UserError, match=r"\[3\], which have no router"):
+        layout.choose([1, 3])
+
+
+def test_choices_of_layers(olmoe: Any) -> None:
+    layout = detect(olmoe)
+    assert layout.choose("last2") == (3, 4)
+    assert layout.choose("first1") == (0,)
+    assert layout.choose("last5") == layout.choose("first5") == layout.choose("all") == (0, 1, 2, 3, 4)
+    assert layout.choose([4, 0, 4]) == (0, 4)
+    assert layout.choose((2,)) == (2,)
+
+
+@pytest.mark.parametrize("layers", ["last6", "first6", [5], [-1], [0, 99]])
+def test_layers_that_the_model_has_not_are_refused(olmoe: Any, layers: Any) -> None:
+    with pytest.raises(UserError) as caught:
+        detect(olmoe).choose(layers)
+    assert caught.value.fix
+
+
+def test_too_many_layers_names_how_many_there_are(olmoe: Any) -> None:
+    with pytest.raises(UserError, match="roma.layers is last9, but the model has 5 MoE layers") as caught:
+        detect(olmoe).choose("last9")
+    assert caught.value.fix == "use last5 or all"
+
+
+def test_a_dense_model_is_refused_with_the_known_types() -> None:
+    config = AutoConfig.for_model("llama", num_hidden_layers=1)
+    with pytest.raises(UserError, match="model type 'llama' has no routers") as caught:
+        family_of(config)
+    assert all(model_type in str(caught.value.fix) for model_type in TYPES)
+
+
+def test_a_sparse_type_without_sparse_layers_is_refused() -> None:
+    with pytest.raises(UserError, match="no router of class"):
+        detect(small("qwen3_moe", num_hidden_layers=2, mlp_only_layers=[0, 1]))
+
+
+@pytest.mark.parametrize("change", [{"num_experts": 7}, {"hidden_size": 17}])
+def test_weights_that_disagree_with_the_config_are_refused(change: dict[str, int]) -> None:
+    model = small("olmoe")
+    for name, value in change.items():
+        setattr(model.config, name, value)
+    with pytest.raises(UserError, match=r"has shape \(6, 16\), the config says"):
+        detect(model)
+
+
+def test_partitioned_weights_are_read_by_their_full_shape() -> None:
+    model = small("olmoe")
+    for layer in model.model.layers:
+        weight = layer.mlp.gate.weight
+        weight.ds_shape = weight.shape
+        weight.data = torch.zeros(0)
+    assert detect(model).experts == 6
+
+
+def test_families_share_no_model_type() -> None:
+    with pytest.raises(ValueError, match="belongs to"):
+        _checked((FAMILIES[0], FAMILIES[0]))
