@@ -34,9 +34,7 @@ class StageRecord:
         except (UserError, KeyError, TypeError, ValueError):
             return "its record is damaged"
         # As JSON: what was written as a tuple is read back as a list.
-        changed = sorted(
-            key for key in {*old, *inputs} if fingerprint.of_json(old.get(key)) != fingerprint.of_json(inputs.get(key))
-        )
+        changed = sorted(key for key in {*old, *inputs} if _unlike(old.get(key), inputs.get(key)))
         if changed:
             return "changed since: " + ", ".join(changed)
         for name, size in outputs.items():
@@ -67,3 +65,7 @@ class StageRecord:
         """The record as written. Raises UserError when the stage has not run."""
         record: dict[str, Any] = read_json(self.path)
         return record
+
+
+def _unlike(one: Any, other: Any) -> bool:
+    return fingerprint.of_json(one) != fingerprint.of_json(other)

@@ -80,7 +80,7 @@ def test_layers_that_the_model_has_not_are_refused(olmoe: Any, layers: Any) -> N
 
 
 def test_too_many_layers_names_how_many_there_are(olmoe: Any) -> None:
-    with pytest.raises(UserError, match="roma.layers is last9, but the model has 5 MoE layers") as caught:
+    with pytest.raises(UserError, match=r"roma\.layers is last9, but the model has 5 MoE layers") as caught:
         detect(olmoe).choose("last9")
     assert caught.value.fix == "use last5 or all"
 

@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import random
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_runs import free_sample, letter_sample, text_sample
+
+from roma_ds.backbone.encoding import Encoded, cut_middle, encode
+from roma_ds.data.sample import Sample
+from roma_ds.errors import UserError
+
+
+class Characters:
+    """A tokenizer of characters, with special tokens around each text when asked for."""
+
+    def __init__(self, first: int | None = None, last: int | None = None, merges: str = "") -> None:
+        self.first, self.last, self.merges = first, last, merges
+
+    def __call__(self, text: str, add_special_tokens: bool = True) -> dict[str, list[int]]:
+        ids = [ord(letter) for letter in text]
+        if self.merges and self.merges in text:
+            place = text.index(self.merges)
+            ids[place : place + len(self.merges)] = [9999]
+        if add_special_tokens:
+            ids = [*([self.first] if self.first else []), *ids, *([self.last] if self.last else [])]
+        return {"input_ids": ids}
+
+
+@given(st.lists(st.integers(0, 9999), max_size=80, unique=True), st.integers(1, 90))
+def test_cutting_keeps_both_ends_and_the_limit(tokens: list[int], limit: int) -> None:
+    kept, cut = cut_middle(tokens, limit)
+    assert len(kept) == min(len(tokens), limit)
+    assert cut == (len(tokens) > limit)
+    if not cut:
+        assert kept == tuple(tokens)
+        return
+    head = 0
+    while head < limit and kept[head] == tokens[head]:
+        head += 1
+    assert kept[head:] == tuple(tokens[len(tokens) - (limit - head) :]), "a head and a tail, nothing between"
+    assert head < limit, "the tail, with `Answer:` in it, is never lost"
+    assert limit - head >= head, "the end matters more than the start"
+    assert head >= 1 or limit < 4, "the start matters too"
+
+
+@pytest.mark.parametrize("make", [letter_sample, text_sample, free_sample])
+def test_answers_follow_the_prompt(tokenizer: Any, make: Any) -> None:
+    samples = [make(place, random.Random(place)) for place in range(6)]
+    prompts = encode(samples, tokenizer, 1000)
+    for row, (sample, prompt) in enumerate(zip(samples, prompts, strict=True)):
+        assert (prompt.row, prompt.answer, prompt.truncated) == (row, sample.answer, False)
+        assert prompt.prompt == tuple(tokenizer(sample.prompt)["input_ids"])
+        assert prompt.prompt + prompt.target == tuple(tokenizer(sample.prompt + sample.target)["input_ids"])
+        assert len(prompt.options) == len(sample.options)
+        for text, option in zip(sample.options, prompt.options, strict=True):
+            assert prompt.prompt + option == tuple(tokenizer(sample.prompt + text)["input_ids"])
+        if sample.options:
+            assert prompt.options[sample.answer] == prompt.target
+        assert prompt.single_token_options == (make is letter_sample)
+
+
+def test_answers_of_a_cut_prompt_are_whole(tokenizer: Any) -> None:
+    sample = letter_sample(0, random.Random(0))
+    (whole,), (cut,) = encode([sample], tokenizer, 1000), encode([sample], tokenizer, 8)
+    assert cut.truncated
+    assert len(cut.prompt) == 8
+    assert cut.prompt[-2:] == whole.prompt[-2:] == tuple(tokenizer("Answer :")["input_ids"])
+    assert (cut.target, cut.options) == (whole.target, whole.options)
+
+
+@pytest.mark.parametrize("special", [{}, {"first": 1}, {"last": 2}, {"first": 1, "last": 2}])
+def test_special_tokens_stay_out_of_the_answer(special: dict[str, int]) -> None:
+    sample = Sample("a", "t", "train", "P:", "P", ("x", "y"), 1, " y", (" x", " y"))
+    (prompt,) = encode([sample], Characters(**special), 100)
+    assert prompt.options == ((32, ord("x")), (32, ord("y")))
+    assert prompt.target == (32, ord("y"))
+
+
+def test_an_answer_that_merges_with_the_prompt_is_tokenised_alone() -> None:
+    sample = Sample("a", "t", "train", "P:", "P", ("x",), 0, " x", (" x",))
+    (prompt,) = encode([sample], Characters(merges=": "), 100)
+    assert prompt.target == (32, ord("x"))
+
+
+@pytest.mark.parametrize("change", [{"prompt": ""}, {"target": ""}, {"options": (" A", "", " C", " D")}])
+def test_a_sample_without_tokens_is_named(tokenizer: Any, change: dict[str, Any]) -> None:
+    samples = [letter_sample(place, random.Random(place)) for place in range(3)]
+    samples[1] = replace(samples[1], **change)
+    with pytest.raises(UserError, match="sample t/train/1: its prompt or an answer has no tokens"):
+        encode(samples, tokenizer, 100)
+
+
+@pytest.mark.parametrize(("continuation", "length"), [((), 3), ((7,), 3), ((7, 8, 9), 5)])
+def test_the_last_answer_token_is_predicted_and_not_read(continuation: tuple[int, ...], length: int) -> None:
+    assert Encoded(0, (1, 2, 3), continuation).length == length
