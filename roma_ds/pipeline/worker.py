@@ -103,7 +103,7 @@ def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run this rank; the exit code says how it ended (see the README)."""
-    options = build_worker_parser().parse_args(arguments)
+    options = build_worker_parser().parse_intermixed_args(arguments)
     rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
     try:
         run = load_for(options.config, options.overrides, options.deepspeed_config)
