@@ -5,8 +5,12 @@ from __future__ import annotations
 import functools
 import os
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    from cli.projects import Project
 
 LAYERS = ("unit", "distributed", "deepspeed", "cli")
 HERE = Path(__file__).parent
@@ -38,3 +42,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     if failed:
         terminalreporter.section("failed before the tests (see above)", red=True)
         terminalreporter.line(failed)
+
+
+@pytest.fixture(scope="session")
+def indexed(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A tiny project in float32 whose run is made up to the neighbours; copy it, do not change it."""
+    from cli.projects import make_project
+
+    project = make_project(tmp_path_factory.mktemp("project"))
+    done = project.run("index", ranks=1)
+    assert done.code == 0, done
+    return project

@@ -1,0 +1,188 @@
+"""A run that was stopped goes on where it was saved, and ends as if nothing had happened."""
+
+from __future__ import annotations
+
+import re
+import signal
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+import pytest
+from cli.projects import BIN, Finished, Project, Started, largest_difference, make_project
+
+STEPS = 96
+SAVE_EVERY = 8
+LOG_EVERY = 4
+SETTINGS = (f"train.save_every={SAVE_EVERY}", f"train.log_every={LOG_EVERY}", "train.lr=2.0e-3")
+DIES_WITHIN_S = 60.0
+
+pytestmark = [pytest.mark.timeout(900)]
+
+Reference = Callable[[int], Project]
+
+
+@pytest.fixture(scope="module")
+def long_run(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """Slow enough steps to be hit, with all before training done."""
+    project = make_project(
+        tmp_path_factory.mktemp("long"), epochs=STEPS // 4, words=96, layers=6, hidden=64, experts=8
+    )
+    done = project.run("index", *SETTINGS, ranks=1)
+    assert done.code == 0, done
+    return project
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(long_run: Project, tmp_path_factory: pytest.TempPathFactory) -> Reference:
+    known: dict[int, Project] = {}
+
+    def at(stage: int) -> Project:
+        if stage not in known:
+            project = long_run.copied(tmp_path_factory.mktemp("uninterrupted") / "out")
+            done = project.run("train", f"deepspeed=zero{stage}", *SETTINGS)
+            assert done.code == 0, done
+            assert "resumed" not in done.out
+            known[stage] = project
+        return known[stage]
+
+    return at
+
+
+@dataclass
+class Attempt:
+    """`roma-ds train` in the background, watched through metrics.jsonl."""
+
+    project: Project
+    stage: int
+    ranks: int = 2
+    more: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        words = (f"deepspeed=zero{self.stage}", *SETTINGS, *self.more)
+        arguments = self.project.arguments("train", *words, ranks=self.ranks)
+        self.started = Started([str(BIN / "roma-ds"), *arguments], self.project.folder)
+
+    def reach(self, step: int) -> None:
+        """Wait until a log line of this step or a later one is there."""
+        deadline = time.monotonic() + 240
+        while not any(line["step"] >= step for line in self.project.metrics()):
+            if self.started.process.poll() is not None or time.monotonic() > deadline:
+                raise AssertionError(f"step {step} was not reached\n{self.started.finish(0.1)}")
+            time.sleep(0.05)
+
+    def ranks_running(self) -> list[psutil.Process]:
+        wanted = re.compile(r"--local_rank=\d+")
+        return [
+            process
+            for process in self.started.descendants()
+            if any(wanted.fullmatch(word) for word in process.cmdline())
+        ]
+
+    def signalled(self, signum: signal.Signals, step: int) -> tuple[Finished, int]:
+        """Send a signal to `roma-ds` at `step`; how it ended, and the step it says was saved."""
+        self.reach(step)
+        family = self.started.descendants()
+        self.started.process.send_signal(signum)
+        done = self.started.finish(DIES_WITHIN_S)
+        none_left(family)
+        assert done.code == 128 + signum, done
+        assert done.err.count("roma-ds: stopped") == 1 and "rerun the same command" in done.err, done
+        assert "Traceback" not in done.err, done
+        found = re.search(rf"stopped after step (\d+) of {STEPS}, which is saved", done.err)
+        assert found, done
+        assert (self.project.out / "train" / "state" / f"step-{found[1]}").is_dir()
+        assert step <= int(found[1]) < STEPS
+        return done, int(found[1])
+
+    def with_a_killed_rank(self, step: int) -> int:
+        """kill -9 of the last rank at `step`; the newest step that was saved before."""
+        self.reach(step)
+        family = self.started.descendants()
+        self.ranks_running()[-1].kill()
+        killed = time.monotonic()
+        done = self.started.finish(DIES_WITHIN_S)
+        assert time.monotonic() - killed < DIES_WITHIN_S
+        none_left(family)
+        assert done.code == 1, done
+        assert "a rank was killed" in done.err and "rerun the same command" in done.err, done
+        saved = [int(path.name[5:]) for path in (self.project.out / "train" / "state").glob("step-*")]
+        assert max(saved) >= step - SAVE_EVERY and max(saved) % SAVE_EVERY == 0
+        return max(saved)
+
+    def finished(self) -> Finished:
+        done = self.started.finish(240)
+        assert done.code == 0, done
+        return done
+
+
+def none_left(family: list[psutil.Process]) -> None:
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
+def says_resumed(done: Finished, step: int) -> None:
+    assert f"resumed after step {step} of {STEPS}" in done.out, done
+
+
+def each_log_step_once(project: Project) -> None:
+    steps = [line["step"] for line in project.metrics()]
+    assert steps == [1, *range(LOG_EVERY, STEPS + 1, LOG_EVERY)]
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_stopped_three_ways_and_run_again(
+    stage: int, long_run: Project, uninterrupted: Reference, tmp_path: Path
+) -> None:
+    """Ctrl-C, then SIGTERM, then the loss of a rank, each time followed by the same command."""
+    project = long_run.copied(tmp_path / "out")
+    _, saved = Attempt(project, stage).signalled(signal.SIGINT, 12)
+
+    attempt = Attempt(project, stage)
+    done, saved_next = attempt.signalled(signal.SIGTERM, 36)
+    says_resumed(done, saved)
+
+    saved = Attempt(project, stage).with_a_killed_rank(60)
+    assert saved > saved_next
+
+    done = Attempt(project, stage).finished()
+    says_resumed(done, saved)
+    each_log_step_once(project)
+    reference = uninterrupted(stage)
+    assert largest_difference(project.routers(), reference.routers()) <= 1e-6
+    last, wanted = project.metrics()[-1], reference.metrics()[-1]
+    assert last["grad_norm"] == pytest.approx(wanted["grad_norm"], rel=1e-4)
+
+    again = Attempt(project, stage).finished()
+    assert "train roma: up to date" in again.out or "roma: up to date" in again.out
+
+
+def test_resumes_under_another_stage_and_another_number_of_ranks(
+    long_run: Project, uninterrupted: Reference, tmp_path: Path
+) -> None:
+    """ZeRO 3, 0 and 2 on two ranks, then ZeRO 2 on one rank with the same global batch."""
+    project = long_run.copied(tmp_path / "out")
+    _, saved = Attempt(project, 3).signalled(signal.SIGTERM, 12)
+
+    done, saved_next = Attempt(project, 0).signalled(signal.SIGINT, 32)
+    says_resumed(done, saved)
+
+    saved = Attempt(project, 2).with_a_killed_rank(56)
+    assert saved >= saved_next
+
+    done = Attempt(project, 2, ranks=1, more=("train.gradient_accumulation=2",)).finished()
+    says_resumed(done, saved)
+    each_log_step_once(project)
+    assert largest_difference(project.routers(), uninterrupted(0).routers()) <= 1e-5
+
+
+def test_another_global_batch_is_not_resumed(long_run: Project, tmp_path: Path) -> None:
+    project = long_run.copied(tmp_path / "out")
+    words = ("train.epochs=1", *SETTINGS)
+    assert project.run("train", *words, ranks=1).code == 0
+    (project.out / "train" / "stage.json").unlink()
+    done = project.run("train", *words, "train.micro_batch=16", ranks=1)
+    assert done.code == 0, done
+    assert "belongs to another config, data or global batch; not resumed" in done.out
