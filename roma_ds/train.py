@@ -1,4 +1,4 @@
-"""Entry of the launcher: `deepspeed [flags] --module roma_ds.train --config RUN.yaml`, or this file as a script."""
+"""What the deepspeed launcher starts: `--module roma_ds.train --config RUN.yaml`, or this file."""
 
 import sys
 from pathlib import Path

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from typing import Any
@@ -66,7 +67,9 @@ class FrozenModel:
         """
         for layer, weight in weights.items():
             if layer not in self.layout.layers:
-                raise UserError(f"the router file has layer {layer}, the model has none", "use its own base model")
+                raise UserError(
+                    f"the router file has layer {layer}, the model has none", "use its own base model"
+                )
             site = self.layout.sites[self.layout.layers.index(layer)]
             if tuple(weight.shape) != (site.experts, site.hidden):
                 raise UserError(
@@ -87,7 +90,8 @@ class FrozenModel:
         """
         requests = _requests(prompts)
         mine = [requests[index] for index in self.world.share(len(requests))]
-        rounds = -(-(-(-len(requests) // self.world.size)) // batch_size)
+        most = math.ceil(len(requests) / self.world.size)
+        rounds = math.ceil(most / batch_size)
         batches = list(in_batches(mine, batch_size))
         found: list[tuple[int, int, float, bool, float, Any, Any]] = []
         seen_tokens = 0
@@ -123,7 +127,11 @@ def _requests(prompts: Sequence[Prompt]) -> list[Encoded]:
 
 
 def _results(
-    group: Sequence[Encoded], batch: Batch, logits: torch.Tensor, routing: torch.Tensor, prompts: Sequence[Prompt]
+    group: Sequence[Encoded],
+    batch: Batch,
+    logits: torch.Tensor,
+    routing: torch.Tensor,
+    prompts: Sequence[Prompt],
 ) -> list[tuple[int, int, float, bool, float, Any, Any]]:
     logprobs = torch.log_softmax(logits, dim=-1).cpu()
     chosen = logprobs.gather(1, batch.answer_ids[:, None])[:, 0]

@@ -21,7 +21,9 @@ def checkpoint(model: ModelConfig) -> str:
 def _explain(error: Exception, model: ModelConfig) -> Exception:
     text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     if Path(checkpoint(model)).exists():
-        return UserError(f"model.path: {model.path} cannot be loaded: {text}", "check the files of the checkpoint")
+        return UserError(
+            f"model.path: {model.path} cannot be loaded: {text}", "check the files of the checkpoint"
+        )
     return UserError(
         f"model.path: '{model.path}' is no folder here and was not found on the hub: {text}",
         "give the folder of a checkpoint, or a hub id with network access",
@@ -77,7 +79,9 @@ def load_model(model: ModelConfig, zero3: dict[str, Any] | None, device: torch.d
     except (OSError, ValueError, KeyError) as error:
         raise _explain(error, model) from error
     except torch.OutOfMemoryError as error:
-        raise EnvironmentFault(f"not enough memory to load {model.path}: {error}", "use more ranks") from error
+        raise EnvironmentFault(
+            f"not enough memory to load {model.path}: {error}", "use more ranks"
+        ) from error
     finally:
         del partitioning
     missing = sorted(report["missing_keys"])

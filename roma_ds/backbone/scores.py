@@ -39,10 +39,10 @@ class Scores:
         found: Iterable[tuple[int, int, float, bool, float, Any, Any]],
         tokens_read: int,
     ) -> Scores:
-        """Put together per-sequence results (row, option, loglikelihood, greedy, margin, options, routing)."""
+        """From per-sequence results: (row, option, loglikelihood, greedy, margin, options, routing)."""
         by_row: dict[int, dict[int, tuple[float, bool, float, Any, Any]]] = {}
         for row, option, *rest in found:
-            by_row.setdefault(row, {})[option] = tuple(rest)  # type: ignore[assignment]
+            by_row.setdefault(row, {})[option] = tuple(rest)
         options: list[NDArray[np.float32]] = []
         target, loss, predicted, correct, margin, routing = [], [], [], [], [], []
         for row, prompt in enumerate(prompts):

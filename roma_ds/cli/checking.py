@@ -22,13 +22,14 @@ def _model(run: RunConfig, world_size: int) -> str:
 
     config = load_config(run.model)
     family = family_of(config)
-    return f"{family.name}, {family.experts(config)} experts, top-{family.top_k(config)}, {config.num_hidden_layers} layers"
+    shape = f"{config.num_hidden_layers} layers, {family.experts(config)} experts, top-{family.top_k(config)}"
+    return f"{family.name}, {shape}"
 
 
 def _data(run: RunConfig, world_size: int) -> str:
     from roma_ds.data import load_evaluation, load_training, preview
 
-    training, dropped = load_training(run)
+    training, _ = load_training(run)
     evaluation = load_evaluation(run)
     text = f"{len(training)} training and {len(evaluation)} evaluation samples"
     return f"{text}\n\n{preview(training, 2)}\n"

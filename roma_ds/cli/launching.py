@@ -30,6 +30,8 @@ def launcher_environment(environment: Mapping[str, str] = os.environ) -> dict[st
     found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), found.get("PATH", os.defpath)])
     if "DS_ACCELERATOR" not in found and not any(Path("/dev").glob("nvidia[0-9]*")):
         found["DS_ACCELERATOR"] = "cpu"
+    # The compiled operations hold this environment's paths, so each environment keeps its own.
+    found.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     return found
 
 
@@ -42,7 +44,11 @@ def _free_port() -> int:
 
 def launch_line(ranks: int, launcher_flags: Sequence[str], worker_arguments: Sequence[str]) -> list[str]:
     """The deepspeed command; flags of the user come last, so that they win."""
-    flags = [] if any(flag.startswith("--master_port") for flag in launcher_flags) else [f"--master_port={_free_port()}"]
+    flags = (
+        []
+        if any(flag.startswith("--master_port") for flag in launcher_flags)
+        else [f"--master_port={_free_port()}"]
+    )
     return [
         "deepspeed",
         "--quiet",
@@ -78,9 +84,13 @@ def run_launcher(ranks: int, launcher_flags: Sequence[str], worker_arguments: Se
     print("$ " + shlex.join(line), flush=True)
     environment = launcher_environment()
     try:
-        launcher = subprocess.Popen(line, env=environment, start_new_session=True, executable=_program(environment))
+        launcher = subprocess.Popen(
+            line, env=environment, start_new_session=True, executable=_program(environment)
+        )
     except OSError as error:
-        raise EnvironmentFault(f"the deepspeed launcher cannot be started: {error}", "pip install deepspeed") from error
+        raise EnvironmentFault(
+            f"the deepspeed launcher cannot be started: {error}", "pip install deepspeed"
+        ) from error
     received: list[int] = []
 
     def forward(signum: int, frame: FrameType | None) -> None:
@@ -100,7 +110,11 @@ def run_launcher(ranks: int, launcher_flags: Sequence[str], worker_arguments: Se
     if received:
         return 128 + received[0]
     if code not in KNOWN_CODES:
-        print("roma-ds: error: a rank was killed; the last saved state is kept\n  fix: rerun the same command to go on", file=sys.stderr)
+        print(
+            "roma-ds: error: a rank was killed; the last saved state is kept\n"
+            "  fix: rerun the same command to go on",
+            file=sys.stderr,
+        )
         return 1
     return code
 

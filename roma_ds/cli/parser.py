@@ -43,15 +43,23 @@ class _Parser(argparse.ArgumentParser):
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="RUN.yaml", help="the run's config")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the config's")
-    parser.add_argument("--ranks", type=int, default=None, metavar="N", help="ranks on this host (default: one a device)")
-    parser.add_argument("--ds", "--deepspeed_config", dest="ds", metavar="FILE", help="DeepSpeed JSON in place of the config's")
+    parser.add_argument(
+        "--ranks", type=int, default=None, metavar="N", help="ranks on this host (default: one a device)"
+    )
+    parser.add_argument(
+        "--ds",
+        "--deepspeed_config",
+        dest="ds",
+        metavar="FILE",
+        help="DeepSpeed JSON in place of the config's",
+    )
 
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     parser = _Parser(
         prog="roma-ds",
-        description="Train only the routers of a Mixture-of-Experts language model, by Routing Manifold Alignment.",
+        description="Router-only training of Mixture-of-Experts language models by Routing Manifold Alignment.",
     )
     parser.add_argument("--version", action="version", version=f"roma-ds {__version__}")
     commands = parser.add_subparsers(
@@ -72,9 +80,13 @@ def build_parser() -> argparse.ArgumentParser:
     listing.add_argument("what", choices=LISTS)
     listing.add_argument("--under", type=Path, default=Path("runs"), help="where `ls runs` looks (runs)")
 
-    check = commands.add_parser("check", help="check config, DeepSpeed JSON, model family and data, without weights")
+    check = commands.add_parser(
+        "check", help="check config, DeepSpeed JSON, model family and data, without weights"
+    )
     _add_run_arguments(check)
-    check.add_argument("--world-size", type=int, default=1, metavar="N", help="ranks that the run will have (1)")
+    check.add_argument(
+        "--world-size", type=int, default=1, metavar="N", help="ranks that the run will have (1)"
+    )
 
     run = commands.add_parser("run", help="all stages")
     _add_run_arguments(run)

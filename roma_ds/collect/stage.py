@@ -63,5 +63,5 @@ def collect(
                 "family": frozen.layout.family.name,
                 "total_parameters": frozen.total_parameters,
             }
-    facts = world.from_first(facts)
-    return facts
+    shared: dict[str, Any] = world.from_first(facts)
+    return shared

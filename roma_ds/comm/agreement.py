@@ -38,7 +38,8 @@ def agreement(world: World) -> Iterator[None]:
     for rank, other in enumerate(reports):
         if other is not None:
             code, message, fix = other
-            error = OtherRankFailed(f"rank {rank} failed: {message}", fix) if code == 1 else None
-            error = error or error_for(code, message, fix)
-            error.agreed = True
-            raise error
+            shared = error_for(code, message, fix)
+            if code == 1:
+                shared = OtherRankFailed(f"rank {rank} failed: {message}", fix)
+            shared.agreed = True
+            raise shared

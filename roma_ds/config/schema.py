@@ -173,8 +173,8 @@ class TrainConfig:
     """Resume states kept on disk; older ones are deleted."""
     task_loss: bool = True
     """False trains on the manifold term alone."""
-    prefix_cache: Literal["auto", "off"] = "auto"
-    """auto: hidden states entering the first trained layer are computed once per sample and stored."""
+    prefix_cache: Literal["auto"] = "auto"
+    """auto: use cached hidden states where this version can; it runs the whole network in every step."""
 
 
 @dataclass(frozen=True)
@@ -209,8 +209,6 @@ class EvalConfig:
     """Folder with TASK/SPLIT.jsonl[.gz], used in place of the hub."""
     batch_size: Count = 16
     """Samples per rank and forward pass."""
-    oracle: Annotated[int, Range(at_least=0)] = 0
-    """Samples per task for oracle routing, an upper bound that uses test labels; 0 is off."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of what the fields contradict together."""

@@ -33,3 +33,5 @@ class Sample:
     """Candidate answers as they follow the prompt: letters or texts."""
     passage: str = ""
     """Text that the question is about, where there is one."""
+    subject: str = ""
+    """Subject or skill that the row names, for tables and pictures."""

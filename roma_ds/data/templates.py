@@ -49,6 +49,7 @@ def render(row: Row, answer_form: AnswerForm, task: str, split: str) -> Sample:
         target=options[answer] if choices else f" {row['answer']}",
         options=options,
         passage=passage,
+        subject=str(row.get("subject") or row.get("skill") or ""),
     )
 
 

@@ -45,7 +45,11 @@ def load_encoder(config: EmbedConfig, device: torch.device) -> Any:
     try:
         return SentenceTransformer(location, device=str(device))
     except (OSError, ValueError) as error:
-        where = "cannot be loaded" if Path(location).exists() else "is no folder here and was not found on the hub"
+        where = (
+            "cannot be loaded"
+            if Path(location).exists()
+            else "is no folder here and was not found on the hub"
+        )
         raise UserError(
             f"embed.model: '{config.model}' {where}: {str(error).splitlines()[0]}",
             "give a sentence-transformers folder or hub id, or `demo` for the packaged model",
@@ -60,7 +64,11 @@ def embed_texts(
     for start in range(0, len(texts), batch_size):
         batch = list(texts[start : start + batch_size])
         vectors = encoder.encode(
-            batch, batch_size=batch_size, convert_to_numpy=True, show_progress_bar=False, normalize_embeddings=True
+            batch,
+            batch_size=batch_size,
+            convert_to_numpy=True,
+            show_progress_bar=False,
+            normalize_embeddings=True,
         )
         parts.append(np.asarray(vectors, np.float32))
         if progress is not None:
@@ -82,6 +90,6 @@ def check_embeddings(vectors: NDArray[np.float32], ids: Sequence[str]) -> None:
     off = np.flatnonzero(np.abs(lengths - 1) > 1e-3)
     if off.size:
         raise UserError(
-            f"{off.size} embeddings are not of length 1, first for sample {ids[int(off[0])]} ({lengths[off[0]]:.3f})",
+            f"{off.size} embeddings have not length 1, first sample {ids[int(off[0])]}: {lengths[off[0]]:.3f}",
             "delete the embed folder so that it is made again",
         )

@@ -10,7 +10,7 @@ import numpy as np
 
 from roma_ds.backbone.scores import Scores
 from roma_ds.data.sample import Sample
-from roma_ds.evaluation.statistics import stderr
+from roma_ds.evaluation.uncertainty import stderr
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
@@ -39,7 +39,9 @@ def task_results(samples: Sequence[Sample], scores: Scores, scoring: str) -> dic
     for task in dict.fromkeys(sample.task for sample in samples):
         rows = [row for row, sample in enumerate(samples) if sample.task == task]
         right = scores.correct[rows]
-        answers = Counter(samples[row].answer if samples[row].options else samples[row].target for row in rows)
+        answers = Counter(
+            samples[row].answer if samples[row].options else samples[row].target for row in rows
+        )
         cloze = scoring == "cloze" and all(samples[row].options for row in rows)
         predicted = Counter(option_name(int(scores.predicted[row])) for row in rows)
         results[task] = {

@@ -28,7 +28,9 @@ def _shards(base: Path) -> dict[str, str]:
         with safe_open(base / SINGLE, framework="pt") as file:
             placement = dict.fromkeys(file.keys(), SINGLE)
     else:
-        raise UserError(f"{base} has neither {SINGLE} nor {INDEX}", "give the folder of a safetensors checkpoint")
+        raise UserError(
+            f"{base} has neither {SINGLE} nor {INDEX}", "give the folder of a safetensors checkpoint"
+        )
     for shard in sorted(set(placement.values())):
         if not (base / shard).exists():
             raise UserError(f"{base / INDEX} names {shard}, which is not there", "complete the checkpoint")
@@ -50,8 +52,8 @@ def _rewrite(source: Path, target: Path, routers: Mapping[str, torch.Tensor]) ->
         if key in tensors:
             if tensors[key].shape != weight.shape:
                 raise UserError(
-                    f"{key} has shape {tuple(tensors[key].shape)} in {source.name} and {tuple(weight.shape)} in "
-                    "the router file",
+                    f"{key} has shape {tuple(tensors[key].shape)} in {source.name}, "
+                    f"{tuple(weight.shape)} in the router file",
                     "merge with the base model that the routers were trained on",
                 )
             # Kept in float32: rounding a tuned router to bfloat16 could undo small updates.
@@ -66,7 +68,9 @@ def _verify(base: Path, out: Path, placement: Mapping[str, str], routers: Mappin
             for key in keys:
                 wanted = routers[key] if key in routers else old.get_tensor(key)
                 if not torch.equal(new.get_tensor(key), wanted):
-                    raise UserError(f"{key} differs after writing {out / shard}", "check the disk and merge again")
+                    raise UserError(
+                        f"{key} differs after writing {out / shard}", "check the disk and merge again"
+                    )
 
 
 def merge(base: Path, router_file: Path, out: Path) -> dict[str, int]:

@@ -27,7 +27,9 @@ class RouterFile:
         for key, weight in self.weights.items():
             match = _LAYER.search(f".{key}")
             if match is None:
-                raise UserError(f"router file key {key} names no layer", "use a file written by roma-ds train")
+                raise UserError(
+                    f"router file key {key} names no layer", "use a file written by roma-ds train"
+                )
             found[int(match.group(1))] = weight
         return found
 
@@ -39,7 +41,9 @@ def read_router_file(path: Path) -> RouterFile:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{path} cannot be read as a router file: {error}", "train again, or check the path") from error
+        raise UserError(
+            f"{path} cannot be read as a router file: {error}", "train again, or check the path"
+        ) from error
     if not weights:
         raise UserError(f"{path} holds no router", "train again, or check the path")
     return RouterFile(weights, metadata)

@@ -45,7 +45,9 @@ def detect(model: Any) -> MoELayout:
             continue
         match = _LAYER.search(f".{name}.")
         if match is None:
-            raise UserError(f"router {name} lies in no numbered layer", "this checkpoint layout is not supported")
+            raise UserError(
+                f"router {name} lies in no numbered layer", "this checkpoint layout is not supported"
+            )
         experts, hidden = _shape(module.weight)
         sites.append(RouterSite(int(match.group(1)), name, experts, hidden))
     sites.sort(key=lambda site: site.layer)
@@ -62,4 +64,3 @@ def detect(model: Any) -> MoELayout:
                 "use a config.json that belongs to these weights",
             )
     return MoELayout(family, tuple(sites), family.top_k(model.config))
-

@@ -19,7 +19,7 @@ class Family:
     name: str
     model_types: tuple[str, ...]
     router_class: str
-    """Class name of the router module, whose forward returns (logits [T, E], scores [T, k], indices [T, k])."""
+    """Class name of the router, whose forward returns (logits [T, E], scores [T, k], indices [T, k])."""
     gate_key: str
     """Name of a router's weight in saved checkpoints, with `{layer}`."""
     experts_attribute: str

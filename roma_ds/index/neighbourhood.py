@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from roma_ds.errors import UserError
 from roma_ds.index.search import TIE_TOLERANCE, SearchBackend, make_backend, rank
 
 ABSENT = -1
@@ -27,7 +28,8 @@ class Neighbourhood:
     @property
     def present(self) -> NDArray[np.bool_]:
         """[n, k], True where there is a neighbour."""
-        return self.ids != ABSENT
+        found: NDArray[np.bool_] = self.ids != ABSENT
+        return found
 
     @property
     def empty(self) -> int:
@@ -42,7 +44,10 @@ def prompt_groups(prompts: Sequence[str]) -> NDArray[np.int64]:
 
 
 class NeighbourFinder:
-    """Exact search among the successful samples, leaving out a sample itself and copies of its prompt."""
+    """Exact search among the successful samples, leaving out a sample itself and copies of its prompt.
+
+    Raises UserError on embeddings that are not finite, whether they are searched or ask.
+    """
 
     def __init__(
         self,
@@ -51,6 +56,8 @@ class NeighbourFinder:
         groups: NDArray[np.int64],
         backend: str,
     ) -> None:
+        if not np.isfinite(embeddings).all():
+            raise UserError("an embedding is not finite", "delete the embed folder and run again")
         self.embeddings = embeddings
         self.groups = groups
         self.members: NDArray[np.int64] = np.flatnonzero(successful)
@@ -68,7 +75,7 @@ class NeighbourFinder:
         chosen = np.asarray(rows, np.int64)
         widest = int(self.copies[self.groups[chosen]].max(initial=0)) if len(rows) else 0
         count = min(len(self.members), k + widest + 4)
-        while pending.size:
+        while pending.size and count:
             unsure = []
             for start in range(0, pending.size, chunk):
                 part = pending[start : start + chunk]

@@ -58,7 +58,9 @@ class TorchBackend:
 
     def top(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
         """See SearchBackend."""
-        products = self._torch.from_numpy(np.ascontiguousarray(queries)).to(self._vectors.device) @ self._vectors.T
+        products = (
+            self._torch.from_numpy(np.ascontiguousarray(queries)).to(self._vectors.device) @ self._vectors.T
+        )
         scores, positions = products.topk(count, dim=1)
         return scores.cpu().numpy(), positions.cpu().numpy()
 

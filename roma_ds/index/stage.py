@@ -14,7 +14,6 @@ from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
 from roma_ds.errors import UserError
 from roma_ds.index.neighbourhood import NeighbourFinder, Neighbourhood, prompt_groups
-from roma_ds.manifold.kernel import least_inner_product, median_sigma
 from roma_ds.storage.atomic import make_folder, write_npy
 
 OUTPUTS = ["neighbours.npy", "inner_products.npy"]
@@ -25,8 +24,8 @@ def check_successful(run: RunConfig, successful: NDArray[np.bool_]) -> None:
     size = int(successful.sum())
     if size == 0:
         raise UserError(
-            f"none of the {len(successful)} training samples is answered right, so there is no neighbour to learn from",
-            "look at the rendered prompts with `roma-ds check`, or use a base model that can answer some of them",
+            f"none of the {len(successful)} training samples is answered right: there are no neighbours",
+            "look at the prompts with `roma-ds check`, or use a base model that can answer some of them",
         )
     if run.roma.epsilon is None and run.roma.neighbours > size:
         raise UserError(
@@ -41,23 +40,23 @@ def build_neighbours(
     samples: Sequence[Sample],
     embeddings: NDArray[np.float32],
     successful: NDArray[np.bool_],
+    least: float | None,
     folder: Path,
 ) -> dict[str, Any]:
     """Write `neighbours.npy` (int64 [samples, k], -1 where absent) and `inner_products.npy` (float64).
 
-    embeddings: [samples, dim], unit length; successful: bool [samples], membership in S. A collective.
-    Returns facts for the stage's record, sigma among them.
+    embeddings: [samples, dim], unit length; successful: bool [samples], membership in S; least: smallest
+    inner product in an epsilon-ball, None for k-NN. A collective. Returns facts for the stage's record.
     """
     with agreement(world):
         check_successful(run, successful)
-        sigma = median_sigma(embeddings, run.train.seed) if run.roma.sigma == "median" else float(run.roma.sigma)
         groups = prompt_groups([sample.prompt for sample in samples])
         finder = NeighbourFinder(embeddings, successful, groups, run.index.backend)
         rows = world.share(len(samples))
-        if run.roma.epsilon is None:
+        if least is None:
             part = finder.nearest(rows, run.roma.neighbours)
         else:
-            part = finder.within(rows, least_inner_product(run.roma.epsilon, sigma), run.index.max_neighbours)
+            part = finder.within(rows, least, run.index.max_neighbours)
     gathered = world.gather_to_first(part)
     facts: dict[str, Any] = {}
     with agreement(world):
@@ -67,7 +66,6 @@ def build_neighbours(
             write_npy(folder / "neighbours.npy", whole.ids)
             write_npy(folder / "inner_products.npy", whole.inner_products)
             facts = {
-                "sigma": sigma,
                 "successful": int(successful.sum()),
                 "empty_neighbourhoods": whole.empty,
                 "capped_neighbourhoods": whole.capped,

@@ -9,5 +9,5 @@ def lambda_at(step: int, steps: int, peak: float, warmup: float) -> float:
     Rises linearly over the first `warmup` share of the run and is above 0 from the first step on, so
     that a warm-up can never outlast a run.
     """
-    rising = int(round(warmup * steps))
+    rising = round(warmup * steps)
     return peak * min(1.0, (step + 1) / (rising + 1)) if rising else peak

@@ -12,11 +12,12 @@ from numpy.typing import NDArray
 def row_weights(similarities: NDArray[np.floating], present: NDArray[np.bool_]) -> NDArray[np.float64]:
     """W: similarities divided by their row sum; absent neighbours and empty rows are 0. All [n, k]."""
     values = np.where(present, similarities, 0.0).astype(np.float64)
-    # A far neighbourhood under a small sigma underflows to 0 everywhere; equal weights keep rows summing to 1.
+    # Far neighbours under a small sigma all underflow to 0; equal weights keep the rows summing to 1.
     flat = present.any(axis=1) & (values.sum(axis=1) <= 0.0)
     values[flat] = present[flat]
     sums = values.sum(axis=1, keepdims=True)
-    return np.divide(values, sums, out=np.zeros_like(values), where=sums > 0)
+    weights: NDArray[np.float64] = np.divide(values, sums, out=np.zeros_like(values), where=sums > 0)
+    return weights
 
 
 def pull_targets(

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from roma_ds.evaluation.statistics import Interval, McNemar, mcnemar_exact, paired_bootstrap
+from roma_ds.evaluation.uncertainty import Interval, McNemar, mcnemar_exact, paired_bootstrap
 from roma_ds.monitor.run_folder import Variant
 from roma_ds.monitor.wording import p_value, percent, points, variant_title
 

@@ -164,7 +164,7 @@ def _training(run: Run) -> dict[str, Any]:
     return {
         "samples": samples,
         "successful_before": before,
-        "successful_after": train.get("successful_after"),
+        "successful_after": _evaluated(run, "roma").get("training_successful"),
         "trainable_parameters": train.get("trainable_parameters"),
         "total_parameters": train.get("total_parameters"),
         "seconds": {stage: run.seconds(stage) for stage in TIMED_STAGES},
@@ -175,6 +175,12 @@ def _training(run: Run) -> dict[str, Any]:
         "world_size": train.get("world_size") or run.environment.get("world_size"),
         "zero_stage": train.get("zero_stage"),
     }
+
+
+def _evaluated(run: Run, variant: str) -> Mapping[str, Any]:
+    """Facts that the evaluation of a variant recorded."""
+    found: Mapping[str, Any] = (run.stages.get(f"eval/{variant}.stage.json") or {}).get("extra") or {}
+    return found
 
 
 def _finite(value: Any) -> Any:

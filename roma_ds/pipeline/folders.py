@@ -66,7 +66,9 @@ def installed() -> dict[str, str]:
     return found
 
 
-def describe_run(folders: Folders, run: RunConfig, ds: dict[str, Any], world_size: int, accelerator: str) -> None:
+def describe_run(
+    folders: Folders, run: RunConfig, ds: dict[str, Any], world_size: int, accelerator: str
+) -> None:
     """Write the resolved configs and the environment into the run folder."""
     make_folder(folders.root)
     write_text(folders.root / "config.resolved.yaml", to_yaml(run))

@@ -37,7 +37,9 @@ class Session:
         commit = getattr(model_config, "_commit_hash", None)
         location = Path(checkpoint(run.model))
         self.model_hash: str = world.from_first(
-            fingerprint.of_folder(location) if location.is_dir() else fingerprint.of_json([str(location), commit])
+            fingerprint.of_folder(location)
+            if location.is_dir()
+            else fingerprint.of_json([str(location), commit])
         )
 
     def say(self, text: str) -> None:

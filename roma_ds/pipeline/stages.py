@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from roma_ds.backbone.frozen import MONITORS
+from roma_ds.backbone.encoding import encode
+from roma_ds.backbone.frozen import MONITORS, FrozenModel
 from roma_ds.baselines import TRAINED
 from roma_ds.collect import collect
 from roma_ds.collect.stage import OUTPUTS as COLLECT_OUTPUTS
@@ -24,6 +25,7 @@ from roma_ds.export.router_file import read_router_file
 from roma_ds.index import Neighbourhood, build_neighbours
 from roma_ds.index.neighbourhood import prompt_groups
 from roma_ds.index.stage import OUTPUTS as INDEX_OUTPUTS
+from roma_ds.manifold.kernel import least_inner_product, median_sigma
 from roma_ds.pipeline.data import make_data
 from roma_ds.pipeline.session import Session
 from roma_ds.pipeline.watchers import watchers
@@ -47,7 +49,10 @@ def _samples(session: Session, name: str) -> list[Sample]:
 def embed_stage(session: Session) -> None:
     """Task embeddings of all samples."""
     folders, run = session.folders, session.run
-    inputs = {"data": session.fingerprint(folders.record("data")), "embed": {"model": run.embed.model, "text": run.embed.text}}
+    inputs = {
+        "data": session.fingerprint(folders.record("data")),
+        "embed": {"model": run.embed.model, "text": run.embed.text},
+    }
 
     def work() -> Mapping[str, Any]:
         training, evaluation = _samples(session, "samples.parquet"), _samples(session, "eval.parquet")
@@ -102,18 +107,22 @@ def index_stage(session: Session) -> None:
     def work() -> Mapping[str, Any]:
         embeddings = np.load(folders.stage("embed") / "embeddings.npy", mmap_mode="r")
         samples = _samples(session, "samples.parquet")
+        roma = run.roma
+        sigma = median_sigma(embeddings, run.train.seed) if roma.sigma == "median" else float(roma.sigma)
+        least = None if roma.epsilon is None else least_inner_product(roma.epsilon, sigma)
         facts = build_neighbours(
-            session.world, run, samples, embeddings, _successful(session), folders.stage("index")
+            session.world, run, samples, embeddings, _successful(session), least, folders.stage("index")
         )
         session.say(
-            f"index: {facts['neighbours_mean']:.1f} neighbours a sample, {facts['empty_neighbourhoods']} without any"
+            f"index: {facts['neighbours_mean']:.1f} neighbours a sample, "
+            f"{facts['empty_neighbourhoods']} samples without any"
         )
         if facts["capped_neighbourhoods"]:
             session.say(
                 f"index: {facts['capped_neighbourhoods']} epsilon-balls held more than index.max_neighbours="
                 f"{run.index.max_neighbours}; the most similar are kept"
             )
-        return facts
+        return {**facts, "sigma": sigma}
 
     session.stage("index", folders.record("index"), inputs, INDEX_OUTPUTS, work)
 
@@ -189,7 +198,7 @@ def _train_one(session: Session, name: str) -> None:
 
 
 def _monitored(ds: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
-    """The DeepSpeed config of one training: controls write TensorBoard beside their own files, and nowhere else."""
+    """The DeepSpeed config of one training: controls write TensorBoard beside their own files only."""
     if name == "roma":
         return dict(ds)
     config = {key: value for key, value in ds.items() if key not in MONITORS}
@@ -202,6 +211,21 @@ def eval_stage(session: Session, variants: Sequence[str]) -> None:
     """Measure the base model and each trained variant on all evaluation samples."""
     for name in variants:
         _evaluate_one(session, name)
+
+
+def _successful_now(session: Session, frozen: FrozenModel) -> int:
+    """How many training samples the tuned model answers right: the size of S after training."""
+    run = session.run
+    prompts = encode(_samples(session, "samples.parquet"), session.tokenizer, run.data.max_tokens)
+    scores = frozen.score(
+        prompts,
+        run.roma.tokens,
+        run.eval.batch_size,
+        "S after training",
+        pad_id=session.tokenizer.pad_token_id or 0,
+    )
+    count: int = session.world.from_first(int(scores.correct.sum()) if scores is not None else 0)
+    return count
 
 
 def _evaluate_one(session: Session, name: str) -> None:
@@ -226,9 +250,9 @@ def _evaluate_one(session: Session, name: str) -> None:
         with agreement(session.world):
             weights = {} if router is None else read_router_file(router).by_layer()
         frozen.use_routers(weights)
-        facts = evaluate(
-            session.world, run, name, samples, frozen, session.tokenizer, folders.stage("eval")
-        )
+        facts = evaluate(session.world, run, name, samples, frozen, session.tokenizer, folders.stage("eval"))
+        if name == "roma":
+            facts = {**facts, "training_successful": _successful_now(session, frozen)}
         session.say(f"eval {name}: average accuracy {100 * facts['average']:.2f}%")
         return facts
 

@@ -21,13 +21,16 @@ GOALS = ON_ALL_RANKS
 def build_worker_parser() -> argparse.ArgumentParser:
     """Arguments of a rank; what the launchers append is accepted in both spellings."""
     parser = argparse.ArgumentParser(
-        prog="roma_ds.train", description="Train routers by RoMA; started on every rank by the deepspeed launcher."
+        prog="roma_ds.train",
+        description="Train routers by RoMA; started on every rank by the deepspeed launcher.",
     )
     parser.add_argument("--config", required=True, type=Path, help="the run's YAML file")
     parser.add_argument("--until", choices=GOALS, default="train", help="last stage to run")
     parser.add_argument("--variant", help="train or evaluate this variant alone")
     parser.add_argument("--deepspeed", action="store_true", help="accepted for habit; always on")
-    parser.add_argument("--deepspeed_config", "--deepspeed-config", help="DeepSpeed JSON in place of the config's")
+    parser.add_argument(
+        "--deepspeed_config", "--deepspeed-config", help="DeepSpeed JSON in place of the config's"
+    )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="appended by the launcher")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the config's")
     return parser

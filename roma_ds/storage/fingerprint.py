@@ -1,4 +1,4 @@
-"""Short stable hashes of configs and files; a stage is up to date when the hash of its inputs is unchanged."""
+"""Short stable hashes of configs and files, by which a stage knows whether it is up to date."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,12 @@ from roma_ds.errors import RomaError
 
 
 def _start(
-    body: Callable[..., Any], rank: int, size: int, rendezvous: str, results: str, arguments: tuple[Any, ...]
+    body: Callable[..., Any],
+    rank: int,
+    size: int,
+    rendezvous: str,
+    answers: Connection,
+    arguments: tuple[Any, ...],
 ) -> None:
     os.environ |= {
         "RANK": str(rank),
@@ -34,8 +40,7 @@ def _start(
     code = 0
     try:
         world = start_world(Path(rendezvous))
-        result = body(world, *arguments)
-        torch.save(result, Path(results) / f"{rank}.pt")
+        answers.send(body(world, *arguments))
         world.close()
     except RomaError as error:
         print(f"rank {rank}: {error}", file=sys.stderr, flush=True)
@@ -60,27 +65,30 @@ def on_ranks(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: fl
 
     The first rank that fails ends the others. Raises RankFailed, whose `codes` are the exit codes.
     """
-    import torch
-
     context = multiprocessing.get_context("spawn")
     with tempfile.TemporaryDirectory() as folder:
         rendezvous = str(Path(folder) / "rendezvous")
+        pipes = [context.Pipe(duplex=False) for _ in range(size)]
         processes = [
-            context.Process(target=_start, args=(body, rank, size, rendezvous, folder, arguments))
+            context.Process(target=_start, args=(body, rank, size, rendezvous, pipes[rank][1], arguments))
             for rank in range(size)
         ]
         for process in processes:
             process.start()
+        for _, sender in pipes:
+            sender.close()
         deadline = time.monotonic() + timeout_s
+        results: dict[int, Any] = {}
         try:
             while any(process.is_alive() for process in processes):
-                codes = {rank: process.exitcode for rank, process in enumerate(processes)}
+                # A rank blocks while its answer does not fit in the pipe, so answers are taken as they come.
+                _take(pipes, results)
                 late = time.monotonic() > deadline
-                if late or any(code not in (None, 0) for code in codes.values()):
+                if late or any(process.exitcode not in (None, 0) for process in processes):
                     # Ranks that agreed on an error end by themselves within moments.
                     for process in processes:
                         process.join(0 if late else 5)
-                    raise RankFailed({rank: process.exitcode for rank, process in enumerate(processes)})
+                    break
                 time.sleep(0.02)
         finally:
             for process in processes:
@@ -90,4 +98,17 @@ def on_ranks(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: fl
         codes = {rank: process.exitcode for rank, process in enumerate(processes)}
         if any(codes.values()):
             raise RankFailed(codes)
-        return [torch.load(Path(folder) / f"{rank}.pt", weights_only=False) for rank in range(size)]
+        _take(pipes, results)
+        return [results[rank] for rank in range(size)]
+
+
+def _take(pipes: list[tuple[Connection, Connection]], results: dict[int, Any]) -> None:
+    """Move answers that have come into `results`, by rank."""
+    for rank, (receiver, _) in enumerate(pipes):
+        if rank in results or receiver.closed or not receiver.poll():
+            continue
+        try:
+            results[rank] = receiver.recv()
+        except EOFError:
+            # The rank ended without an answer; its exit code tells.
+            receiver.close()

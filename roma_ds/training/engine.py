@@ -48,7 +48,10 @@ class RouterEngine:
             list(self.routers.values()), lr=run.train.lr, weight_decay=run.train.weight_decay
         )
         self.engine, self.optimizer, *_ = deepspeed.initialize(
-            model=self.routed, optimizer=self.adamw, model_parameters=list(self.routers.values()), config=config
+            model=self.routed,
+            optimizer=self.adamw,
+            model_parameters=list(self.routers.values()),
+            config=config,
         )
         # Dropout is off in the frozen network: collected and live routing must be the same function.
         self.engine.module.eval()
@@ -71,7 +74,9 @@ class RouterEngine:
         norm = None
         if self.optimizer is self.adamw:
             norm = torch.linalg.vector_norm(
-                torch.stack([torch.linalg.vector_norm(weight.grad.float()) for weight in self._with_gradient()])
+                torch.stack(
+                    [torch.linalg.vector_norm(weight.grad.float()) for weight in self._with_gradient()]
+                )
             )
         self.engine.step()
         if norm is None:
@@ -101,13 +106,17 @@ class RouterEngine:
                 values = {layer: self.adamw.state[weight][name] for layer, weight in self.routers.items()}
             else:
                 values = {
-                    layer: safe_get_full_optimizer_state(weight, name) for layer, weight in self.routers.items()
+                    layer: safe_get_full_optimizer_state(weight, name)
+                    for layer, weight in self.routers.items()
                 }
             found[name] = {layer: value.float().cpu().clone() for layer, value in values.items()}
         return found
 
     def restore(
-        self, masters: Mapping[int, torch.Tensor], moments: Mapping[str, Mapping[int, torch.Tensor]], step: int
+        self,
+        masters: Mapping[int, torch.Tensor],
+        moments: Mapping[str, Mapping[int, torch.Tensor]],
+        step: int,
     ) -> None:
         """Put weights and optimizer state in place as they were after `step` updates. A collective."""
         import deepspeed
@@ -138,7 +147,11 @@ class RouterEngine:
 
     def _optimized_tensors(self) -> Sequence[torch.Tensor]:
         """What AdamW keeps its state for: flat fp32 partitions under ZeRO and bf16, else the routers."""
-        for name in ("fp32_partitioned_groups_flat", "single_partition_of_fp32_groups", "fp32_groups_flat_partition"):
+        for name in (
+            "fp32_partitioned_groups_flat",
+            "single_partition_of_fp32_groups",
+            "fp32_groups_flat_partition",
+        ):
             flat = getattr(self.optimizer, name, None)
             if flat is not None:
                 return list(flat)

@@ -11,7 +11,7 @@ def learning_rate_at(step: int, steps: int, peak: float, warmup: float, schedule
     Rises linearly over the first `warmup` share of the run, then follows `cosine` or `linear` towards 0,
     or stays `constant`.
     """
-    rising = int(round(warmup * steps))
+    rising = round(warmup * steps)
     if step < rising:
         return peak * (step + 1) / (rising + 1)
     done = (step - rising) / max(1, steps - rising)

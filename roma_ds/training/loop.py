@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import resource
 import time
 from collections.abc import Callable, Sequence
@@ -50,7 +51,8 @@ def peak_memory_bytes(device: torch.device) -> int:
 
 def load_entropy(load: torch.Tensor) -> torch.Tensor:
     """Entropy of expert shares [..., E] over log E: 1 is an even load, 0 all on one expert."""
-    return torch.special.entr(load).sum(dim=-1) / torch.log(torch.tensor(float(load.shape[-1])))
+    entropy: torch.Tensor = torch.special.entr(load).sum(dim=-1) / math.log(load.shape[-1])
+    return entropy
 
 
 @dataclass
@@ -99,7 +101,9 @@ class Training:
                 if stop or done % config.save_every == 0 or done == self.order.steps:
                     self._save(done)
                 if stop and done < self.order.steps:
-                    raise Interrupted(stop, f"stopped after step {done} of {self.order.steps}, which is saved")
+                    raise Interrupted(
+                        stop, f"stopped after step {done} of {self.order.steps}, which is saved"
+                    )
         return {
             "steps": self.order.steps,
             "resumed_at": first,
@@ -109,7 +113,9 @@ class Training:
             "total_parameters": self.engine.total_parameters,
             "layers": list(self.engine.layers),
             "peak_memory_bytes": int(
-                self.world.reduce(torch.tensor(float(peak_memory_bytes(self.world.device)), dtype=torch.float64), "max")
+                self.world.reduce(
+                    torch.tensor(float(peak_memory_bytes(self.world.device)), dtype=torch.float64), "max"
+                )
             ),
         }
 
@@ -131,8 +137,10 @@ class Training:
         return result, weight, rate
 
     def _agree(self, result: StepResult, done: int) -> int:
-        """The signal that any rank got, or 0. Raises RomaError on all ranks when a gradient was not finite."""
-        finite = torch.isfinite(torch.tensor([result.grad_norm, result.sums.task, result.sums.manifold])).all()
+        """The signal that any rank got, or 0. Raises RomaError on all ranks if a gradient is not finite."""
+        finite = torch.isfinite(
+            torch.tensor([result.grad_norm, result.sums.task, result.sums.manifold])
+        ).all()
         flags = torch.tensor([float(self.interruption.signum), float(not finite)])
         signum, broken = self.world.reduce(flags, "max").tolist()
         if broken:
@@ -161,7 +169,15 @@ class Training:
         self, window: Window, result: StepResult, done: int, weight: float, rate: float
     ) -> tuple[float, int]:
         sums = window.sums
-        counts = [sums.task, sums.manifold, sums.correct, sums.samples, sums.empty, sums.tokens, sums.micro_batches]
+        counts = [
+            sums.task,
+            sums.manifold,
+            sums.correct,
+            sums.samples,
+            sums.empty,
+            sums.tokens,
+            sums.micro_batches,
+        ]
         task, manifold, correct, samples, empty, tokens, batches = self.world.reduce(
             torch.tensor(counts, dtype=torch.float64)
         ).tolist()

@@ -31,7 +31,7 @@ ROUTER_FILE = "router.safetensors"
 def write_router_file(
     path: Path, weights: Mapping[int, torch.Tensor], keys: Mapping[int, str], facts: Mapping[str, str]
 ) -> None:
-    """Write router weights, float32 [experts, hidden], under their checkpoint names with `facts` as metadata."""
+    """Write router weights, float32 [experts, hidden], under their checkpoint names; `facts` are metadata."""
     tensors = {keys[layer]: weight.contiguous() for layer, weight in weights.items()}
     with writing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **facts})

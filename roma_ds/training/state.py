@@ -93,4 +93,3 @@ def load_newest(folder: Path, inputs: str, say: Callable[[str], None]) -> Resume
             continue
         return state
     return None
-

@@ -108,10 +108,12 @@ def training_step(
         for number, names in enumerate(passes):
             output = engine.forward(batch)
             task = task_term(output.logits, batch, len(sequences))
-            manifold = manifold_term(output.routing, pull.mean, pull.spread, pull.present, settings.layer_reduction)
-            loss = torch.zeros((), device=task.device)
-            if "task" in names:
-                loss = loss + share * task.sum()
+            manifold = manifold_term(
+                output.routing, pull.mean, pull.spread, pull.present, settings.layer_reduction
+            )
+            # ZeRO-3 releases a module after its backward only if one began at its output: the manifold term
+            # alone enters the last layer half-way, so the task term stays in the graph, if with weight 0.
+            loss = (share if "task" in names else 0.0) * task.sum()
             if "manifold" in names:
                 loss = loss + share * weight * manifold.sum()
             if with_norms:

@@ -49,5 +49,7 @@ class ManifoldTargets:
         mean, spread = pull_targets(self.weights[chosen], values)
         present = self.neighbours.present[chosen].any(axis=1)
         return BatchTargets(
-            torch.from_numpy(mean).to(device), torch.from_numpy(spread).to(device), torch.from_numpy(present).to(device)
+            torch.from_numpy(mean).to(device),
+            torch.from_numpy(spread).to(device),
+            torch.from_numpy(present).to(device),
         )

@@ -206,7 +206,7 @@ def test_overrides_are_laid_over_in_order(write: Write) -> None:
             "eval.tasks.0.limit=4",
             "eval.tasks.0.split=validation",
             "model.revision='2024-01-01'",
-            "train.prefix_cache=off",
+            "index.backend=torch",
         ],
     )
     assert run.roma.lambda_ == 0.0
@@ -219,7 +219,7 @@ def test_overrides_are_laid_over_in_order(write: Write) -> None:
         "validation",
     )
     assert run.model.revision == "2024-01-01"
-    assert run.train.prefix_cache == "off"
+    assert run.index.backend == "torch"
 
 
 def test_problems_in_the_file_are_named_with_file_and_key_all_at_once(write: Write) -> None:

@@ -1,0 +1,44 @@
+"""The card that goes with a published router file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from roma_ds.config import RunConfig
+from roma_ds.export.router_file import read_router_file
+from roma_ds.storage.atomic import read_json
+
+
+def model_card(run: RunConfig, router: Path, evaluations: Mapping[str, Path]) -> str:
+    """Markdown: what the routers are, how to use them, what they scored; evaluations not run are left out."""
+    file = read_router_file(router)
+    weights = sum(weight.numel() for weight in file.weights.values())
+    lines = [
+        f"# Routers for {run.model.path}",
+        "",
+        f"{len(file.weights)} routers ({weights:,} weights, float32), layers {file.metadata.get('layers')}, "
+        f"trained by {file.metadata.get('method')} with roma_ds.",
+        "",
+        f"- base model: {run.model.path} (revision {run.model.revision or 'default'})",
+        f"- method: lambda {run.roma.lambda_}, k {run.roma.neighbours}, epsilon {run.roma.epsilon}, "
+        f"sigma {run.roma.sigma}, tokens {run.roma.tokens}",
+        f"- training: {run.train.epochs} epochs, learning rate {run.train.lr}, seed {run.train.seed}",
+        f"- config hash: {file.metadata.get('config_hash')}",
+        "",
+        "Merge them into the base checkpoint:",
+        "",
+        f"    roma-ds merge {run.model.path} {router.name} --out merged",
+        "",
+    ]
+    found = {name: read_json(path) for name, path in evaluations.items() if path.exists()}
+    if found:
+        tasks = list(dict.fromkeys(task for result in found.values() for task in result["tasks"]))
+        lines += ["| variant | average | " + " | ".join(tasks) + " |", "|---|---|" + "---|" * len(tasks)]
+        for name, result in found.items():
+            cells = [
+                f"{100 * result['tasks'][task]['accuracy']:.1f} ± {100 * result['tasks'][task]['stderr']:.1f}"
+                for task in tasks
+            ]
+            lines.append(f"| {name} | {100 * result['average']:.2f} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
