@@ -76,7 +76,7 @@ class Project:
         flags = [word for word in more if word.startswith("--")]
         return [command, str(self.config), "--ranks", str(ranks), *flags, *given]
 
-    def run(self, command: str, *more: str, ranks: int = 2, timeout_s: float = 240) -> Finished:
+    def run(self, command: str, *more: str, ranks: int = 2, timeout_s: float = 280) -> Finished:
         """`roma-ds COMMAND run.yaml --ranks N ...`; `more` holds flags and overrides."""
         return roma_ds(*self.arguments(command, *more, ranks=ranks), cwd=self.folder, timeout_s=timeout_s)
 
@@ -178,11 +178,11 @@ class Started:
         return Finished(code, *texts)
 
 
-def run_command(command: Sequence[str], cwd: Path, timeout_s: float = 240) -> Finished:
+def run_command(command: Sequence[str], cwd: Path, timeout_s: float = 280) -> Finished:
     return Started(command, cwd).finish(timeout_s)
 
 
-def roma_ds(*arguments: str, cwd: Path, timeout_s: float = 240) -> Finished:
+def roma_ds(*arguments: str, cwd: Path, timeout_s: float = 280) -> Finished:
     """`roma-ds ...` as a user types it."""
     return run_command([str(BIN / "roma-ds"), *arguments], cwd, timeout_s)
 
