@@ -38,20 +38,23 @@ def save_state(folder: Path, state: ResumeState, inputs: str, keep: int) -> Path
     """
     make_folder(folder)
     temporary = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
-    tensors = {f"master.{layer}": value.contiguous() for layer, value in state.masters.items()}
-    for name, by_layer in state.moments.items():
-        tensors |= {f"{name}.{layer}": value.contiguous() for layer, value in by_layer.items()}
-    save_file(tensors, temporary / TENSORS)
-    write_json(
-        temporary / "state.json",
-        {"step": state.step, "inputs": inputs, "sha256": fingerprint.of_file(temporary / TENSORS)},
-    )
-    with open(temporary / TENSORS, "rb") as handle:
-        os.fsync(handle.fileno())
     final = folder / f"step-{state.step}"
-    if final.exists():
-        shutil.rmtree(final)
-    os.replace(temporary, final)
+    try:
+        tensors = {f"master.{layer}": value.contiguous() for layer, value in state.masters.items()}
+        for name, by_layer in state.moments.items():
+            tensors |= {f"{name}.{layer}": value.contiguous() for layer, value in by_layer.items()}
+        save_file(tensors, temporary / TENSORS)
+        write_json(
+            temporary / "state.json",
+            {"step": state.step, "inputs": inputs, "sha256": fingerprint.of_file(temporary / TENSORS)},
+        )
+        with open(temporary / TENSORS, "rb") as handle:
+            os.fsync(handle.fileno())
+        if final.exists():
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
     for _, older in _states(folder)[:-keep]:
         shutil.rmtree(older)
     return final
@@ -70,6 +73,8 @@ def _read(path: Path) -> tuple[ResumeState, str]:
     facts: dict[str, Any] = read_json(path / "state.json")
     if fingerprint.of_file(path / TENSORS) != facts["sha256"]:
         raise UserError(f"{path / TENSORS} does not match its checksum", "delete it")
+    if path.name != f"step-{facts['step']}":
+        raise UserError(f"{path / 'state.json'} names step {facts['step']}", "delete it")
     parts: dict[str, dict[int, torch.Tensor]] = {}
     for key, value in load_file(path / TENSORS).items():
         name, layer = key.rsplit(".", 1)
@@ -85,7 +90,7 @@ def load_newest(folder: Path, inputs: str, say: Callable[[str], None]) -> Resume
     for step, path in reversed(_states(folder)):
         try:
             state, made_from = _read(path)
-        except (UserError, OSError, KeyError, ValueError) as error:
+        except (UserError, OSError, KeyError, TypeError, ValueError) as error:
             say(f"state of step {step} is damaged ({str(error).splitlines()[0]}); trying the one before it")
             continue
         if made_from != inputs:
