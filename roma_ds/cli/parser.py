@@ -59,7 +59,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     parser = _Parser(
         prog="roma-ds",
-        description="Router-only training of Mixture-of-Experts language models by Routing Manifold Alignment.",
+        description="Router-only training of Mixture-of-Experts models by Routing Manifold Alignment (RoMA).",
     )
     parser.add_argument("--version", action="version", version=f"roma-ds {__version__}")
     commands = parser.add_subparsers(

@@ -90,6 +90,6 @@ def check_embeddings(vectors: NDArray[np.float32], ids: Sequence[str]) -> None:
     off = np.flatnonzero(np.abs(lengths - 1) > 1e-3)
     if off.size:
         raise UserError(
-            f"{off.size} embeddings have not length 1, first sample {ids[int(off[0])]}: {lengths[off[0]]:.3f}",
+            f"{off.size} embeddings lack length 1, first sample {ids[int(off[0])]}: {lengths[off[0]]:.3f}",
             "delete the embed folder so that it is made again",
         )

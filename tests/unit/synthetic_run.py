@@ -89,11 +89,9 @@ def make_run(
         write_variant(folder, name, table, predicted, answers, options)
         pull = {"base": 0.8, "roma": 2.2}.get(name, 1.0)
         write_npy(folder / "eval" / f"{name}.routing.npy", _routing(label, pull, tasks, rng))
-        if name == "roma":
-            write_json(
-                folder / "eval" / "roma.stage.json",
-                {"stage": "roma", "fingerprint": "0", "seconds": 2.5, "extra": {"training_successful": 81}},
-            )
+        extra = {"training_successful": 81} if name == "roma" else {}
+        record = {"stage": name, "fingerprint": "0", "seconds": 2.5, "extra": extra}
+        write_json(folder / "eval" / f"{name}.stage.json", record)
     return folder
 
 
