@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import sys
 from collections.abc import Sequence
 
 from roma_ds.cli.parser import STAGES, build_parser, split_launcher_flags
 from roma_ds.errors import RomaError
+from roma_ds.storage import TYPED
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command. Returns 0 done, 2 user's input, 3 environment, 1 bug, 130 or 143 on a signal."""
     given, launcher_flags = split_launcher_flags(list(sys.argv[1:] if arguments is None else arguments))
     options = build_parser().parse_args(given)
+    # The ranks write down what the user typed, which a launcher hides from them.
+    os.environ[TYPED] = shlex.join(["roma-ds", *given, *(["--", *launcher_flags] if launcher_flags else [])])
     from roma_ds.cli import commands
 
     try:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import platform
+import shlex
 import sys
 from dataclasses import dataclass
 from importlib import metadata
@@ -10,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from roma_ds.config import RunConfig, to_yaml
+from roma_ds.storage import TYPED
 from roma_ds.storage.atomic import make_folder, write_json, write_text
 from roma_ds.storage.stage import StageRecord
 
@@ -82,6 +85,6 @@ def describe_run(
             "accelerator": accelerator,
             "world_size": world_size,
             "packages": installed(),
-            "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
+            "commands": [os.environ.get(TYPED) or shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])],
         },
     )

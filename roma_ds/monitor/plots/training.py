@@ -21,7 +21,7 @@ _PANELS = (
     ("lambda", ("lambda",)),
     ("gradient: task —  manifold - -", ("grad_norm_task", "grad_norm_manifold")),
     ("gradient: lambda × manifold / task", ("ratio",)),
-    ("entropy of expert load, nats", ("expert_load_entropy",)),
+    ("expert load entropy, 1 = even", ("expert_load_entropy",)),
 )
 
 
