@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shlex
 import signal
@@ -96,10 +97,13 @@ def run_launcher(ranks: int, launcher_flags: Sequence[str], worker_arguments: Se
     def forward(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
         targets = _ranks_of(launcher.pid)
+        # Each may have ended by itself since it was listed.
+        with contextlib.suppress(ProcessLookupError):
+            if not targets:
+                os.killpg(launcher.pid, signal.SIGKILL)
         for pid in targets:
-            os.kill(pid, signum)
-        if not targets:
-            os.killpg(launcher.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signum)
 
     previous = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM)}
     try:
@@ -138,4 +142,5 @@ def _wait(launcher: subprocess.Popen[bytes], received: Sequence[int]) -> int:
             if received and deadline is None:
                 deadline = time.monotonic() + GRACE_S
             if deadline is not None and time.monotonic() > deadline:
-                os.killpg(launcher.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(launcher.pid, signal.SIGKILL)

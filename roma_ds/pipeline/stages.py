@@ -18,6 +18,7 @@ from roma_ds.comm import agreement
 from roma_ds.data.sample import Sample
 from roma_ds.data.store import load_samples
 from roma_ds.embed import embed
+from roma_ds.embed.encoder import check_embeddings
 from roma_ds.embed.stage import OUTPUTS as EMBED_OUTPUTS
 from roma_ds.errors import UserError
 from roma_ds.evaluation.stage import evaluate, outputs
@@ -105,8 +106,11 @@ def index_stage(session: Session) -> None:
     }
 
     def work() -> Mapping[str, Any]:
-        embeddings = np.load(folders.stage("embed") / "embeddings.npy", mmap_mode="r")
         samples = _samples(session, "samples.parquet")
+        with agreement(session.world):
+            embeddings = np.load(folders.stage("embed") / "embeddings.npy", mmap_mode="r")
+            # A sample that nobody has for a neighbour still looks for its own: all rows must be sound.
+            check_embeddings(embeddings, [sample.id for sample in samples])
         roma = run.roma
         sigma = median_sigma(embeddings, run.train.seed) if roma.sigma == "median" else float(roma.sigma)
         least = None if roma.epsilon is None else least_inner_product(roma.epsilon, sigma)
