@@ -15,14 +15,20 @@ TEST_SEED = 1
 """The test rows are the same for every seed, so that runs can be compared pair by pair."""
 
 
-def write_project(out: Path, seed: int, zero_stage: int, ranks: int) -> Path:
-    """Write `train.jsonl`, `test.jsonl` and `run.yaml` into `out`; returns the config's path.
+def write_project(
+    out: Path, seed: int, zero_stage: int, ranks: int, training_rows: int = TRAINING_ROWS
+) -> Path:
+    """Write `train.jsonl`, `validation.jsonl`, `test.jsonl` and `run.yaml`; returns the config's path.
 
     seed chooses the training rows and the order of training. Files that would not change are left alone, so
     that a second demo finds its stages up to date.
     """
     make_folder(out)
-    rows = {"train": generate("train", TRAINING_ROWS, seed), "test": generate("test", TEST_ROWS, TEST_SEED)}
+    rows = {
+        "train": generate("train", training_rows, seed),
+        "validation": generate("validation", TEST_ROWS, TEST_SEED),
+        "test": generate("test", TEST_ROWS, TEST_SEED),
+    }
     for name, content in rows.items():
         _write(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in content))
     config = preset_text("demo")
