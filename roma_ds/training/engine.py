@@ -32,9 +32,10 @@ class RouterEngine:
         self.world = world
         self.partitioned = is_zero3(ds)
         config = dict(ds)
-        if config.get("bf16", {}).get("enabled") and not config.get("zero_optimization", {}).get("stage"):
-            # Without this DeepSpeed picks an optimizer wrapper whose fp32 masters have no accessor.
-            config.setdefault("data_types", {"grad_accum_dtype": "fp32"})
+        zero = config.get("zero_optimization", {})
+        if config.get("bf16", {}).get("enabled") and not zero.get("stage"):
+            # At stage 0 DeepSpeed keeps fp32 masters that cannot be read; stage 1 gives the same numbers.
+            config["zero_optimization"] = {**zero, "stage": 1}
         network = load_model(run.model, config if self.partitioned else None, world.device)
         self.layout = detect(network)
         self.layers = self.layout.choose(run.roma.layers)
