@@ -15,7 +15,7 @@ from roma_ds.backbone.encoding import Encoded, Prompt
 from roma_ds.backbone.loading import load_model
 from roma_ds.backbone.routed import RoutedLM
 from roma_ds.backbone.scores import Scores
-from roma_ds.comm import World
+from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import MoELayout, detect
@@ -37,7 +37,8 @@ class FrozenModel:
         self.world = world
         self.partitioned = is_zero3(ds)
         network = load_model(model, dict(ds) if self.partitioned else None, world.device)
-        self.layout: MoELayout = detect(network)
+        with agreement(world):
+            self.layout: MoELayout = detect(network)
         self.total_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in network.parameters())
         self.routed = RoutedLM(network, self.layout, self.layout.layers)
         self._call: Any = self.routed
@@ -60,11 +61,7 @@ class FrozenModel:
                 if not self.partitioned or self.world.is_first:
                     target.data.copy_(weights[layer].to(target.device, target.dtype))
 
-    def use_routers(self, weights: Mapping[int, torch.Tensor]) -> None:
-        """Put router weights [experts, hidden] by layer number in place; other layers get back their own.
-
-        Raises UserError when a layer or a shape does not fit this model. A collective under ZeRO-3.
-        """
+    def _check(self, weights: Mapping[int, torch.Tensor]) -> None:
         for layer, weight in weights.items():
             if layer not in self.layout.layers:
                 raise UserError(
@@ -77,6 +74,14 @@ class FrozenModel:
                     f"{(site.experts, site.hidden)} in the model",
                     "use the base model that the routers were trained on",
                 )
+
+    def use_routers(self, weights: Mapping[int, torch.Tensor]) -> None:
+        """Put router weights [experts, hidden] by layer number in place; other layers get back their own.
+
+        Raises UserError when a layer or a shape does not fit this model. A collective under ZeRO-3.
+        """
+        with agreement(self.world):
+            self._check(weights)
         self._write({layer: kept for layer, kept in self._original.items() if layer not in weights})
         self._write(weights)
 

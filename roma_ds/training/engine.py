@@ -11,7 +11,7 @@ from roma_ds.backbone.batches import Batch
 from roma_ds.backbone.frozen import is_zero3
 from roma_ds.backbone.loading import load_model
 from roma_ds.backbone.routed import RoutedLM, RoutedOutput
-from roma_ds.comm import World
+from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.families import detect
 
@@ -37,8 +37,9 @@ class RouterEngine:
             # At stage 0 DeepSpeed keeps fp32 masters that cannot be read; stage 1 gives the same numbers.
             config["zero_optimization"] = {**zero, "stage": 1}
         network = load_model(run.model, config if self.partitioned else None, world.device)
-        self.layout = detect(network)
-        self.layers = self.layout.choose(run.roma.layers)
+        with agreement(world):
+            self.layout = detect(network)
+            self.layers = self.layout.choose(run.roma.layers)
         self.routed = RoutedLM(network, self.layout, self.layers)
         self.routers = self.routed.routers()
         for weight in self.routers.values():
