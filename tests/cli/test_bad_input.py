@@ -150,8 +150,8 @@ def test_no_ranks(shared: Project) -> None:
 
 
 def test_arguments_that_do_not_exist(shared: Project) -> None:
-    done = shared.run("run", "--rank=2", timeout_s=120)
-    assert done.code == 2 and "--rank" in done.err and "Traceback" not in done.err
+    done = shared.run("run", "--gpus=2", timeout_s=120)
+    assert done.code == 2 and "--gpus" in done.err and "Traceback" not in done.err
 
 
 def test_launcher_not_found(shared: Project, tmp_path: Path) -> None:
