@@ -116,8 +116,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run_stages(run, options.until, options.variant)
     except RomaError as error:
-        # Errors that ranks agreed on are printed once, by rank 0.
-        return report(error, rank) if rank == 0 or not error.agreed else error.exit_code
+        # What ranks agreed on is printed once, by rank 0; a signal reaches all of them.
+        once = error.agreed or isinstance(error, Interrupted)
+        return report(error, rank) if rank == 0 or not once else error.exit_code
     except Exception:  # noqa: BLE001  the last resort of a process: say everything, end at once
         traceback.print_exc()
         return 1

@@ -144,10 +144,12 @@ class Training:
         flags = torch.tensor([float(self.interruption.signum), float(not finite)])
         signum, broken = self.world.reduce(flags, "max").tolist()
         if broken:
-            raise RomaError(
+            error = RomaError(
                 f"loss or gradient is not finite at step {done}; the last saved state is kept",
                 "lower train.lr or roma.lambda, or use model.dtype=float32",
             )
+            error.agreed = True
+            raise error
         return int(signum)
 
     def _resume(self) -> int:
