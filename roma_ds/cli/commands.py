@@ -10,6 +10,7 @@ from pathlib import Path
 from roma_ds.cli.launching import default_ranks, launcher_environment, run_launcher
 from roma_ds.config import RunConfig, preset_names, preset_text
 from roma_ds.errors import UserError
+from roma_ds.pipeline.folders import Folders
 
 
 def _say(text: str) -> None:
@@ -25,26 +26,17 @@ def _worker_arguments(options: argparse.Namespace, goal: str) -> list[str]:
     return [*arguments, *options.overrides]
 
 
-def _check_variant(variant: str | None) -> None:
-    if variant is None:
-        return
-    # Names are listed without importing the variants themselves, which import torch.
-    known = ("base", "roma", "router_tuning", "random_neighbours")
-    if variant not in known:
-        raise UserError(f"--variant {variant} is unknown", f"use one of {', '.join(known)}")
-
-
 def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     """`run` and the single stages: what needs no ranks here, the rest through the launcher."""
     from roma_ds.config import resolve_deepspeed
     from roma_ds.pipeline.data import make_data
-    from roma_ds.pipeline.folders import Folders
-    from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, stages_until
+    from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, VARIANTS, stages_until
     from roma_ds.pipeline.worker import load_for
 
     goal = "report" if options.command == "run" else options.command
     variant = getattr(options, "variant", None)
-    _check_variant(variant)
+    if variant is not None and variant not in VARIANTS:
+        raise UserError(f"--variant {variant} is unknown", f"use one of {', '.join(VARIANTS)}")
     run_config = load_for(options.config, options.overrides, options.ds)
     ranks = options.ranks if options.ranks is not None else default_ranks()
     resolve_deepspeed(run_config, max(1, ranks))
@@ -74,12 +66,10 @@ def _on_ranks(options: argparse.Namespace, launcher_flags: Sequence[str], ranks:
     return run_launcher(ranks, launcher_flags, arguments)
 
 
-def finish(stage: str, run_config: RunConfig, folders: object) -> None:
+def finish(stage: str, run_config: RunConfig, folders: Folders) -> None:
     """The stages after the last one that needs ranks."""
     from roma_ds.pipeline import finishing
-    from roma_ds.pipeline.folders import Folders
 
-    assert isinstance(folders, Folders)
     if stage == "export":
         finishing.export(run_config, folders, _say)
     else:

@@ -112,7 +112,7 @@ def next_commands(run_dir: Path) -> str:
     return "\n".join(
         [
             f"report       {run_dir / 'report' / 'report.html'}",
-            f"TensorBoard  tensorboard --logdir {shlex.quote(str(run_dir / 'train' / 'tensorboard'))}",
+            f"TensorBoard  tensorboard --logdir {shlex.quote(str(run_dir))}",
         ]
     )
 

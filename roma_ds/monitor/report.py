@@ -63,7 +63,7 @@ def commands(run: Run) -> list[str]:
     again = f"roma-ds run {config}" + (f" --ranks {ranks}" if ranks else "")
     if run.config_text and again not in lines:
         lines.append(again)
-    lines.append(f"tensorboard --logdir {shlex.quote(str(run.folder / 'train' / 'tensorboard'))}")
+    lines.append(f"tensorboard --logdir {shlex.quote(str(run.folder))}")
     model = run.config.get("model", {}).get("path")
     router = run.folder / "train" / "router.safetensors"
     if model and router.exists():

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from typing import get_args
+
 from roma_ds.config import RunConfig
+from roma_ds.config.schema import Control
 
 ORDER = ("data", "embed", "collect", "index", "train", "eval", "export", "report")
 ON_ALL_RANKS = ("embed", "collect", "index", "train", "eval")
+VARIANTS: tuple[str, ...] = ("base", *get_args(Control), "roma")
 _NEEDS = {
     "data": (),
     "embed": ("data",),

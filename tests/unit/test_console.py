@@ -99,7 +99,7 @@ def test_summary_orders_variants_and_gives_differences() -> None:
 def test_next_commands_quote_the_folder() -> None:
     text = next_commands(Path("my runs/demo"))
     assert "my runs/demo/report/report.html" in text
-    assert "tensorboard --logdir 'my runs/demo/train/tensorboard'" in text
+    assert "tensorboard --logdir 'my runs/demo'" in text
 
 
 @pytest.mark.parametrize(

@@ -14,7 +14,7 @@ import pytest
 from synthetic_run import ACCURACY, make_run
 
 from roma_ds.errors import UserError
-from roma_ds.evaluation.statistics import Interval, McNemar
+from roma_ds.evaluation.uncertainty import Interval, McNemar
 from roma_ds.monitor.comparison import Comparison, sentence
 from roma_ds.monitor.figures import clusters, routing_pair
 from roma_ds.monitor.report import build_report

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from roma_ds.evaluation import statistics as subject
+from roma_ds.evaluation import uncertainty as subject
 
 OUTCOMES = st.lists(st.booleans(), min_size=1, max_size=60)
 
