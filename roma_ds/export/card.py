@@ -36,9 +36,11 @@ def model_card(run: RunConfig, router: Path, evaluations: Mapping[str, Path]) ->
         tasks = list(dict.fromkeys(task for result in found.values() for task in result["tasks"]))
         lines += ["| variant | average | " + " | ".join(tasks) + " |", "|---|---|" + "---|" * len(tasks)]
         for name, result in found.items():
-            cells = [
-                f"{100 * result['tasks'][task]['accuracy']:.1f} ± {100 * result['tasks'][task]['stderr']:.1f}"
-                for task in tasks
-            ]
+            cells = [_cell(result["tasks"].get(task)) for task in tasks]
             lines.append(f"| {name} | {100 * result['average']:.2f} | " + " | ".join(cells) + " |")
     return "\n".join(lines) + "\n"
+
+
+def _cell(result: Mapping[str, float] | None) -> str:
+    """Accuracy in percent; a dash for a task that this variant was not measured on."""
+    return "-" if result is None else f"{100 * result['accuracy']:.1f} ± {100 * result['stderr']:.1f}"

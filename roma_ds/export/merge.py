@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
 from roma_ds.errors import UserError
@@ -20,20 +20,36 @@ SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
+def _keys(shard: Path) -> list[str]:
+    """Names of the tensors in a file. Raises UserError when it is absent, cut or no safetensors file."""
+    try:
+        with safe_open(shard, framework="pt") as file:
+            return list(file.keys())
+    except FileNotFoundError as error:
+        raise UserError(f"{shard.parent} has no {shard.name}", "complete the checkpoint") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{shard} cannot be read: {error}", "complete the checkpoint") from error
+
+
 def _shards(base: Path) -> dict[str, str]:
-    """Checkpoint key -> shard file name. Raises UserError when a shard is missing."""
-    if (base / INDEX).exists():
-        placement: dict[str, str] = read_json(base / INDEX)["weight_map"]
-    elif (base / SINGLE).exists():
-        with safe_open(base / SINGLE, framework="pt") as file:
-            placement = dict.fromkeys(file.keys(), SINGLE)
-    else:
+    """Checkpoint key -> shard file name. Raises UserError when a shard or a tensor in it is missing."""
+    # Where there are both, transformers loads the single file.
+    if (base / SINGLE).exists():
+        return dict.fromkeys(_keys(base / SINGLE), SINGLE)
+    if not (base / INDEX).exists():
         raise UserError(
             f"{base} has neither {SINGLE} nor {INDEX}", "give the folder of a safetensors checkpoint"
         )
-    for shard in sorted(set(placement.values())):
-        if not (base / shard).exists():
-            raise UserError(f"{base / INDEX} names {shard}, which is not there", "complete the checkpoint")
+    index = read_json(base / INDEX)
+    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
+        raise UserError(f"{base / INDEX} has no weight_map", "complete the checkpoint")
+    placement: dict[str, str] = index["weight_map"]
+    held = {shard: set(_keys(base / shard)) for shard in sorted(set(placement.values()))}
+    for key, shard in placement.items():
+        if key not in held[shard]:
+            raise UserError(
+                f"{base / INDEX} places {key} in {shard}, which lacks it", "complete the checkpoint"
+            )
     return placement
 
 
@@ -79,6 +95,8 @@ def merge(base: Path, router_file: Path, out: Path) -> dict[str, int]:
     Shards without a router are hard-linked where the file system allows, else copied. `out` appears whole
     or not at all. Raises UserError when a key or shape does not fit, or `out` exists and is not empty.
     """
+    if out.is_file():
+        raise UserError(f"{out} exists and is a file", "choose another --out")
     if out.exists() and any(out.iterdir()):
         raise UserError(f"{out} exists and is not empty", "choose another --out")
     if not base.is_dir():
