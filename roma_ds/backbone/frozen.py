@@ -50,6 +50,12 @@ class FrozenModel:
         self.routed.attach()
         self._original: dict[int, torch.Tensor] = {}
 
+    def close(self) -> None:
+        """Give back the memory; an engine's hooks would otherwise keep partitioned weights alive."""
+        if self.partitioned:
+            self._call.destroy()
+        self._call = None
+
     def _write(self, weights: Mapping[int, torch.Tensor]) -> None:
         import deepspeed
 

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from roma_ds.errors import UserError
+from roma_ds.errors import EnvironmentFault, UserError
 
 TIE_TOLERANCE = 1e-5
 
@@ -31,8 +31,13 @@ class FaissBackend:
     """FAISS flat inner-product index on the CPU."""
 
     def __init__(self, vectors: NDArray[np.float32]) -> None:
-        import faiss
-
+        try:
+            import faiss
+        except ImportError as error:
+            raise EnvironmentFault(
+                "index.backend is faiss, and no FAISS is installed",
+                "pip install 'roma_ds[cpu]' (or [gpu], never both), or set index.backend=torch",
+            ) from error
         self._index = faiss.IndexFlatIP(vectors.shape[1])
         self._index.add(np.ascontiguousarray(vectors))
 

@@ -60,6 +60,8 @@ class Session:
 
     def release_frozen(self) -> None:
         """Give back the memory of the frozen network before an engine is built."""
+        if self._frozen is not None:
+            self._frozen.close()
         self._frozen = None
 
     def fingerprint(self, record: StageRecord) -> str:
