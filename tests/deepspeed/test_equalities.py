@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from cli.projects import BIN, ROOT, Project, largest_difference, make_project, r
 
 TOLERANCE = 1e-5
 STEPS = 24
+KEPT = ("train.save_every=2", "train.keep_states=4")
 SCRIPT = str(ROOT / "roma_ds" / "train.py")
 
 Trained = Callable[[str], Project]
@@ -29,7 +31,8 @@ def command(name: str, project: Project) -> list[str]:
     roma = str(BIN / "roma-ds")
     script = [SCRIPT, "--config", str(project.config), f"output_dir={project.out}"]
     if name == "zero3 with a control":
-        return [roma, *project.arguments("train", "deepspeed=zero3", "controls=[router_tuning]")]
+        cut = ("train.micro_batch=4", "train.gradient_accumulation=2")
+        return [roma, *project.arguments("train", "deepspeed=zero3", "controls=[router_tuning]", *cut)]
     if name.startswith("zero"):
         return [roma, *project.arguments("train", f"deepspeed={name}")]
     if name == "script":
@@ -41,7 +44,7 @@ def command(name: str, project: Project) -> list[str]:
         return [str(BIN / "deepspeed"), *launcher, *script, *flags]
     assert name == "accumulated"
     cut = ("train.micro_batch=1", "train.gradient_accumulation=8")
-    return [roma, *project.arguments("train", "deepspeed=zero3", *cut)]
+    return [roma, *project.arguments("train", "deepspeed=zero1", *cut)]
 
 
 @pytest.fixture(scope="module")
@@ -123,22 +126,39 @@ def test_qwen3_moe_under_zero3(tmp_path: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def indexed_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    project = make_project(tmp_path_factory.mktemp("bf16"), dtype="bfloat16", epochs=2)
-    done = project.run("index", ranks=1)
+def trained_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> list[Project]:
+    """One project for each ZeRO stage, from the same neighbours; eight steps, all states kept."""
+    first = make_project(tmp_path_factory.mktemp("bf16"), dtype="bfloat16", epochs=2)
+    done = first.run("index", ranks=1)
     assert done.code == 0, done
-    return project
-
-
-def test_bf16_starts_equal_under_every_stage(indexed_in_bf16: Project, tmp_path: Path) -> None:
-    losses = []
+    projects = []
     for stage in range(4):
-        project = indexed_in_bf16.copied(tmp_path / f"zero{stage}")
-        done = project.run("train", f"deepspeed=zero{stage}")
+        project = first.copied(tmp_path_factory.mktemp("bf16") / f"zero{stage}")
+        done = project.run("train", f"deepspeed=zero{stage}", *KEPT)
         assert done.code == 0, done
-        lines = project.metrics()
-        assert lines[-1]["step"] == 8
+        projects.append(project)
+    return projects
+
+
+@pytest.mark.timeout(600)
+def test_bf16_starts_equal_under_every_stage(trained_in_bf16: list[Project]) -> None:
+    for project in trained_in_bf16:
+        assert project.metrics()[-1]["step"] == 8
         assert all(weight.dtype == "float32" for weight in project.routers().values())
-        losses.append(lines[0]["task_loss"])
+    losses = [project.metrics()[0]["task_loss"] for project in trained_in_bf16]
     # bfloat16 has 8 bits of mantissa.
     assert losses == pytest.approx([losses[0]] * 4, rel=2**-7)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_bf16_resumes(stage: int, trained_in_bf16: list[Project], tmp_path: Path) -> None:
+    """Float32 masters and moments come back: the second half again gives the same routers."""
+    whole = trained_in_bf16[stage]
+    half = whole.copied(tmp_path / "out")
+    (half.out / "train" / "stage.json").unlink()
+    for step in (6, 8):
+        shutil.rmtree(half.out / "train" / "state" / f"step-{step}")
+    done = half.run("train", f"deepspeed=zero{stage}", *KEPT)
+    assert done.code == 0, done
+    assert "resumed after step 4 of 8" in done.out
+    assert largest_difference(whole.routers(), half.routers()) <= 1e-6
