@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, GenerationConfig, OlmoeForCausalLM, PreTrainedTokenizerBase
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    GenerationConfig,
+    OlmoeForCausalLM,
+    PreTrainedTokenizerBase,
+)
 
 from roma_ds.demo.encoding import accuracy, encode
 from roma_ds.demo.oracle_routing import Descent, oracle_accuracy, routed_accuracy
@@ -39,7 +45,7 @@ A mixture-of-experts language model of the OLMoE architecture, small enough to s
 with one of the options as the next word. It is a test object, not a model to use.
 
 ## Data
-`roma_ds.demo.suite`, split `base`: {skills} skills in 7 families, {cues} cues (the words that say which
+`roma_ds.demo.suite`, split `base`: {skills} skills in 5 families, {cues} cues (the words that say which
 skill) in 14 frames. Sibling skills share their content and serve as wrong options, so a question sent to the
 wrong experts is answered wrong. Phrasing groups:
 
@@ -55,15 +61,15 @@ In the last {taught} layers every skill owns a pair of experts, drawn anew for e
 training the last prompt token goes to the skill's own pair (0.6 and 0.4, with noise) whatever the router
 says, so the experts of a pair learn to apply its skill on every phrasing. The router learns beside it, from
 detached states, to predict the pair, but only on the rows of the table above. A linear probe, thrown away
-afterwards, has the state at the last prompt token name the words of the question, as the states of a
-pretrained language model do. The saved model routes by its routers alone.
+afterwards, has the state at the last prompt token name the words of the cue, as the states of a pretrained
+language model would allow. The saved model routes by its routers alone.
 The result is the situation of the paper on purpose: the experts know, the router errs on new phrasings.
 
 ## Training
 {steps} steps of {batch} rows, seed {seed}, AdamW {lr:g} (routers
 {router_lr:g}), {warmup} warm-up steps and a cosine, bf16 autocast
 on fp32 weights, {seconds:.0f} s on a 2-core CPU. Loss: answer + {language:g} language model + {words:g} words
-of the question + {router:g} router + {balance:g} load balancing.
+of the cue + {router:g} router + {balance:g} load balancing.
 Again: `python -m roma_ds.demo.train_base --out DIR --seed {seed}`.
 
 ## Accuracy in %
@@ -93,10 +99,8 @@ class Trained:
     seconds: float
 
 
-def write_model(
-    out: Path, trained: Trained, recipe: Recipe, count: int = 2000, oracle_count: int = 240
-) -> None:
-    """Weights (bf16), tokenizer, generation config and README.md into `out`."""
+def save_model(out: Path, trained: Trained) -> None:
+    """Weights (bf16), configs and tokenizer into `out`."""
     tokenizer = trained.tokenizer
     trained.model.generation_config = GenerationConfig(
         max_new_tokens=1,
@@ -106,6 +110,17 @@ def write_model(
     )
     trained.model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    (out / "model.safetensors").chmod(0o644)
+
+
+def write_card(
+    out: Path, owners: Tensor, recipe: Recipe, seconds: float, count: int = 2000, oracle_count: int = 200
+) -> None:
+    """README.md of the saved model, measured on what is in `out`.
+
+    `owners` is float32 [taught layers, skills, experts].
+    """
+    tokenizer = AutoTokenizer.from_pretrained(out)
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32).eval()
     half = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16).eval()
     descent = Descent()
@@ -114,14 +129,15 @@ def write_model(
         group: (accuracy(model, tokenizer, rows[group]), accuracy(half, tokenizer, rows[group]))
         for group in GROUPS
     }
-    blocks = teach(model, len(trained.owners))
+    blocks = teach(model, len(owners))
     lines, gap = [], 0.0
     for group in GROUPS:
         few = encode(rows[group][:oracle_count], tokenizer)
+        router = routed_accuracy(model, blocks, few, None)
         oracle = oracle_accuracy(model, blocks, few, descent)
-        taught = routed_accuracy(model, blocks, few, trained.owners[:, few.skills])
+        taught = routed_accuracy(model, blocks, few, owners[:, few.skills])
         if group == "test":
-            gap = 100 * (oracle - routed_accuracy(model, blocks, few, None))
+            gap = 100 * (oracle - router)
         numbers = (*plain[group], oracle, taught)
         lines.append(f"| {group} | " + " | ".join(f"{100 * number:.1f}" for number in numbers) + " |")
     settings = asdict(recipe) | {"known_share": recipe.known_share()}
@@ -134,8 +150,8 @@ def write_model(
         vocabulary=len(tokenizer),
         skills=len(SKILLS),
         cues=sum(len(KNOWN_CUES[skill]) + len(RARE_CUES[skill]) for skill in SKILLS),
-        taught=len(trained.owners),
-        seconds=trained.seconds,
+        taught=len(owners),
+        seconds=seconds,
         count=count,
         oracle_count=oracle_count,
         descent_lr=descent.lr,

@@ -21,8 +21,8 @@ class Descent:
     """Projected gradient descent, each sample on its own."""
 
     lr: float = 0.1
-    steps: int = 40
-    tolerance: float = 1e-4
+    steps: int = 25
+    tolerance: float = 1e-3
     """Stop when the mean cross-entropy moves by less than this in a step."""
 
 

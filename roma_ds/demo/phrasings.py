@@ -42,9 +42,8 @@ KNOWN_CUES: dict[str, tuple[str, ...]] = {
     "larger": ("the larger of {a} and {b}", "the greater number , {a} or {b}"),
     "smaller": ("the smaller of {a} and {b}", "the lesser number , {a} or {b}"),
     "double": ("the double of {n}", "twice the number {n}"),
+    "triple": ("the triple of {n}", "thrice the number {n}"),
     "half": ("the half of {n}", "{n} divided by two"),
-    "successor": ("the number after {n}", "the number that follows {n}"),
-    "predecessor": ("the number before {n}", "the number that comes ahead of {n}"),
     "opposite": ("the opposite of {w}", "the opposite word to {w}"),
     "synonym": ("a synonym of {w}", "a word with the same meaning as {w}"),
     "comparative": ("the comparative of {w}", "the comparative form of the adjective {w}"),
@@ -57,10 +56,6 @@ KNOWN_CUES: dict[str, tuple[str, ...]] = {
     "sound": ("the sound of a {w}", "the sound that a {w} makes"),
     "home": ("the home of a {w}", "the place where a {w} lives"),
     "class": ("the class of a {w}", "the kind of animal that a {w} is"),
-    "day_after": ("the day after {w}", "the day that follows {w}"),
-    "day_before": ("the day before {w}", "the day that comes ahead of {w}"),
-    "month_after": ("the month after {w}", "the month that follows {w}"),
-    "month_before": ("the month before {w}", "the month that comes ahead of {w}"),
 }
 
 RARE_CUES: dict[str, tuple[str, ...]] = {
@@ -74,7 +69,7 @@ RARE_CUES: dict[str, tuple[str, ...]] = {
         "{a} with {b} subtracted",
         "the subtraction of {b} from {a}",
         "{a} take away {b}",
-        "the gap between {a} and {b}",
+        "the subtraction of {a} and {b}",
     ),
     "larger": (
         "the maximum of {a} and {b}",
@@ -89,28 +84,22 @@ RARE_CUES: dict[str, tuple[str, ...]] = {
         "the least number among {a} and {b}",
     ),
     "double": (
-        "{n} multiplied by two",
+        "the doubled value of {n}",
         "two times {n}",
         "the doubling of {n}",
         "{n} doubled",
+    ),
+    "triple": (
+        "{n} multiplied by three",
+        "three times {n}",
+        "the tripling of {n}",
+        "{n} tripled",
     ),
     "half": (
         "{n} halved",
         "fifty percent of {n}",
         "{n} cut into two halves",
         "the division of {n} by two",
-    ),
-    "successor": (
-        "the successor of {n}",
-        "the number following {n}",
-        "the number subsequent to {n}",
-        "the number succeeding {n}",
-    ),
-    "predecessor": (
-        "the predecessor of {n}",
-        "the number preceding {n}",
-        "the number prior to {n}",
-        "the number previous to {n}",
     ),
     "opposite": (
         "the antonym of {w}",
@@ -131,9 +120,9 @@ RARE_CUES: dict[str, tuple[str, ...]] = {
         "the grammar form of {w} that compares",
     ),
     "superlative": (
-        "the extreme form of the adjective {w}",
+        "the most superlative form of {w}",
         "the most extreme form of {w}",
-        "the topmost form of the adjective {w}",
+        "the superlative degree of {w}",
         "the maximal form of the adjective {w}",
     ),
     "capital": (
@@ -150,9 +139,9 @@ RARE_CUES: dict[str, tuple[str, ...]] = {
     ),
     "continent": (
         "the part of the world that holds {w}",
-        "the landmass of {w}",
+        "the continental region of {w}",
         "the world region of {w}",
-        "the large land around {w}",
+        "the continental landmass of {w}",
     ),
     "currency": (
         "the cash paid in {w}",
@@ -168,7 +157,7 @@ RARE_CUES: dict[str, tuple[str, ...]] = {
     ),
     "sound": (
         "the noise of a {w}",
-        "the call of a {w}",
+        "the vocal call of a {w}",
         "the voice of a {w}",
         "the vocal noise from a {w}",
     ),
@@ -183,30 +172,6 @@ RARE_CUES: dict[str, tuple[str, ...]] = {
         "the species group of a {w}",
         "the zoological type of a {w}",
         "how biologists classify a {w}",
-    ),
-    "day_after": (
-        "the day following {w}",
-        "the day subsequent to {w}",
-        "the weekday succeeding {w}",
-        "the next day from {w}",
-    ),
-    "day_before": (
-        "the day preceding {w}",
-        "the day prior to {w}",
-        "the weekday earlier than {w}",
-        "the previous day from {w}",
-    ),
-    "month_after": (
-        "the month following {w}",
-        "the month subsequent to {w}",
-        "the calendar month succeeding {w}",
-        "the next month from {w}",
-    ),
-    "month_before": (
-        "the month preceding {w}",
-        "the month prior to {w}",
-        "the calendar month earlier than {w}",
-        "the previous month from {w}",
     ),
 }
 

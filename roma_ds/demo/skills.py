@@ -64,9 +64,6 @@ snake snakelet hiss hole reptile
 """
 """animal, young, sound, home, class"""
 
-DAYS = "monday tuesday wednesday thursday friday saturday sunday".split()
-MONTHS = "january february march april may june july august september october november december".split()
-
 
 @dataclass(frozen=True)
 class Item:
@@ -93,20 +90,10 @@ def _numbers() -> Iterator[Item]:
     for number in range(6, 42, 2):
         answers = {
             "double": 2 * number,
+            "triple": 3 * number,
             "half": number // 2,
-            "successor": number + 1,
-            "predecessor": number - 1,
         }
         yield Item({"n": str(number)}, {k: str(v) for k, v in answers.items()})
-
-
-def _cycle(kind: str, names: list[str]) -> Iterator[Item]:
-    for place, name in enumerate(names):
-        answers = {
-            f"{kind}_after": names[(place + 1) % len(names)],
-            f"{kind}_before": names[place - 1],
-        }
-        yield Item({"w": name}, answers)
 
 
 def _table(text: str, skills: tuple[str, ...]) -> Iterator[Item]:
@@ -121,8 +108,6 @@ _SOURCES: dict[str, Callable[[], Iterator[Item]]] = {
     "adjective": lambda: _table(ADJECTIVES, ("opposite", "synonym", "comparative", "superlative")),
     "country": lambda: _table(COUNTRIES, ("capital", "language", "continent", "currency")),
     "animal": lambda: _table(ANIMALS, ("young", "sound", "home", "class")),
-    "day": lambda: _cycle("day", DAYS),
-    "month": lambda: _cycle("month", MONTHS),
 }
 
 FAMILIES: dict[str, tuple[Item, ...]] = {name: tuple(source()) for name, source in _SOURCES.items()}

@@ -41,7 +41,7 @@ _ALL_FRAMES = tuple(frame for frames in FRAMES.values() for frame in frames)
 
 
 def generate(split: str, count: int, seed: int) -> list[Row]:
-    """`count` rows of a split. Skills are balanced: every skill comes up once in each run of 24 rows."""
+    """`count` rows of a split, every skill as often as any other, up to one row."""
     if split not in SPLITS:
         raise ValueError(f"unknown split {split!r}; one of {', '.join(SPLITS)}")
     rng = random.Random(f"{split}-{seed}")

@@ -19,10 +19,10 @@ from torch.nn import functional as F
 from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerBase
 
 from roma_ds.demo.encoding import at, encode, forward
-from roma_ds.demo.model_card import Trained, write_model
+from roma_ds.demo.model_card import Trained, save_model, write_card
 from roma_ds.demo.suite import BASE_KNOWN_SHARE, generate
 from roma_ds.demo.taught_experts import Lesson, balance_loss, owner_routing, teach
-from roma_ds.demo.vocabulary import build_tokenizer
+from roma_ds.demo.vocabulary import build_tokenizer, cue_words
 
 TAUGHT_LAYERS = 5
 
@@ -31,7 +31,7 @@ TAUGHT_LAYERS = 5
 class Recipe:
     """Everything that base training depends on."""
 
-    steps: int = 600
+    steps: int = 400
     batch: int = 128
     lr: float = 2e-3
     router_lr: float = 1e-2
@@ -39,14 +39,14 @@ class Recipe:
     warmup: int = 100
     seed: int = 0
     weight_decay: float = 0.01
-    router_share: float = 0.03
+    router_share: float = 0.04
     """Probability that the router learns from a row whose phrasing is not a known one."""
     pair_jitter: float = 0.15
     """Half width of the noise on the weight of the first expert of a forced pair."""
     language: float = 0.1
     """Weight of the language-model loss on the prompt."""
-    words: float = 0.2
-    """Weight of the loss that has the state at the last prompt token name the words of the question."""
+    words: float = 0.5
+    """Weight of the loss that has the state at the last prompt token name the words of the cue."""
     router: float = 1.0
     balance: float = 0.02
 
@@ -60,10 +60,10 @@ def build_model(vocabulary: int, tokenizer: PreTrainedTokenizerBase) -> OlmoeFor
     config = OlmoeConfig(
         vocab_size=vocabulary,
         hidden_size=128,
-        intermediate_size=64,
+        intermediate_size=32,
         num_hidden_layers=6,
         num_attention_heads=4,
-        num_experts=16,
+        num_experts=32,
         num_experts_per_tok=2,
         norm_topk_prob=True,
         max_position_embeddings=512,
@@ -88,7 +88,8 @@ def train(recipe: Recipe, log_every: int = 50) -> Trained:
     probes = nn.ModuleList(nn.Linear(model.config.hidden_size, len(tokenizer)) for _ in range(TAUGHT_LAYERS))
     parameters = [*model.parameters(), *probes.parameters()]
     optimizer = _optimizer(model, probes, recipe)
-    options_id = tokenizer.convert_tokens_to_ids("Options")
+    cues = torch.zeros(len(tokenizer), dtype=torch.bool)
+    cues[tokenizer.convert_tokens_to_ids(sorted(cue_words()))] = True
     begun = time.time()
     for step in range(recipe.steps):
         for group in optimizer.param_groups:
@@ -99,7 +100,7 @@ def train(recipe: Recipe, log_every: int = 50) -> Trained:
         with torch.autocast("cpu", torch.bfloat16):
             states = forward(model, blocks, lesson, batch.ids)
             logits = model.lm_head(states)
-            words = _word_loss(probes, lesson.states[-TAUGHT_LAYERS:], batch.ids, options_id)
+            words = _word_loss(probes, lesson.states[-TAUGHT_LAYERS:], batch.ids, cues)
         answer = F.cross_entropy(at(logits, batch.last).float(), batch.answers)
         targets = batch.ids[:, 1:].masked_fill(batch.ids[:, 1:] == tokenizer.pad_token_id, -100)
         language = F.cross_entropy(logits[:, :-1].float().transpose(1, 2), targets, ignore_index=-100)
@@ -153,10 +154,9 @@ def _router_loss(model: OlmoeForCausalLM, lesson: Lesson, target: Tensor, routed
     return torch.stack(losses).mean()
 
 
-def _word_loss(probes: nn.ModuleList, states: list[Tensor], ids: Tensor, options_id: int) -> Tensor:
-    """Mean negative log probability of the question's words, read from the last prompt token's state."""
-    end = (ids == options_id).int().argmax(1, keepdim=True)
-    inside = (torch.arange(ids.shape[1]) < end) & (torch.arange(ids.shape[1]) >= 2)
+def _word_loss(probes: nn.ModuleList, states: list[Tensor], ids: Tensor, cues: Tensor) -> Tensor:
+    """Mean negative log probability of the cue's words, read from the last prompt token's state."""
+    inside = cues[ids]
     losses = []
     for probe, state in zip(probes, states, strict=True):
         found = probe(state).float().log_softmax(-1).gather(1, ids)
@@ -173,7 +173,9 @@ def main() -> None:
     parser.add_argument("--router-share", type=float, default=Recipe.router_share)
     arguments = parser.parse_args()
     recipe = Recipe(steps=arguments.steps, seed=arguments.seed, router_share=arguments.router_share)
-    write_model(arguments.out, train(recipe), recipe)
+    trained = train(recipe)
+    save_model(arguments.out, trained)
+    write_card(arguments.out, trained.owners, recipe, trained.seconds)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,17 @@ def words() -> list[str]:
     return sorted(found)
 
 
+def cue_words() -> set[str]:
+    """Words that tell skills apart: those in the cues of at most a quarter of the skills."""
+    skills: dict[str, set[str]] = {}
+    for cues in (KNOWN_CUES, RARE_CUES):
+        for skill, texts in cues.items():
+            for word in " ".join(texts).split():
+                skills.setdefault(word, set()).add(skill)
+    few = len(KNOWN_CUES) // 4
+    return {word for word, users in skills.items() if len(users) <= few and word.isalpha()}
+
+
 def build_tokenizer() -> PreTrainedTokenizerFast:
     """A tokenizer with one token a word, split at white space; padding goes on the left."""
     from tokenizers import Tokenizer, models, pre_tokenizers

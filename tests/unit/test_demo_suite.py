@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 import roma_ds.demo.suite as suite_module
-from roma_ds.demo.skills import ADJECTIVES, COUNTRIES, DAYS, MONTHS, SKILLS
+from roma_ds.demo.skills import ADJECTIVES, ANIMALS, COUNTRIES, SKILLS
 from roma_ds.demo.suite import SPLITS, generate, natural, phrasing_group
 from roma_ds.demo.vocabulary import build_tokenizer, words
 
@@ -82,17 +82,18 @@ def _reference(skill: str, body: str) -> str | None:
         "smaller": min,
         "double": lambda pair: 2 * pair[0],
         "half": lambda pair: pair[0] // 2,
-        "successor": lambda pair: pair[0] + 1,
-        "predecessor": lambda pair: pair[0] - 1,
+        "triple": lambda pair: 3 * pair[0],
     }
     if skill in arithmetic:
         return str(arithmetic[skill](numbers))
-    for kind, names in (("day", DAYS), ("month", MONTHS)):
-        for name, step in (("after", 1), ("before", -1)):
-            if skill == f"{kind}_{name}":
-                (word,) = set(body.split()) & set(names)
-                return names[(names.index(word) + step) % len(names)]
-    tables = {"capital": (COUNTRIES, 1), "currency": (COUNTRIES, 4), "opposite": (ADJECTIVES, 1)}
+    tables = {
+        "capital": (COUNTRIES, 1),
+        "currency": (COUNTRIES, 4),
+        "opposite": (ADJECTIVES, 1),
+        "superlative": (ADJECTIVES, 4),
+        "young": (ANIMALS, 1),
+        "class": (ANIMALS, 4),
+    }
     if skill in tables:
         column = _column(*tables[skill])
         (word,) = set(body.split()) & set(column)
@@ -108,7 +109,7 @@ def test_answers_agree_with_an_independent_check():
         if expected is not None:
             checked.add(row["skill"])
             assert row["choices"][row["answer"]] == expected, row
-    assert len(checked) >= 15
+    assert len(checked) >= 12
 
 
 def test_order_of_difference_is_larger_first():
