@@ -30,7 +30,7 @@ MEASURED_SEED = 999
 GROUPS = ("known", "train", "validation", "test")
 
 CARD = """---
-license: mit
+license: apache-2.0
 language: en
 tags: [mixture-of-experts, olmoe, routing]
 ---
