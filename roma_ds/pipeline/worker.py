@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import signal
 import sys
+import time
 import traceback
 import warnings
 from collections.abc import Sequence
@@ -16,6 +18,7 @@ from roma_ds.errors import Interrupted, RomaError
 from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, evaluated_variants, stages_until, trained_variants
 
 GOALS = ON_ALL_RANKS
+LAUNCHER_LOOKS_WITHIN_S = 5.0
 
 
 def build_worker_parser() -> argparse.ArgumentParser:
@@ -119,10 +122,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # What ranks agreed on is printed once, by rank 0; a signal reaches all of them.
         once = error.agreed or isinstance(error, Interrupted)
         return report(error, rank) if rank == 0 or not once else error.exit_code
-    except Exception:  # noqa: BLE001  the last resort of a process: say everything, end at once
+    except Exception as error:  # noqa: BLE001  the last resort of a process: say everything, end at once
+        from roma_ds.comm.lost_rank import lost_another_rank
+
+        if lost_another_rank(error):
+            return _outlived(rank)
         traceback.print_exc()
         return 1
     return 0
+
+
+def _outlived(rank: int) -> int:
+    """Another rank is gone. The launcher shall see that one first: its exit code says what happened."""
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    time.sleep(LAUNCHER_LOOKS_WITHIN_S)
+    fix = "look for its own message above; rerun the same command to go on"
+    return report(RomaError("another rank ended unexpectedly; the last saved state is kept", fix), rank)
 
 
 def report(error: RomaError, rank: int = 0) -> int:
