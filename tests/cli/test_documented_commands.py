@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from roma_ds.cli.parser import build_parser, split_launcher_flags
 
+from roma_ds.cli.parser import build_parser, split_launcher_flags
 from roma_ds.config import parse_run_config, preset_text
 
 ROOT = Path(__file__).resolve().parents[2]

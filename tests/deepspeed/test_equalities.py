@@ -15,6 +15,9 @@ STEPS = 24
 KEPT = ("train.save_every=2", "train.keep_states=4")
 SCRIPT = str(ROOT / "roma_ds" / "train.py")
 
+# Minutes only where other work shares the cores.
+pytestmark = pytest.mark.timeout(1200)
+
 Trained = Callable[[str], Project]
 
 
@@ -140,7 +143,6 @@ def trained_in_bf16(tmp_path_factory: pytest.TempPathFactory) -> list[Project]:
     return projects
 
 
-@pytest.mark.timeout(600)
 def test_bf16_starts_equal_under_every_stage(trained_in_bf16: list[Project]) -> None:
     for project in trained_in_bf16:
         assert project.metrics()[-1]["step"] == 8

@@ -11,6 +11,8 @@ from cli.projects import BIN, Project, run_command
 
 CHOSEN = (2, 3)
 
+pytestmark = pytest.mark.timeout(600)
+
 
 @pytest.fixture(scope="module")
 def finished(indexed: Project, tmp_path_factory: pytest.TempPathFactory) -> Project:
