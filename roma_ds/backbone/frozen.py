@@ -100,13 +100,14 @@ class FrozenModel:
         tokens: which prompt tokens make up the routing weights, as `roma.tokens`. A collective.
         """
         requests = _requests(prompts)
-        mine = [requests[index] for index in self.world.share(len(requests))]
-        most = math.ceil(len(requests) / self.world.size)
-        rounds = math.ceil(most / batch_size)
-        batches = list(in_batches(mine, batch_size))
+        # Ranks share batches, not sequences: what is padded together, and with it the last bits of a result,
+        # is the same on any number of ranks.
+        everything = list(in_batches(requests, batch_size))
+        batches = [everything[index] for index in self.world.share(len(everything))]
+        rounds = math.ceil(len(everything) / self.world.size)
         found: list[tuple[int, int, float, bool, float, Any, Any]] = []
         seen_tokens = 0
-        with Progress(len(mine), title, enabled=self.world.is_first) as progress:
+        with Progress(sum(map(len, batches)), title, enabled=self.world.is_first) as progress:
             for turn in range(rounds):
                 # Under ZeRO-3 every forward is a collective: a rank with nothing left still takes part.
                 group = batches[turn] if turn < len(batches) else [FILLER]
@@ -119,8 +120,8 @@ class FrozenModel:
         gathered = self.world.gather_to_first((found, seen_tokens))
         if gathered is None:
             return None
-        everything = [item for part, _ in gathered for item in part]
-        return Scores.assemble(prompts, everything, tokens_read=sum(count for _, count in gathered))
+        results = [item for part, _ in gathered for item in part]
+        return Scores.assemble(prompts, results, tokens_read=sum(count for _, count in gathered))
 
 
 def _requests(prompts: Sequence[Prompt]) -> list[Encoded]:

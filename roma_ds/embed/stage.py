@@ -30,16 +30,19 @@ def embed(
     texts = [text_of(sample, run.embed.text) for sample in samples]
     # Neighbouring lengths in a batch save padding; embedding each text once keeps duplicates bit-equal.
     unique = sorted(set(texts), key=lambda text: (len(text), text))
+    size = run.embed.batch_size
     with agreement(world):
         encoder = load_encoder(run.embed, world.device)
-        mine = [unique[index] for index in world.share(len(unique))]
+        # Ranks share batches, not texts: padding, and so the last bits, are the same on any number of ranks.
+        batches = [unique[start : start + size] for start in range(0, len(unique), size)]
+        mine = [text for index in world.share(len(batches)) for text in batches[index]]
         with Progress(len(mine), "embed", "texts", enabled=world.is_first) as progress:
-            vectors = embed_texts(encoder, mine, run.embed.batch_size, progress)
+            vectors = embed_texts(encoder, mine, size, progress)
     gathered = world.gather_to_first(vectors)
     width = 0
     with agreement(world):
         if gathered is not None:
-            table = _by_text(unique, gathered)
+            table = _by_text(unique, gathered, size)
             everything = np.stack([table[text] for text in texts])
             check_embeddings(everything, [sample.id for sample in samples])
             width = everything.shape[1]
@@ -52,6 +55,12 @@ def embed(
     return facts
 
 
-def _by_text(unique: Sequence[str], gathered: list[NDArray[np.float32]]) -> dict[str, NDArray[np.float32]]:
-    size = len(gathered)
-    return {text: gathered[index % size][index // size] for index, text in enumerate(unique)}
+def _by_text(
+    unique: Sequence[str], gathered: list[NDArray[np.float32]], size: int
+) -> dict[str, NDArray[np.float32]]:
+    """Rows by text: batch b of `size` texts was embedded by rank b % ranks, after its earlier batches."""
+    ranks = len(gathered)
+    return {
+        text: gathered[index // size % ranks][index // size // ranks * size + index % size]
+        for index, text in enumerate(unique)
+    }
