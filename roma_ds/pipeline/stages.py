@@ -112,7 +112,8 @@ def index_stage(session: Session) -> None:
             # A sample that nobody has for a neighbour still looks for its own: all rows must be sound.
             check_embeddings(embeddings, [sample.id for sample in samples])
         roma = run.roma
-        sigma = median_sigma(embeddings, run.train.seed) if roma.sigma == "median" else float(roma.sigma)
+        with agreement(session.world):
+            sigma = median_sigma(embeddings, run.train.seed) if roma.sigma == "median" else float(roma.sigma)
         least = None if roma.epsilon is None else least_inner_product(roma.epsilon, sigma)
         facts = build_neighbours(
             session.world, run, samples, embeddings, _successful(session), least, folders.stage("index")

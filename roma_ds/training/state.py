@@ -37,6 +37,8 @@ def save_state(folder: Path, state: ResumeState, inputs: str, keep: int) -> Path
     inputs: fingerprint of what the run is made from; a state of another run is never resumed.
     """
     make_folder(folder)
+    for cut_off in folder.glob(".step-*"):
+        shutil.rmtree(cut_off)
     temporary = Path(tempfile.mkdtemp(prefix=".step-", dir=folder))
     final = folder / f"step-{state.step}"
     try:
@@ -55,8 +57,12 @@ def save_state(folder: Path, state: ResumeState, inputs: str, keep: int) -> Path
         os.replace(temporary, final)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    for _, older in _states(folder)[:-keep]:
-        shutil.rmtree(older)
+    # Later steps are left from another run in this folder: kept, they would pass for the newest.
+    states = _states(folder)
+    kept = [step for step, _ in states if step <= state.step][-keep:]
+    for step, other in states:
+        if step not in kept:
+            shutil.rmtree(other)
     return final
 
 

@@ -17,6 +17,7 @@ from roma_ds.backbone.batches import collate
 from roma_ds.backbone.encoding import Encoded
 from roma_ds.backbone.loading import load_model
 from roma_ds.backbone.routed import RoutedLM
+from roma_ds.errors import UserError
 from roma_ds.families import detect
 from roma_ds.index import Neighbourhood
 from roma_ds.manifold.kernel import least_inner_product, median_sigma, similarity
@@ -253,6 +254,14 @@ def test_median_sigma_is_a_distance_of_the_rows_and_depends_on_the_seed_alone(se
     assert sigma == median_sigma(vectors, 3, pairs=500)
     distances = np.linalg.norm(vectors[:, None] - vectors[None], axis=-1)[~np.eye(rows, dtype=bool)]
     assert distances.min() - 1e-6 <= sigma <= distances.max() + 1e-6
+
+
+def test_median_sigma_leaves_out_copies_and_refuses_copies_alone() -> None:
+    copies = np.array([[1.0, 0.0]] * 9 + [[0.0, 1.0]])
+    assert median_sigma(copies, 0) == pytest.approx(math.sqrt(2))
+    for same in (copies[:9], copies[:1]):
+        with pytest.raises(UserError, match="different embeddings"):
+            median_sigma(same, 0)
 
 
 def test_median_sigma_is_the_median_over_pairs_of_different_rows() -> None:

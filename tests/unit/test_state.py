@@ -66,6 +66,21 @@ def test_nothing_saved_is_nothing_to_resume(tmp_path: Path) -> None:
     assert load(tmp_path / "absent") == (None, [])
 
 
+def test_later_steps_of_another_run_do_not_push_out_new_states(tmp_path: Path) -> None:
+    for step in (200, 400):
+        save_state(tmp_path, state(step), "another run", 2)
+    save_state(tmp_path, state(50), "run", 2)
+    found, _ = load(tmp_path)
+    assert found is not None
+    assert same(found, state(50))
+
+
+def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / ".step-cut").mkdir()
+    save_state(tmp_path, state(3), "run", 2)
+    assert os.listdir(tmp_path) == ["step-3"]
+
+
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
     for step in (2, 9, 10, 100):
