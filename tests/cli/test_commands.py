@@ -166,7 +166,7 @@ def test_changed_data_runs_all_that_depends_on_it(here: Here, tmp_path: Path) ->
 def test_check(here: Here) -> None:
     done = here("check", str(here.project.config), "--world-size", "2", f"output_dir={here.project.out}")
     assert done.code == 0, done
-    for words in ("is valid", "ZeRO stage 0, 2 ranks, global batch 16", "model: OLMoE", "8 experts, top-2", "<< "):
+    for words in ("is valid", "stage 0, 2 ranks, global batch 16", "model: OLMoE", "8 experts", "<< "):
         assert words in done.out, done
     assert "32 training and 24 evaluation samples" in done.out
 
