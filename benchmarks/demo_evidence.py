@@ -22,7 +22,6 @@ import numpy as np
 
 from roma_ds.cli.launching import launcher_environment
 
-SELECTION_SEEDS = (1001, 1002)
 METHODS = ("router_tuning", "random_neighbours", "roma")
 TITLES = {
     "base": "base",
@@ -87,7 +86,7 @@ def choose(
 ) -> tuple[dict[str, dict[str, Any]], list[dict[str, Any]]]:
     """The setting of best mean validation accuracy for each method, and every trial."""
     chosen, trials = {}, []
-    for method in METHODS:
+    for method in arguments.methods:
         best = -1.0
         for setting in grid(method, arguments):
             scores = [float(seed.measure(method, setting)["validation"].mean()) for seed in seeds]
@@ -122,7 +121,7 @@ def table(result: Mapping[str, Any]) -> str:
         "| variant | test accuracy, mean | 95% interval | RoMA minus it | 95% interval | p | seeds won |",
         "|---|---|---|---|---|---|---|",
     ]
-    for method in ("base", *METHODS):
+    for method in result["test"]:
         values = [100 * value for value in result["test"][method]]
         spread = t_interval(values)
         cells = ["", "", "", ""]
@@ -146,6 +145,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("runs/evidence"))
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--selection-seeds", type=int, nargs="+", default=[1001, 1002])
+    parser.add_argument("--methods", nargs="+", default=list(METHODS), choices=METHODS)
     parser.add_argument("--rows", type=int, default=2000)
     parser.add_argument("--lr", type=float, nargs="+", default=[3e-3, 1e-2, 2e-2])
     parser.add_argument("--epochs", type=int, nargs="+", default=[3, 6])
@@ -162,9 +163,9 @@ def main() -> None:
 
     calm_libraries()
     world = start_world()
-    selection = [Seed(arguments.out, seed, arguments.rows, world) for seed in SELECTION_SEEDS]
+    selection = [Seed(arguments.out, seed, arguments.rows, world) for seed in arguments.selection_seeds]
     chosen, trials = choose(selection, arguments)
-    right: dict[str, list[np.ndarray]] = {method: [] for method in ("base", *METHODS)}
+    right: dict[str, list[np.ndarray]] = {method: [] for method in ("base", *arguments.methods)}
     validation: dict[str, list[float]] = {method: [] for method in right}
     for number in range(arguments.seeds):
         seed = Seed(arguments.out, number, arguments.rows, world)
@@ -174,7 +175,7 @@ def main() -> None:
             validation[method].append(float(found["validation"].mean()))
     result: dict[str, Any] = {
         "chosen": chosen,
-        "selection_seeds": SELECTION_SEEDS,
+        "selection_seeds": arguments.selection_seeds,
         "trials": trials,
         "rows": arguments.rows,
         "test_questions": len(right["base"][0]),
