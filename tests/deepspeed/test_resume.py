@@ -13,7 +13,7 @@ import psutil
 import pytest
 from cli.projects import BIN, Finished, Project, Started, largest_difference, make_project
 
-STEPS = 96
+STEPS = 64
 SAVE_EVERY = 8
 LOG_EVERY = 4
 SETTINGS = (f"train.save_every={SAVE_EVERY}", f"train.log_every={LOG_EVERY}", "train.lr=2.0e-3")
@@ -139,13 +139,13 @@ def test_stopped_three_ways_and_run_again(
 ) -> None:
     """Ctrl-C, then SIGTERM, then the loss of a rank, each time followed by the same command."""
     project = long_run.copied(tmp_path / "out")
-    _, saved = Attempt(project, stage).signalled(signal.SIGINT, 12)
+    _, saved = Attempt(project, stage).signalled(signal.SIGINT, 8)
 
     attempt = Attempt(project, stage)
-    done, saved_next = attempt.signalled(signal.SIGTERM, 36)
+    done, saved_next = attempt.signalled(signal.SIGTERM, 24)
     says_resumed(done, saved)
 
-    saved = Attempt(project, stage).with_a_killed_rank(60)
+    saved = Attempt(project, stage).with_a_killed_rank(40)
     assert saved > saved_next
 
     done = Attempt(project, stage).finished()
@@ -162,16 +162,16 @@ def test_resumes_under_another_stage_and_another_number_of_ranks(
 ) -> None:
     """ZeRO 3, 0 and 2 on two ranks, then ZeRO 2 on one rank with the same global batch."""
     project = long_run.copied(tmp_path / "out")
-    _, saved = Attempt(project, 3).signalled(signal.SIGTERM, 12)
+    _, saved = Attempt(project, 3).signalled(signal.SIGTERM, 8)
 
-    done, saved_next = Attempt(project, 0).signalled(signal.SIGINT, 32)
+    done, saved_next = Attempt(project, 0).signalled(signal.SIGINT, 20)
     says_resumed(done, saved)
 
-    saved = Attempt(project, 2).with_a_killed_rank(56)
+    saved = Attempt(project, 2).with_a_killed_rank(36)
     assert saved >= saved_next
 
     alone = ("train.gradient_accumulation=2",)
-    done, saved_next = Attempt(project, 2, ranks=1, more=alone).signalled(signal.SIGINT, 76)
+    done, saved_next = Attempt(project, 2, ranks=1, more=alone).signalled(signal.SIGINT, 48)
     says_resumed(done, saved)
 
     done = Attempt(project, 2, ranks=1, more=alone).finished()
