@@ -9,6 +9,7 @@ import torch
 
 from roma_ds.config import ModelConfig
 from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.storage.atomic import read_json
 
 PACKAGED = Path(__file__).parent.parent / "demo" / "model"
 
@@ -52,6 +53,25 @@ def load_tokenizer(model: ModelConfig) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise _explain(error, model) from error
+
+
+def check_files(model: ModelConfig) -> None:
+    """Raises UserError when a local checkpoint names weight files that are not there.
+
+    For every rank to call before loading, which under ZeRO-3 is a collective and must not fail on one alone.
+    """
+    folder = Path(checkpoint(model))
+    index = folder / "model.safetensors.index.json"
+    if not folder.is_dir() or not index.exists():
+        return
+    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+    missing = [shard for shard in shards if not (folder / shard).exists()]
+    if missing:
+        raise UserError(
+            f"model.path: {index} names {missing[0]}, which is not there "
+            f"({len(missing)} of {len(shards)} files are missing)",
+            "complete the checkpoint",
+        )
 
 
 def load_model(model: ModelConfig, zero3: dict[str, Any] | None, device: torch.device) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -59,11 +60,15 @@ def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     parser = _Parser(
         prog="roma-ds",
+        allow_abbrev=False,
         description="Router-only training of Mixture-of-Experts models by Routing Manifold Alignment (RoMA).",
     )
     parser.add_argument("--version", action="version", version=f"roma-ds {__version__}")
     commands = parser.add_subparsers(
-        dest="command", required=True, metavar="COMMAND", parser_class=argparse.ArgumentParser
+        dest="command",
+        required=True,
+        metavar="COMMAND",
+        parser_class=functools.partial(argparse.ArgumentParser, allow_abbrev=False),
     )
 
     demo = commands.add_parser("demo", help="the whole pipeline on the packaged tiny model, offline")

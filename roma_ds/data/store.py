@@ -53,6 +53,7 @@ def data_inputs(run: RunConfig) -> dict[str, Any]:
         "exclude": list(run.data.exclude),
         "scoring": run.eval.scoring,
         "seed": run.train.seed,
+        "columns": [spec.name for spec in fields(Sample)],
     }
 
 

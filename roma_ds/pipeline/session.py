@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from roma_ds.backbone.frozen import FrozenModel
-from roma_ds.backbone.loading import checkpoint, load_config, load_tokenizer
+from roma_ds.backbone.loading import check_files, checkpoint, load_config, load_tokenizer
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.families import family_of
@@ -34,6 +34,7 @@ class Session:
             model_config = load_config(run.model)
             self.family = family_of(model_config)
             self.tokenizer = load_tokenizer(run.model)
+            check_files(run.model)
         commit = getattr(model_config, "_commit_hash", None)
         location = Path(checkpoint(run.model))
         self.model_hash: str = world.from_first(
