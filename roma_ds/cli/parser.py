@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import functools
 import re
 from pathlib import Path
 from typing import Any
@@ -41,6 +40,13 @@ class _Parser(argparse.ArgumentParser):
         return options
 
 
+class _Command(argparse.ArgumentParser):
+    """Options must be spelled out: a new one could change what an abbreviation means."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(**{**given, "allow_abbrev": False})
+
+
 def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="RUN.yaml", help="the run's config")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the config's")
@@ -68,7 +74,7 @@ def build_parser() -> argparse.ArgumentParser:
         dest="command",
         required=True,
         metavar="COMMAND",
-        parser_class=functools.partial(argparse.ArgumentParser, allow_abbrev=False),
+        parser_class=_Command,
     )
 
     demo = commands.add_parser("demo", help="the whole pipeline on the packaged tiny model, offline")

@@ -31,7 +31,7 @@ def test_a_missing_shard_is_named_before_loading(sharded: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("load", [load_config, load_tokenizer])
 def test_a_checkpoint_that_is_nowhere_is_a_user_error(load: object, tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="model.path"):
+    with pytest.raises(UserError, match=r"model\.path"):
         load(ModelConfig(path=str(tmp_path / "absent")))  # type: ignore[operator]
 
 
