@@ -83,8 +83,12 @@ class World:
         return box[0]
 
     def close(self) -> None:
-        """Leave the process group."""
-        if dist.is_initialized():
+        """Leave the process group.
+
+        A process on its own keeps its group: DeepSpeed remembers it, and a second run in the same process
+        would find it gone.
+        """
+        if self.size > 1 and dist.is_initialized():
             dist.destroy_process_group()
 
 
