@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli.projects import Finished, Project, contents, roma_ds, run_command, word_rows, write_rows
+from cli.projects import ROOT, Finished, Project, contents, roma_ds, run_command, word_rows, write_rows
 
 Ask = Callable[..., Finished]
 
@@ -159,7 +159,9 @@ def test_launcher_not_found(shared: Project, tmp_path: Path) -> None:
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.symlink_to(os.path.realpath(sys.executable))
-    code = f"import sys; sys.path[:] = {sys.path!r}; from roma_ds.cli.main import main; sys.exit(main())"
+    # This Python knows nothing of an editable installation, whose finder is no entry of the path.
+    path = [str(ROOT), *sys.path]
+    code = f"import sys; sys.path[:] = {path!r}; from roma_ds.cli.main import main; sys.exit(main())"
     line = [
         "env",
         "PATH=/usr/bin:/bin",
