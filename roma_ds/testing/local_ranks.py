@@ -30,6 +30,9 @@ def _start(
         "LOCAL_RANK": str(rank),
         "LOCAL_SIZE": str(size),
         "DS_ACCELERATOR": "cpu",
+        # Names of shared memory are made of them; ranks meet through the file.
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(os.getppid()),
         "OMP_NUM_THREADS": "1",
     }
     import torch

@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,21 @@ def every_exchange(world: World) -> dict[str, Any]:
     found["environment"] = os.environ["RANK"]
     found["large"] = np.full(2_000_000, world.rank, np.float32)
     return found
+
+
+def shared_buffers() -> set[str]:
+    return {path.name for path in Path("/dev/shm").glob("deepspeed_allreduce_buffer_*")}
+
+
+def test_no_shared_memory_is_left_behind() -> None:
+    """DeepSpeed's buffers have names in /dev/shm; with them left there, some hundred runs fill the memory."""
+    before = shared_buffers()
+    assert on_ranks(2, own_rank) == [0, 1]
+    assert shared_buffers() <= before
+
+
+def own_rank(world: World) -> int:
+    return world.rank
 
 
 def test_exchanges() -> None:
