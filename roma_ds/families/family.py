@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from copy import deepcopy
+from dataclasses import dataclass, replace
 from typing import Any
 
 from roma_ds.errors import UserError
@@ -25,8 +26,29 @@ class Family:
     experts_attribute: str
     """Name of the config attribute that holds the number of routed experts."""
     top_k_attribute: str = "num_experts_per_tok"
+    attention: str = "self_attn"
+    """Name of the attention module in a decoder layer."""
+    row_modules: tuple[str, ...] = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
+    """Modules of a decoder layer that work on each token alone, and in the last layer are wanted only for
+    the tokens that are read."""
     support: str = "supported"
     """`supported` or `experimental`."""
+    layers: str = "model.layers"
+    """Path of the list of decoder layers in the network, and before a layer's number its checkpoint keys."""
+    embedding: str = "model.embed_tokens"
+    """Path of the token embedding, in the network and in checkpoint keys."""
+    norm: str = "model.norm"
+    """Path of what the last layer's hidden states go through before the head."""
+    head: str = "lm_head"
+    """Path of the product that gives logits."""
+    rotary: str = "model.rotary_emb"
+    """Path of the position embedding, which no checkpoint holds: it is computed from the config."""
+    per_layer_attributes: tuple[str, ...] = ("layer_types",)
+    """Names of config attributes that hold one value a layer, where a config has them."""
+    dense_attribute: str | None = None
+    """Name of the config attribute that lists the numbers of dense layers."""
+    sparse_step_attribute: str | None = None
+    """Name of the config attribute s by which only layers s - 1, 2 s - 1, ... are sparse."""
 
     def experts(self, config: Any) -> int:
         """Number of routed experts per MoE layer, from a model config."""
@@ -35,6 +57,24 @@ class Family:
     def top_k(self, config: Any) -> int:
         """Experts that each token goes to, from a model config."""
         return int(getattr(config, self.top_k_attribute))
+
+    def truncated(self, config: Any, first: int, last: int) -> Any:
+        """A copy of a model config with decoder layers `first` to `last` - 1 alone, numbered from 0."""
+        short = deepcopy(config)
+        for name in self.per_layer_attributes:
+            if getattr(config, name, None) is not None:
+                setattr(short, name, getattr(config, name)[first:last])
+        if self.dense_attribute is not None:
+            dense = set(getattr(config, self.dense_attribute) or ())
+            if self.sparse_step_attribute is not None:
+                # Which layers the step skips depends on their numbers in the whole model: they are listed.
+                step = int(getattr(config, self.sparse_step_attribute))
+                dense |= {layer for layer in range(first, last) if (layer + 1) % step}
+                setattr(short, self.sparse_step_attribute, 1)
+            inside = sorted(layer - first for layer in dense if first <= layer < last)
+            setattr(short, self.dense_attribute, inside)
+        short.num_hidden_layers = last - first
+        return short
 
 
 @dataclass(frozen=True)
@@ -54,6 +94,11 @@ class MoELayout:
     family: Family
     sites: tuple[RouterSite, ...]
     top_k: int
+
+    def shifted(self, first: int) -> MoELayout:
+        """The same routers under the numbers of the whole model, of which this is the part from `first`."""
+        sites = tuple(replace(site, layer=site.layer + first) for site in self.sites)
+        return replace(self, sites=sites)
 
     @property
     def layers(self) -> tuple[int, ...]:

@@ -8,4 +8,6 @@ FAMILY = Family(
     router_class="Qwen3MoeTopKRouter",
     gate_key="model.layers.{layer}.mlp.gate.weight",
     experts_attribute="num_experts",
+    dense_attribute="mlp_only_layers",
+    sparse_step_attribute="decoder_sparse_step",
 )

@@ -1,0 +1,175 @@
+"""The safetensors files of a checkpoint, read tensor by tensor into memory of one's own.
+
+Nothing is mapped: a mapped file counts as resident memory of the process for as long as any of its tensors is
+alive, while what is read here is gone with its tensor.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roma_ds.backbone.loading import checkpoint
+from roma_ds.config import ModelConfig
+from roma_ds.errors import UserError
+from roma_ds.storage.atomic import read_json
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_COMPLETE = "complete the checkpoint"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: `shape` values of `dtype` from byte `start` of `file`."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class CheckpointFiles:
+    """The tensors of a checkpoint by key; a shard is opened, or fetched from the hub, when first needed.
+
+    Raises UserError where the folder or hub id has no safetensors files, or one is missing or damaged.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        self.model = model
+        self._headers: dict[str, dict[str, StoredTensor]] = {}
+        if self._path(WHOLE, required=False) is not None:
+            self.keys: Mapping[str, str] = dict.fromkeys(self._header(WHOLE), WHOLE)
+            """Key of each tensor, with the name of the file that holds it."""
+            return
+        index = self._path(INDEX, required=False)
+        if index is None:
+            raise UserError(
+                f"model.path: {model.path} has neither {WHOLE} nor {INDEX}",
+                "use a checkpoint in the safetensors format",
+            )
+        self.keys = read_json(index).get("weight_map", {})
+
+    def _path(self, name: str, required: bool = True) -> Path | None:
+        place = Path(checkpoint(self.model))
+        if place.is_dir():
+            path = place / name
+            if path.is_file():
+                return path
+            if required:
+                raise UserError(f"model.path: {path}, which the checkpoint names, is not there", _COMPLETE)
+            return None
+        return self._from_hub(name, required)
+
+    def _from_hub(self, name: str, required: bool) -> Path | None:
+        from transformers.utils import cached_file
+
+        try:
+            found = cached_file(
+                self.model.path,
+                name,
+                revision=self.model.revision,
+                _raise_exceptions_for_missing_entries=required,
+            )
+        except (OSError, ValueError) as error:
+            text = str(error).strip().splitlines()[0]
+            raise UserError(
+                f"model.path: {name} of '{self.model.path}' is neither here nor on the hub: {text}",
+                "give the folder of a checkpoint, or a hub id with network access",
+            ) from error
+        return Path(found) if found is not None else None
+
+    def _header(self, name: str) -> dict[str, StoredTensor]:
+        if name not in self._headers:
+            path = self._path(name)
+            assert path is not None
+            try:
+                self._headers[name] = _read_header(path)
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise UserError(
+                    f"model.path: {path} is no readable safetensors file: {error}", _COMPLETE
+                ) from error
+        return self._headers[name]
+
+    def stored(self, key: str) -> StoredTensor:
+        """Type, shape and place of a tensor. Raises UserError where its file does not have it."""
+        found = self._header(self.keys[key]).get(key)
+        if found is None:
+            raise UserError(f"model.path: {self.keys[key]} of {self.model.path} lacks {key}", _COMPLETE)
+        return found
+
+    def under(self, prefix: str) -> list[str]:
+        """Keys that start with `prefix`."""
+        return [key for key in self.keys if key.startswith(prefix)]
+
+    def bytes_of(self, prefix: str) -> int:
+        """Bytes in the files of all tensors whose key starts with `prefix`."""
+        return sum(self.stored(key).size for key in self.under(prefix))
+
+    def read(self, key: str) -> torch.Tensor:
+        """The tensor of that key, on the CPU in its stored type, in memory of its own.
+
+        Raises UserError where the file ends too early.
+        """
+        place = self.stored(key)
+        tensor = torch.empty(place.shape, dtype=place.dtype)
+        values: Any = tensor.reshape(-1).view(torch.uint8).numpy() if place.size else b""
+        buffer = memoryview(values)
+        done = 0
+        try:
+            handle = os.open(place.file, os.O_RDONLY)
+            try:
+                while done < place.size:
+                    count = os.preadv(handle, [buffer[done:]], place.start + done)
+                    if not count:
+                        raise EOFError(f"it ends within {key}")
+                    done += count
+            finally:
+                os.close(handle)
+        except (OSError, EOFError) as error:
+            raise UserError(f"model.path: {place.file} cannot be read: {error}", _COMPLETE) from error
+        return tensor
+
+
+def _read_header(path: Path) -> dict[str, StoredTensor]:
+    """Places of the tensors in a safetensors file, whose size must be what they take."""
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError("its header is cut off")
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    tensors = {}
+    for key, entry in header.items():
+        if entry["dtype"] not in _DTYPES:
+            raise ValueError(f"{key} has the type {entry['dtype']}, which is not supported")
+        start, end = entry["data_offsets"]
+        tensor = StoredTensor(path, _DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
+        if tensor.size != end - start or 8 + length + end > size:
+            raise ValueError(f"{key} does not fit in it")
+        tensors[key] = tensor
+    return tensors
