@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import threading
 import weakref
 from collections.abc import Iterator, Sequence
@@ -179,6 +180,7 @@ def plan_cache(
             useless.extend(_own_files(folder))
         else:
             if plan.agrees(old):
+                shutil.rmtree(folder / STAGING, ignore_errors=True)
                 if complete:
                     old.write_index(folder, complete=False)
                 return PrefixCache(folder, old, complete=False, resumed=True)

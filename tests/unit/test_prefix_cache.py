@@ -429,6 +429,19 @@ def test_planning_that_is_killed_leaves_nothing_that_is_used(tmp_path: Path, ste
     ]
 
 
+@pytest.mark.parametrize("fingerprint", ["old", "new"])
+def test_what_a_killed_planning_took_is_given_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, fingerprint: str
+) -> None:
+    finished(tmp_path, "old")
+    (tmp_path / ".planning").mkdir()
+    (tmp_path / ".planning" / "hidden-00000.bin").write_bytes(bytes(MIB))
+    (tmp_path / ".planning" / ".lengths.npy.x.partial").write_bytes(bytes(9))
+    free_bytes(monkeypatch, 0)
+    plan(tmp_path, fingerprint)
+    assert not (tmp_path / ".planning").exists()
+
+
 # Reasons to refuse
 
 
