@@ -1,0 +1,371 @@
+"""The rival: the same routers trained by transformers.Trainer under the same DeepSpeed JSON.
+
+Started on every rank by the deepspeed launcher; `prefix_engine.py` does so. Written as a good engineer would:
+length-grouped batches without needless padding, the head on the gathered hidden states of the answer
+positions (`--full-logits` computes all of them, as users often do), neighbours' routing averaged once, no
+logging, evaluation or saving on the way. It needs S and the routing of the training samples as we do, and
+collects them with its own engine before the first step.
+
+    deepspeed --num_accelerators 2 benchmarks/rival_trainer.py --config RUN.yaml --out FOLDER
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from measured import Record, communicated, forget_peak
+from torch import nn
+
+from roma_ds.backbone.encoding import Prompt, encode
+from roma_ds.backbone.frozen import MONITORS
+from roma_ds.backbone.loading import checkpoint, load_tokenizer
+from roma_ds.comm import start_world
+from roma_ds.config import RunConfig, load_run_config, resolve_deepspeed
+from roma_ds.data.store import load_samples
+from roma_ds.families import detect
+from roma_ds.index.neighbourhood import NeighbourFinder, prompt_groups
+from roma_ds.manifold.kernel import similarity
+from roma_ds.manifold.loss import manifold_term
+from roma_ds.manifold.schedule import lambda_at
+from roma_ds.manifold.weights import pull_targets, row_weights
+from roma_ds.pipeline.worker import calm_libraries
+
+
+class AnswerModel(nn.Module):
+    """A causal LM that returns the logits of the token after each prompt, and live routing weights."""
+
+    def __init__(self, network: Any, layers: Sequence[int], full_logits: bool) -> None:
+        super().__init__()
+        self.network = network
+        self.config = network.config
+        self.full_logits = full_logits
+        self.sites = [site for site in detect(network).sites if site.layer in layers]
+        self._router_logits: dict[int, torch.Tensor] = {}
+
+    def routers(self) -> list[nn.Parameter]:
+        """The weights to train."""
+        return [self.network.get_submodule(site.module).weight for site in self.sites]
+
+    def listen(self) -> None:
+        """Read the routers' outputs; after the engine is built, so that ZeRO-3's own hooks come first."""
+        for site in self.sites:
+            self.network.get_submodule(site.module).register_forward_hook(self._recorder(site.layer))
+
+    def _recorder(self, layer: int) -> Any:
+        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            self._router_logits[layer] = output[0]
+
+        return record
+
+    def forward(
+        self, input_ids: torch.Tensor, attention_mask: torch.Tensor, last: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Logits float32 [B, V] and routing float32 [B, M, E] at position `last` [B] of inputs [B, L]."""
+        rows = torch.arange(len(last))
+        inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "use_cache": False}
+        if self.full_logits:
+            logits = self.network(**inputs).logits.float()[rows, last]
+        else:
+            hidden = self.network.base_model(**inputs).last_hidden_state
+            logits = self.network.get_output_embeddings()(hidden[rows, last].contiguous()).float()
+        flat = rows * input_ids.shape[1] + last
+        routing = [torch.softmax(self._router_logits[site.layer][flat].float(), -1) for site in self.sites]
+        return logits, torch.stack(routing, dim=1)
+
+
+def collate(items: Sequence[dict[str, Any]]) -> dict[str, torch.Tensor]:
+    """Pad prompts on the right to the longest of them."""
+    lengths = torch.tensor([len(item["input_ids"]) for item in items])
+    width = int(lengths.max())
+    ids = torch.zeros(len(items), width, dtype=torch.long)
+    for place, item in enumerate(items):
+        ids[place, : len(item["input_ids"])] = torch.tensor(item["input_ids"])
+    return {
+        "input_ids": ids,
+        "attention_mask": (torch.arange(width) < lengths[:, None]).long(),
+        "last": lengths - 1,
+        "answer": torch.tensor([item["answer"] for item in items]),
+        "row": torch.tensor([item["row"] for item in items]),
+    }
+
+
+class Targets:
+    """Where the manifold term pulls each training sample, computed once for all of them."""
+
+    def __init__(
+        self, run: RunConfig, folder: Path, prompts: Sequence[str], found: tuple[np.ndarray, ...]
+    ) -> None:
+        successful, routing = found
+        embeddings = np.load(folder / "embed" / "embeddings.npy")
+        finder = NeighbourFinder(embeddings, successful, prompt_groups(prompts), run.index.backend)
+        neighbours = finder.nearest(range(len(prompts)), run.roma.neighbours)
+        weights = row_weights(similarity(neighbours.inner_products, run.roma.sigma), neighbours.present)
+        mean, spread = pull_targets(weights, routing[np.maximum(neighbours.ids, 0)])
+        self.neighbours = neighbours
+        self.mean, self.spread = torch.from_numpy(mean), torch.from_numpy(spread)
+        self.present = torch.from_numpy(neighbours.present.any(axis=1))
+
+    def of(self, rows: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """mean [B, M, E], spread [B, M] and present [B] of samples `rows`."""
+        return self.mean[rows], self.spread[rows], self.present[rows]
+
+
+@torch.no_grad()
+def collect(
+    engine: Any, prompts: Sequence[Prompt], items: Sequence[Any], size: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """S as bool [n], and routing weights float32 [n, M, E], of all samples; ranks share the batches."""
+    import torch.distributed as dist
+
+    rank, world = dist.get_rank(), dist.get_world_size()
+    ordered = sorted(items, key=lambda item: -len(item["input_ids"]))
+    batches = [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    was_training = engine.module.training
+    engine.module.eval()
+    found = []
+    for turn in range(math.ceil(len(batches) / world)):
+        mine = turn * world + rank
+        # Each forward is a collective under ZeRO-3: a rank with nothing left repeats a batch.
+        batch = collate(batches[mine if mine < len(batches) else 0])
+        logits, routing = engine(batch["input_ids"], batch["attention_mask"], batch["last"])
+        if mine < len(batches):
+            for place, row in enumerate(batch["row"].tolist()):
+                options = [option[0] for option in prompts[row].options]
+                right = int(logits[place, options].argmax()) == prompts[row].answer
+                found.append((row, right, routing[place].half().numpy()))
+    engine.module.train(was_training)
+    parts: list[Any] = [None] * world
+    dist.all_gather_object(parts, found)
+    merged = sorted((item for part in parts for item in part), key=lambda item: item[0])
+    return np.array([item[1] for item in merged]), np.stack([item[2] for item in merged])
+
+
+def load(run: RunConfig, experts: str) -> Any:
+    """The causal LM; under ZeRO-3 partitioned, as the training arguments made known to transformers."""
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(
+        checkpoint(run.model),
+        dtype=getattr(torch, run.model.dtype),
+        **({"experts_implementation": experts} if experts else {}),
+    )
+    network.config.use_cache = False
+    return network.requires_grad_(False)
+
+
+def make_trainer(
+    run: RunConfig,
+    model: AnswerModel,
+    settings: Any,
+    items: Sequence[Any],
+    collected: Any,
+    record: Record,
+    losses: list[Any],
+) -> Any:
+    """The Trainer; `collected`, called once with the engine before the first step, gives the targets."""
+    from transformers import Trainer, TrainerCallback
+
+    state: dict[str, Any] = {}
+
+    class RoutersTrainer(Trainer):
+        """Adds the manifold term."""
+
+        def compute_loss(
+            self,
+            model: Any,
+            inputs: Any,
+            return_outputs: bool = False,
+            num_items_in_batch: Any = None,
+        ) -> Any:
+            logits, routing = model(inputs["input_ids"], inputs["attention_mask"], inputs["last"])
+            task = nn.functional.cross_entropy(logits, inputs["answer"], reduction="none")
+            pull = state["targets"].of(inputs["row"])
+            manifold = manifold_term(routing, *pull, run.roma.layer_reduction)
+            total = self.state.max_steps
+            weight = lambda_at(self.state.global_step, total, run.roma.lambda_, run.roma.lambda_warmup)
+            loss = (task + weight * manifold).mean()
+            losses.append((inputs["row"].tolist(), float(loss.detach()), weight))
+            return loss
+
+    class Watch(TrainerCallback):
+        """Notes times; a barrier a step makes the ranks' clocks mean the same."""
+
+        def on_train_begin(self, args: Any, state_: Any, control: Any, **others: Any) -> None:
+            model.listen()
+            state["targets"] = collected(trainer.model_wrapped)
+            record.note("collected")
+            record.facts["peak_collecting"] = 0
+            record.note_peak("peak_collecting")
+            forget_peak()
+            record.step_done()
+
+        def on_step_end(self, args: Any, state_: Any, control: Any, **others: Any) -> None:
+            record.step_done()
+            norm = trainer.model_wrapped.get_global_grad_norm()
+            record.facts.setdefault("grad_norms", []).append(None if norm is None else float(norm))
+
+    adamw = torch.optim.AdamW(model.routers(), lr=run.train.lr, weight_decay=run.train.weight_decay)
+    trainer = RoutersTrainer(
+        model=model,
+        args=settings,
+        data_collator=collate,
+        train_dataset=items,
+        optimizers=(adamw, None),
+        callbacks=[Watch()],
+    )
+    return trainer
+
+
+def network_is_partitioned(network: Any) -> bool:
+    """Whether ZeRO-3 holds the weights in shards."""
+    return hasattr(next(network.parameters()), "ds_id")
+
+
+def keep_first_gradients(model: AnswerModel, path: Path) -> None:
+    """Save this rank's gradients of the first step, before they are averaged over the ranks."""
+    from safetensors.torch import save_file
+
+    found: dict[str, torch.Tensor] = {}
+
+    def hook(layer: int) -> Any:
+        def keep(gradient: torch.Tensor) -> None:
+            if len(found) < len(model.sites):
+                found[str(layer)] = gradient.detach().float().clone()
+                if len(found) == len(model.sites):
+                    save_file(found, path)
+
+        return keep
+
+    for site, weight in zip(model.sites, model.routers(), strict=True):
+        weight.register_hook(hook(site.layer))
+
+
+def training_arguments(run: RunConfig, ds: dict[str, Any], out: Path) -> Any:
+    """What a user would set: nothing on the way but training."""
+    from transformers import TrainingArguments
+
+    return TrainingArguments(
+        output_dir=str(out / "trainer"),
+        deepspeed=ds,
+        use_cpu=os.environ.get("DS_ACCELERATOR") == "cpu",
+        bf16=run.model.dtype == "bfloat16",
+        num_train_epochs=run.train.epochs,
+        per_device_train_batch_size=run.train.micro_batch,
+        gradient_accumulation_steps=run.train.gradient_accumulation,
+        learning_rate=run.train.lr,
+        weight_decay=run.train.weight_decay,
+        max_grad_norm=run.train.clip,
+        lr_scheduler_type=run.train.lr_schedule,
+        warmup_steps=run.train.warmup,
+        train_sampling_strategy="group_by_length",
+        seed=run.train.seed,
+        logging_steps=10**9,
+        logging_nan_inf_filter=False,
+        report_to=[],
+        save_strategy="no",
+        eval_strategy="no",
+        disable_tqdm=True,
+        remove_unused_columns=False,
+        label_names=[],
+        dataloader_pin_memory=False,
+    )
+
+
+def train(options: argparse.Namespace) -> None:
+    """Load, collect, train, write what was measured."""
+    import deepspeed
+
+    run = load_run_config(options.config, options.overrides)
+    calm_libraries()
+    world = start_world()
+    record = Record(world.rank)
+    record.begin()
+    torch.manual_seed(run.train.seed)
+    ds = {key: value for key, value in resolve_deepspeed(run, world.size).items() if key not in MONITORS}
+    if options.count_bytes:
+        ds["comms_logger"] = {"enabled": True, "verbose": False, "prof_all": True, "debug": False}
+    folder = Path(run.output_dir)
+    samples = load_samples(folder / "data" / "samples.parquet")
+    prompts = encode(samples, load_tokenizer(run.model), run.data.max_tokens)
+    if any(len(prompt.target) != 1 or not prompt.single_token_options for prompt in prompts):
+        raise SystemExit("the rival takes lettered options of one token only")
+    items = [
+        {"input_ids": list(prompt.prompt), "answer": prompt.target[0], "row": prompt.row}
+        for prompt in prompts
+    ]
+    settings = training_arguments(run, ds, options.out)
+    network = load(run, options.experts)
+    layers = detect(network).choose(run.roma.layers)
+    model = AnswerModel(network, layers, options.full_logits)
+    for weight in model.routers():
+        weight.requires_grad_(True)
+    record.note("loaded")
+
+    def collected(engine: Any) -> Targets:
+        record.note("engine")
+        found = collect(engine, prompts, items, run.eval.batch_size)
+        record.facts["successful"] = int(found[0].sum())
+        if options.count_bytes:
+            from deepspeed.comm import comm
+
+            comm.comms_logger.comms_dict.clear()
+        return Targets(run, folder, [sample.prompt for sample in samples], found)
+
+    losses: list[Any] = []
+    if options.keep_gradients and not network_is_partitioned(network):
+        keep_first_gradients(model, options.out / f"gradients-{world.rank}.safetensors")
+    trainer = make_trainer(run, model, settings, items, collected, record, losses)
+    if options.steps:
+        settings.max_steps = options.steps
+    trainer.train()
+    record.note("trained")
+    record.note_peak("peak_training")
+    if options.count_bytes:
+        record.facts["communicated"] = communicated()
+    engine = trainer.model_wrapped
+    with deepspeed.zero.GatheredParameters(model.routers(), enabled=engine.zero_optimization_stage() == 3):
+        if world.is_first:
+            from safetensors.torch import save_file
+
+            weights = zip(model.sites, model.routers(), strict=True)
+            options.out.mkdir(parents=True, exist_ok=True)
+            save_file(
+                {str(site.layer): weight.detach().float().cpu().clone() for site, weight in weights},
+                options.out / "routers.safetensors",
+            )
+    record.note("done")
+    record.facts.update(
+        losses=losses,
+        steps_per_epoch=math.ceil(len(items) / (run.train.micro_batch * world.size)),
+        threads=torch.get_num_threads(),
+        experts=network.config._experts_implementation,
+        attention=network.config._attn_implementation,
+    )
+    record.write(options.out)
+    world.close()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of a rank; the launcher appends --local_rank."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--full-logits", action="store_true", help="logits of every position")
+    parser.add_argument("--count-bytes", action="store_true", help="switch DeepSpeed's comms logger on")
+    parser.add_argument("--keep-gradients", action="store_true", help="save those of step 1, below ZeRO-3")
+    parser.add_argument("--experts", default="", help="experts_implementation of transformers")
+    parser.add_argument("--steps", type=int, default=0, help="stop after so many steps")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c")
+    return parser
+
+
+if __name__ == "__main__":
+    train(build_parser().parse_intermixed_args())
