@@ -44,6 +44,7 @@ SECTIONS = (
     ("data.train[]", schema.DatasetConfig),
     ("embed", schema.EmbedConfig),
     ("roma", schema.RomaConfig),
+    ("collect", schema.CollectConfig),
     ("index", schema.IndexConfig),
     ("train", schema.TrainConfig),
     ("eval", schema.EvalConfig),

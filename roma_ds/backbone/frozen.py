@@ -1,27 +1,31 @@
-"""The frozen forward pass over many samples, on all ranks: routing weights and option log-likelihoods."""
+"""The network without training, on all ranks: routing weights and option log-likelihoods of many samples."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from copy import deepcopy
 from typing import Any
 
-import numpy as np
 import torch
 
-from roma_ds.backbone.batches import Batch, collate, in_batches
-from roma_ds.backbone.encoding import Encoded, Prompt
+from roma_ds.backbone.batches import Batch, in_batches
+from roma_ds.backbone.blueprint import blueprint
+from roma_ds.backbone.encoding import Prompt
+from roma_ds.backbone.feed import Feed
+from roma_ds.backbone.found import Record
 from roma_ds.backbone.loading import load_model
-from roma_ds.backbone.routed import RoutedLM
+from roma_ds.backbone.prefix_cache import PrefixCache
+from roma_ds.backbone.request_set import read_results, requests_of
+from roma_ds.backbone.routed import RoutedLM, RoutedOutput, exact_buffers
 from roma_ds.backbone.scores import Scores
+from roma_ds.backbone.span import Span, load_span
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import MoELayout, detect
 from roma_ds.progress import Progress
 
-FILLER = Encoded(-1, (0,), (0,))
 MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
 
 
@@ -30,23 +34,43 @@ def is_zero3(ds: Mapping[str, Any]) -> bool:
     return int(ds.get("zero_optimization", {}).get("stage", 0)) == 3
 
 
+def load_part(
+    world: World, model: ModelConfig, depth: int, first: int | None, zero3: dict[str, Any] | None
+) -> tuple[Any, MoELayout]:
+    """The whole network, or with `first` the part from that layer on, and its routers. A collective.
+
+    depth: layers of the whole.
+    """
+    if first is None:
+        network = load_model(model, zero3, world.device)
+    else:
+        network = load_span(model, Span.suffix(first, depth), zero3, world.device, world)
+    with agreement(world):
+        layout = detect(network).shifted(first or 0)
+    return network, layout
+
+
 class FrozenModel:
     """The network without training: whole on each rank below ZeRO stage 3, partitioned at stage 3."""
 
-    def __init__(self, world: World, model: ModelConfig, ds: Mapping[str, Any]) -> None:
+    def __init__(
+        self, world: World, model: ModelConfig, ds: Mapping[str, Any], first: int | None = None
+    ) -> None:
+        """first: run the part from this layer on, on cached hidden states."""
         self.world = world
         self.partitioned = is_zero3(ds)
-        network = load_model(model, dict(ds) if self.partitioned else None, world.device)
         with agreement(world):
-            self.layout: MoELayout = detect(network)
-        self.total_parameters = sum(getattr(p, "ds_numel", p.numel()) for p in network.parameters())
-        self.routed = RoutedLM(network, self.layout, self.layout.layers)
+            whole = blueprint(model)
+        zero3 = dict(ds) if self.partitioned else None
+        network, self.layout = load_part(world, model, whole.depth, first, zero3)
+        self.routed = RoutedLM(network, self.layout, self.layout.layers, first or 0)
         self._call: Any = self.routed
         if self.partitioned:
             import deepspeed
 
             plain = {key: deepcopy(value) for key, value in ds.items() if key not in MONITORS}
-            self._call, *_ = deepspeed.initialize(model=self.routed, config=plain)
+            with exact_buffers(self.routed):
+                self._call, *_ = deepspeed.initialize(model=self.routed, config=plain)
         self.routed.attach()
         self._original: dict[int, torch.Tensor] = {}
 
@@ -91,84 +115,50 @@ class FrozenModel:
         self._write({layer: kept for layer, kept in self._original.items() if layer not in weights})
         self._write(weights)
 
-    @torch.no_grad()
+    def outputs(
+        self, feed: Feed, batches: Sequence[Sequence[int]], title: str
+    ) -> Iterator[tuple[Sequence[int], Batch, RoutedOutput]]:
+        """Run this rank's share of `batches` of sequence numbers, the same on every rank. A collective.
+
+        Ranks share batches, not sequences: what lies in one batch, and with it the last bits of a result, is
+        the same on any number of ranks.
+        """
+        mine = [batches[index] for index in self.world.share(len(batches))]
+        rounds = math.ceil(len(batches) / self.world.size)
+        with Progress(sum(map(len, mine)), title, enabled=self.world.is_first) as progress:
+            for turn in range(rounds):
+                # Under ZeRO-3 every forward is a collective: a rank with nothing left still takes part.
+                numbers = mine[turn] if turn < len(mine) else ()
+                batch = feed.batch(numbers)
+                with torch.no_grad():
+                    output = self._call(**batch.inputs(self.world.device))
+                if numbers:
+                    yield numbers, batch, output
+                    progress.advance(len(numbers))
+
     def score(
-        self, prompts: Sequence[Prompt], tokens: str, batch_size: int, title: str, pad_id: int
+        self,
+        prompts: Sequence[Prompt],
+        tokens: str,
+        batch_size: int,
+        title: str,
+        cache: PrefixCache | None = None,
     ) -> Scores | None:
         """Score every prompt; the result is complete on rank 0 and None elsewhere.
 
-        tokens: which prompt tokens make up the routing weights, as `roma.tokens`. A collective.
+        tokens: which prompt tokens make up the routing weights, as `roma.tokens`. cache: the hidden states of
+        `requests_of(prompts)`, for a suffix, which then gives the routing of its own layers. A collective.
         """
-        requests = _requests(prompts)
-        # Ranks share batches, not sequences: what is padded together, and with it the last bits of a result,
-        # is the same on any number of ranks.
-        everything = list(in_batches(requests, batch_size))
-        batches = [everything[index] for index in self.world.share(len(everything))]
-        rounds = math.ceil(len(everything) / self.world.size)
-        found: list[tuple[int, int, float, bool, float, Any, Any]] = []
-        seen_tokens = 0
-        with Progress(sum(map(len, batches)), title, enabled=self.world.is_first) as progress:
-            for turn in range(rounds):
-                # Under ZeRO-3 every forward is a collective: a rank with nothing left still takes part.
-                group = batches[turn] if turn < len(batches) else [FILLER]
-                batch = collate(group, pad_id, tokens)
-                output = self._call(**batch.inputs(self.world.device))
-                if turn < len(batches):
-                    found.extend(_results(group, batch, output.logits, output.routing, prompts))
-                    seen_tokens += batch.tokens
-                    progress.advance(len(group))
-        gathered = self.world.gather_to_first((found, seen_tokens))
+        requests = requests_of(prompts)
+        feed = Feed(requests.sequences, tokens, cache)
+        found: list[Record] = []
+        read = 0
+        batches = in_batches(requests.lengths, batch_size)
+        for numbers, batch, output in self.outputs(feed, batches, title):
+            found.extend(read_results(requests, numbers, batch, output.logits, output.routing))
+            read += batch.tokens
+        gathered = self.world.gather_to_first((found, read))
         if gathered is None:
             return None
         results = [item for part, _ in gathered for item in part]
         return Scores.assemble(prompts, results, tokens_read=sum(count for _, count in gathered))
-
-
-def _requests(prompts: Sequence[Prompt]) -> list[Encoded]:
-    """Sequences to run: one per prompt where that scores all options, else one per option.
-
-    A sequence's row is its number among the requests' prompts; options beyond the first share it.
-    """
-    requests = []
-    for row, prompt in enumerate(prompts):
-        if prompt.single_token_options or not prompt.options:
-            requests.append(Encoded(row, prompt.prompt, prompt.target))
-        else:
-            requests.extend(Encoded(row, prompt.prompt, option) for option in prompt.options)
-    return requests
-
-
-def _results(
-    group: Sequence[Encoded],
-    batch: Batch,
-    logits: torch.Tensor,
-    routing: torch.Tensor,
-    prompts: Sequence[Prompt],
-) -> list[tuple[int, int, float, bool, float, Any, Any]]:
-    logprobs = torch.log_softmax(logits, dim=-1).cpu()
-    chosen = logprobs.gather(1, batch.answer_ids[:, None])[:, 0]
-    rivals = logprobs.scatter(1, batch.answer_ids[:, None], float("-inf")).amax(dim=-1)
-    weights = routing.to(torch.float16).cpu().numpy()
-    results = []
-    for index, sequence in enumerate(group):
-        places = (batch.answer_sequence == index).nonzero()[:, 0]
-        prompt = prompts[sequence.row]
-        options = None
-        number = -1
-        if prompt.single_token_options:
-            ids = torch.tensor([option[0] for option in prompt.options])
-            options = logprobs[places[0], ids].numpy().astype(np.float32)
-        elif prompt.options:
-            number = prompt.options.index(sequence.continuation)
-        results.append(
-            (
-                sequence.row,
-                number,
-                float(chosen[places].sum()),
-                bool((chosen[places] >= rivals[places]).all()),
-                float((chosen[places] - rivals[places]).min()),
-                options,
-                weights[index],
-            )
-        )
-    return results

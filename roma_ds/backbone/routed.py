@@ -1,17 +1,34 @@
 """A causal LM whose forward returns logits at chosen positions and the live routing weights.
 
-Shapes: B sequences, L tokens, T predicted tokens, M MoE layers read, E experts, V vocabulary.
+Shapes: B packed sequences, T tokens in all, A predicted tokens, M MoE layers read, E experts, V vocabulary.
 """
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from roma_ds.backbone.packing import ROWS_ONLY, Packing, use_packed_attention
 from roma_ds.families import MoELayout
+
+
+@contextlib.contextmanager
+def exact_buffers(module: nn.Module) -> Iterator[None]:
+    """Keep float buffers as they are through `deepspeed.initialize`.
+
+    Below ZeRO-3 DeepSpeed casts the whole module to bfloat16, the rotary frequencies with it, and positions
+    would differ from those that the frozen pass saw.
+    """
+    kept = {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+    yield
+    for name, buffer in module.named_buffers():
+        if name in kept:
+            buffer.data = kept[name].to(buffer.device)
 
 
 @dataclass
@@ -23,33 +40,51 @@ class RoutedOutput:
     """
 
     logits: torch.Tensor
-    """float32 [T, V], at the batch's answer positions"""
+    """float32 [A, V], at the batch's answer positions"""
     routing: torch.Tensor
     """float32 [B, M, E], softmax over all routed experts, averaged over the chosen prompt tokens"""
     load: torch.Tensor
-    """float32 [M, E], share of the top-k choices of non-pad tokens that fall on each expert"""
+    """float32 [M, E], share of the top-k choices that fall on each expert; in the network's last layer those
+    of the tokens that are read"""
+    entering: torch.Tensor | None = None
+    """[T, hidden], detached, where `RoutedLM.capture` asked for it"""
 
 
 class RoutedLM(nn.Module):
     """Wraps a causal LM so that one root forward serves collection, training and evaluation.
 
+    The network may be whole, or a suffix that is fed with the hidden states entering its first layer. In its
+    last layer only the tokens that are read go through attention queries and experts.
+
     Being the engine's root module matters under ZeRO-3: calling parts of the network beside the
     engine's forward invalidates DeepSpeed's prefetch trace.
     """
 
-    def __init__(self, network: Any, layout: MoELayout, layers: tuple[int, ...]) -> None:
+    def __init__(self, network: Any, layout: MoELayout, layers: tuple[int, ...], first: int = 0) -> None:
+        """layout, layers: in the numbers of the whole model, of which `network` is the part from `first`."""
         super().__init__()
+        use_packed_attention(network)
         self.network = network
         self.layout = layout
         self.layers = layers
+        self.first = first
         self._outputs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self.raw_logits: dict[int, torch.Tensor] = {}
-        """By layer, [B * L, E]: what the router's product gave in the last forward; every gradient of the
+        """By layer, [tokens, E]: what the router's product gave in the last forward; every gradient of the
         router's weight passes through it."""
         self.router_inputs: dict[int, torch.Tensor] = {}
-        """By layer, [B * L, hidden], detached: the hidden states that the router saw in the last forward."""
+        """By layer, [tokens, hidden], detached: the hidden states that the router saw in the last forward."""
+        self._rows: torch.Tensor
+        self._captured: torch.Tensor | None = None
         for layer, router in self._modules_read():
             router.register_forward_hook(self._raw_recorder(layer))
+        last = network.base_model.layers[-1]
+        self.last_layer = first + len(network.base_model.layers) - 1
+        setattr(last.get_submodule(layout.family.attention), ROWS_ONLY, True)
+        for name in layout.family.row_modules:
+            module = last.get_submodule(name)
+            module.register_forward_pre_hook(self._take_rows)
+            module.register_forward_hook(self._put_rows)
 
     def _modules_read(self) -> list[tuple[int, nn.Module]]:
         return [
@@ -57,6 +92,14 @@ class RoutedLM(nn.Module):
             for site in self.layout.sites
             if site.layer in self.layers
         ]
+
+    def _take_rows(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
+        self._tokens = inputs[0].shape[1]
+        return (inputs[0].index_select(1, self._rows), *inputs[1:])
+
+    def _put_rows(self, module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+        room = output.new_zeros(1, self._tokens, output.shape[-1])
+        return room.index_copy(1, self._rows, output)
 
     def _raw_recorder(self, layer: int) -> Any:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -71,6 +114,14 @@ class RoutedLM(nn.Module):
             self._outputs[layer] = (output[0], output[2])
 
         return record
+
+    def capture(self, layer: int) -> None:
+        """From now on give out the hidden states entering layer `layer`, as `RoutedOutput.entering`."""
+
+        def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
+            self._captured = inputs[0][0].detach()
+
+        self.network.base_model.layers[layer - self.first].register_forward_pre_hook(record)
 
     def attach(self) -> RoutedLM:
         """Start to read routing; call it once, after `deepspeed.initialize` where there is an engine.
@@ -89,31 +140,31 @@ class RoutedLM(nn.Module):
 
     def forward(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
+        position_ids: torch.Tensor,
+        packing: Packing,
         routing_positions: torch.Tensor,
         routing_weights: torch.Tensor,
-        answer_sequence: torch.Tensor,
         answer_position: torch.Tensor,
+        input_ids: torch.Tensor | None = None,
+        hidden_states: torch.Tensor | None = None,
     ) -> RoutedOutput:
         """Logits at the answer positions and routing at the prompt positions; arguments as in `Batch`."""
+        self._rows = packing.rows
+        source = {"input_ids": input_ids} if hidden_states is None else {"inputs_embeds": hidden_states}
+        source = {name: tokens[None] for name, tokens in source.items() if tokens is not None}
         hidden = self.network.base_model(
-            input_ids=input_ids, attention_mask=attention_mask, use_cache=False
-        ).last_hidden_state
-        wanted = hidden[answer_sequence, answer_position].contiguous()
-        logits = self.network.get_output_embeddings()(wanted).float()
-
-        sequences, width = input_ids.shape
-        starts = torch.arange(sequences, device=hidden.device)[:, None] * width
-        flat = (starts + routing_positions).reshape(-1)
-        present = attention_mask.reshape(-1).bool()
+            **source, position_ids=position_ids[None], use_cache=False, packing=packing
+        ).last_hidden_state[0]
+        # A contiguous [A, hidden]: a strided slice would copy the head's weight for every sample on a CPU.
+        logits = self.network.get_output_embeddings()(hidden[answer_position]).float()
         routing, load = [], []
         for layer in self.layers:
             router_logits, indices = self._outputs[layer]
-            chosen = torch.softmax(router_logits[flat].float(), dim=-1)
-            chosen = chosen.reshape(*routing_positions.shape, -1)
+            read = packing.row_of[routing_positions] if layer == self.last_layer else routing_positions
+            chosen = torch.softmax(router_logits[read].float(), dim=-1)
             routing.append((chosen * routing_weights[..., None]).sum(dim=1))
-            counts = torch.bincount(indices[present].reshape(-1), minlength=chosen.shape[-1]).float()
+            counts = torch.bincount(indices.reshape(-1), minlength=chosen.shape[-1]).float()
             load.append(counts / counts.sum())
         self._outputs.clear()
-        return RoutedOutput(logits, torch.stack(routing, dim=1), torch.stack(load))
+        entering, self._captured = self._captured, None
+        return RoutedOutput(logits, torch.stack(routing, dim=1), torch.stack(load), entering)

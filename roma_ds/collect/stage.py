@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from roma_ds.backbone.encoding import encode
-from roma_ds.backbone.frozen import FrozenModel
+from roma_ds.backbone.blueprint import Blueprint
+from roma_ds.backbone.encoding import Prompt, encode
+from roma_ds.backbone.scores import Scores
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
@@ -19,9 +20,17 @@ OUTPUTS = ["routing.npy", "outcome.parquet"]
 
 
 def collect(
-    world: World, run: RunConfig, samples: Sequence[Sample], frozen: FrozenModel, tokenizer: Any, folder: Path
+    world: World,
+    run: RunConfig,
+    samples: Sequence[Sample],
+    whole: Blueprint,
+    tokenizer: Any,
+    folder: Path,
+    score: Callable[[Sequence[Prompt]], Scores | None],
 ) -> dict[str, Any]:
     """Write `routing.npy` and `outcome.parquet`; row order is that of `samples`. A collective.
+
+    score: runs the pretrained model over the encoded samples; a collective, complete on rank 0.
 
     routing.npy: float16 [samples, MoE layers, experts], softmax over all routed experts in float32,
     averaged over the prompt tokens that `roma.tokens` names.
@@ -30,9 +39,7 @@ def collect(
     """
     with agreement(world):
         prompts = encode(samples, tokenizer, run.data.max_tokens)
-    scores = frozen.score(
-        prompts, run.roma.tokens, run.eval.batch_size, "collect", pad_id=tokenizer.pad_token_id or 0
-    )
+    scores = score(prompts)
     facts: dict[str, Any] = {}
     with agreement(world):
         if scores is not None:
@@ -57,11 +64,11 @@ def collect(
                 "loss": float(np.mean(scores.loss)),
                 "truncated": sum(prompt.truncated for prompt in prompts),
                 "tokens": scores.tokens_read,
-                "layers": list(frozen.layout.layers),
-                "experts": frozen.layout.experts,
-                "top_k": frozen.layout.top_k,
-                "family": frozen.layout.family.name,
-                "total_parameters": frozen.total_parameters,
+                "layers": list(whole.layout.layers),
+                "experts": whole.layout.experts,
+                "top_k": whole.layout.top_k,
+                "family": whole.layout.family.name,
+                "total_parameters": whole.total_parameters,
             }
     shared: dict[str, Any] = world.from_first(facts)
     return shared

@@ -128,6 +128,19 @@ class RomaConfig:
 
 
 @dataclass(frozen=True)
+class CollectConfig:
+    """The frozen pass: the pretrained model over all training and evaluation samples, once."""
+
+    engine: Literal["auto", "zero3", "stream"] = "auto"
+    """zero3: the network as DeepSpeed holds it, whole on each rank below ZeRO-3. stream: layer by layer from
+    the checkpoint's files, for models larger than memory. auto takes what the estimate says is faster."""
+    activation_memory: NotNegative = 4.0
+    """GiB a rank in which the stream engine keeps hidden states between layers; beyond it they go to disk."""
+    save_every: Positive = 60.0
+    """Seconds between saves of the engine zero3, from which a killed pass goes on."""
+
+
+@dataclass(frozen=True)
 class IndexConfig:
     """The nearest-neighbour index over the embeddings of the successful samples."""
 
@@ -173,8 +186,9 @@ class TrainConfig:
     """Resume states kept on disk; older ones are deleted."""
     task_loss: bool = True
     """False trains on the manifold term alone."""
-    prefix_cache: Literal["auto"] = "auto"
-    """auto: use cached hidden states where this version can; it runs the whole network in every step."""
+    prefix_cache: Literal["auto", "on", "off"] = "auto"
+    """Train and evaluate from cached hidden states that enter the first trained layer; auto does where some
+    layers come before it and the disk has room, and says why not otherwise."""
 
 
 @dataclass(frozen=True)
@@ -229,6 +243,8 @@ class RunConfig:
     """The embedding model."""
     roma: RomaConfig = field(default_factory=RomaConfig)
     """The method."""
+    collect: CollectConfig = field(default_factory=CollectConfig)
+    """The frozen pass."""
     index: IndexConfig = field(default_factory=IndexConfig)
     """The neighbour index."""
     train: TrainConfig = field(default_factory=TrainConfig)

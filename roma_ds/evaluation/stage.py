@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from roma_ds.backbone.encoding import encode
-from roma_ds.backbone.frozen import FrozenModel
+from roma_ds.backbone.encoding import Prompt, encode
+from roma_ds.backbone.scores import Scores
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
@@ -26,20 +26,19 @@ def evaluate(
     run: RunConfig,
     variant: str,
     samples: Sequence[Sample],
-    frozen: FrozenModel,
     tokenizer: Any,
     folder: Path,
+    score: Callable[[Sequence[Prompt]], Scores | None],
 ) -> dict[str, Any]:
-    """Score the model as `frozen` now is and write the files of `variant`. A collective.
+    """Score one variant and write its files. A collective.
 
+    score: runs the variant over the encoded samples; a collective, complete on rank 0.
     Every sample is scored exactly once, whatever the number of ranks. Returns {"average": accuracy}.
     """
     started = time.monotonic()
     with agreement(world):
         prompts = encode(samples, tokenizer, run.data.max_tokens)
-    scores = frozen.score(
-        prompts, run.roma.tokens, run.eval.batch_size, f"eval {variant}", pad_id=tokenizer.pad_token_id or 0
-    )
+    scores = score(prompts)
     facts: dict[str, Any] = {}
     with agreement(world):
         if scores is not None:

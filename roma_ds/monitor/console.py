@@ -29,6 +29,8 @@ class Banner:
     outputs: Path
     layers: Sequence[int] = ()
     """layers whose routers are trained; empty when not known yet"""
+    runs: str = "all layers"
+    """what of the network a step runs"""
     memory_bytes: int | None = None
     """estimated peak per rank, in bytes; None when there is no estimate"""
 
@@ -41,6 +43,7 @@ class Banner:
             ("model", self.model),
             ("family", f"{self.family}, {shape}"),
             ("trained", f"routers of layers {_ranges(self.layers)}" if self.layers else "routers"),
+            ("each step", self.runs),
             ("parameters", f"{counts} || trainable%: {share:.4f}"),
             ("DeepSpeed", f"ZeRO stage {self.zero_stage}, {_plural(self.world_size, 'rank')}, {self.dtype}"),
             (

@@ -7,12 +7,17 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from roma_ds.backbone.frozen import FrozenModel
+from roma_ds.backbone.blueprint import blueprint
+from roma_ds.backbone.encoding import Prompt, encode
+from roma_ds.backbone.frozen import FrozenModel, is_zero3
 from roma_ds.backbone.loading import check_files, checkpoint, load_config, load_tokenizer
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
+from roma_ds.data.sample import Sample
+from roma_ds.data.store import load_samples
 from roma_ds.families import family_of
 from roma_ds.pipeline.folders import Folders
+from roma_ds.pipeline.prefixes import Part, Prefixes
 from roma_ds.storage import fingerprint
 from roma_ds.storage.stage import StageRecord
 from roma_ds.training.interruption import Interruption
@@ -29,12 +34,17 @@ class Session:
         self.ds = ds
         self.interruption = interruption
         self.folders = Folders(Path(run.output_dir))
+        self.partitioned = is_zero3(ds)
         self._frozen: FrozenModel | None = None
+        self._suffix: FrozenModel | None = None
+        self._prompts: dict[str, list[Prompt]] = {}
+        self.prefixes = Prefixes(self)
         with agreement(world):
             model_config = load_config(run.model)
             self.family = family_of(model_config)
             self.tokenizer = load_tokenizer(run.model)
             check_files(run.model)
+            self.whole = blueprint(run.model)
         commit = getattr(model_config, "_commit_hash", None)
         location = Path(checkpoint(run.model))
         self.model_hash: str = world.from_first(
@@ -56,14 +66,35 @@ class Session:
     def frozen(self) -> FrozenModel:
         """The pretrained network, loaded when it is first asked for."""
         if self._frozen is None:
+            self.release_frozen()
             self._frozen = FrozenModel(self.world, self.run.model, self.ds)
         return self._frozen
 
+    def suffix(self, first: int) -> FrozenModel:
+        """The network from layer `first` on, for cached hidden states."""
+        if self._suffix is None or self._suffix.routed.first != first:
+            self.release_frozen()
+            self._suffix = FrozenModel(self.world, self.run.model, self.ds, first)
+        return self._suffix
+
     def release_frozen(self) -> None:
-        """Give back the memory of the frozen network before an engine is built."""
-        if self._frozen is not None:
-            self._frozen.close()
-        self._frozen = None
+        """Give back the memory of the frozen networks before another one is loaded."""
+        for model in (self._frozen, self._suffix):
+            if model is not None:
+                model.close()
+        self._frozen = self._suffix = None
+
+    def samples(self, name: str) -> list[Sample]:
+        """The samples in the data stage's file `name`, on every rank."""
+        with agreement(self.world):
+            return load_samples(self.folders.stage("data") / name)
+
+    def prompts(self, name: str) -> list[Prompt]:
+        """The same as token ids. No collective."""
+        if name not in self._prompts:
+            samples = load_samples(self.folders.stage("data") / name)
+            self._prompts[name] = encode(samples, self.tokenizer, self.run.data.max_tokens)
+        return self._prompts[name]
 
     def fingerprint(self, record: StageRecord) -> str:
         """Fingerprint of a finished stage, on every rank."""
@@ -82,11 +113,17 @@ class Session:
         inputs: Mapping[str, Any],
         outputs: list[str],
         work: Callable[[], Mapping[str, Any]],
+        cache: Part | None = None,
     ) -> None:
-        """Run `work` unless its record says that it is up to date; say which, and why."""
+        """Run `work` unless its record says that it is up to date; say which, and why.
+
+        cache: the prefix cache that the stage also makes.
+        """
         with agreement(self.world):
             stale = record.why_stale(inputs) if self.world.is_first else None
         reason: str | None = self.world.from_first(stale)
+        if reason is None and cache is not None:
+            reason = self.prefixes.why_stale(cache)
         if reason is None:
             self.say(f"{title}: up to date")
             return

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
-from roma_ds.backbone.encoding import encode
-from roma_ds.backbone.frozen import MONITORS, FrozenModel
+from roma_ds.backbone.encoding import Prompt
+from roma_ds.backbone.frozen import MONITORS
+from roma_ds.backbone.scores import Scores
 from roma_ds.baselines import TRAINED
 from roma_ds.collect import collect
 from roma_ds.collect.stage import OUTPUTS as COLLECT_OUTPUTS
 from roma_ds.comm import agreement
-from roma_ds.data.sample import Sample
-from roma_ds.data.store import load_samples
 from roma_ds.embed import embed
 from roma_ds.embed.encoder import check_embeddings
 from roma_ds.embed.stage import OUTPUTS as EMBED_OUTPUTS
@@ -28,11 +28,15 @@ from roma_ds.index.neighbourhood import prompt_groups
 from roma_ds.index.stage import OUTPUTS as INDEX_OUTPUTS
 from roma_ds.manifold.kernel import least_inner_product, median_sigma
 from roma_ds.pipeline.data import make_data
+from roma_ds.pipeline.prefixes import Part
 from roma_ds.pipeline.session import Session
 from roma_ds.pipeline.watchers import watchers
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import read_parquet
 from roma_ds.training.stage import ROUTER_FILE, train
+
+Weights = Mapping[int, torch.Tensor]
+Scored = tuple[Scores | None, tuple[int, ...]]
 
 
 def data_stage(session: Session) -> None:
@@ -40,11 +44,6 @@ def data_stage(session: Session) -> None:
     with agreement(session.world):
         if session.world.is_first:
             make_data(session.run, session.folders, session.say)
-
-
-def _samples(session: Session, name: str) -> list[Sample]:
-    with agreement(session.world):
-        return load_samples(session.folders.stage("data") / name)
 
 
 def embed_stage(session: Session) -> None:
@@ -56,7 +55,7 @@ def embed_stage(session: Session) -> None:
     }
 
     def work() -> Mapping[str, Any]:
-        training, evaluation = _samples(session, "samples.parquet"), _samples(session, "eval.parquet")
+        training, evaluation = session.samples("samples.parquet"), session.samples("eval.parquet")
         return embed(session.world, run, training, evaluation, folders.stage("embed"))
 
     session.stage("embed", folders.record("embed"), inputs, EMBED_OUTPUTS, work)
@@ -73,9 +72,14 @@ def collect_stage(session: Session) -> None:
     }
 
     def work() -> Mapping[str, Any]:
-        samples = _samples(session, "samples.parquet")
         facts = collect(
-            session.world, run, samples, session.frozen(), session.tokenizer, folders.stage("collect")
+            session.world,
+            run,
+            session.samples("samples.parquet"),
+            session.whole,
+            session.tokenizer,
+            folders.stage("collect"),
+            lambda prompts: session.prefixes.run_pass("collect", prompts, "collect"),
         )
         session.say(
             f"collect: {facts['successful']} of {facts['samples']} training samples answered right"
@@ -83,7 +87,8 @@ def collect_stage(session: Session) -> None:
         )
         return facts
 
-    session.stage("collect", folders.record("collect"), inputs, COLLECT_OUTPUTS, work)
+    session.stage("collect", folders.record("collect"), inputs, COLLECT_OUTPUTS, work, cache="collect")
+    session.prefixes.forget_unfinished("collect")
 
 
 def _successful(session: Session) -> np.ndarray:
@@ -106,7 +111,7 @@ def index_stage(session: Session) -> None:
     }
 
     def work() -> Mapping[str, Any]:
-        samples = _samples(session, "samples.parquet")
+        samples = session.samples("samples.parquet")
         with agreement(session.world):
             embeddings = np.load(folders.stage("embed") / "embeddings.npy", mmap_mode="r")
             # A sample that nobody has for a neighbour still looks for its own: all rows must be sound.
@@ -162,7 +167,7 @@ def _train_one(session: Session, name: str) -> None:
 
     def work() -> Mapping[str, Any]:
         session.release_frozen()
-        samples = _samples(session, "samples.parquet")
+        samples = session.samples("samples.parquet")
         index = session.extra(folders.record("index"))
         collected = session.extra(folders.record("collect"))
         successful = _successful(session)
@@ -191,6 +196,7 @@ def _train_one(session: Session, name: str) -> None:
             interruption=session.interruption,
             callbacks=lambda engine: watchers(session, name, engine),
             say=session.say,
+            cache=session.prefixes.open("collect"),
         )
         return {
             **facts,
@@ -214,21 +220,41 @@ def _monitored(ds: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]
 
 def eval_stage(session: Session, variants: Sequence[str]) -> None:
     """Measure the base model and each trained variant on all evaluation samples."""
+    if "base" not in variants and session.prefixes.layer("eval") is not None:
+        # The frozen pass that measures the base model leaves the cache from which the others are run.
+        variants = ("base", *variants)
     for name in variants:
         _evaluate_one(session, name)
 
 
-def _successful_now(session: Session, frozen: FrozenModel) -> int:
+def _scored(session: Session, part: Part, weights: Weights, prompts: Sequence[Prompt], title: str) -> Scored:
+    """Scores of the model with these router weights, and the MoE layers whose routing they hold."""
+    first, run = session.prefixes.layer(part), session.run
+    model = session.frozen() if first is None else session.suffix(first)
+    model.use_routers(weights)
+    cache = session.prefixes.open(part)
+    scores = model.score(prompts, run.roma.tokens, run.eval.batch_size, title, cache)
+    return scores, model.layout.layers
+
+
+def _variant_scores(
+    session: Session, name: str, weights: Weights, prompts: Sequence[Prompt]
+) -> Scores | None:
+    scores, layers = _scored(session, "eval", weights, prompts, f"eval {name}")
+    everywhere = session.whole.layout.layers
+    if scores is None or layers == everywhere:
+        return scores
+    # Layers before the cache are the pretrained ones, and so is their routing.
+    routing = np.load(session.folders.stage("eval") / "base.routing.npy")
+    routing[:, [everywhere.index(layer) for layer in layers]] = scores.routing
+    return replace(scores, routing=routing)
+
+
+def _successful_now(session: Session, weights: Weights) -> int:
     """How many training samples the tuned model answers right: the size of S after training."""
-    run = session.run
-    prompts = encode(_samples(session, "samples.parquet"), session.tokenizer, run.data.max_tokens)
-    scores = frozen.score(
-        prompts,
-        run.roma.tokens,
-        run.eval.batch_size,
-        "S after training",
-        pad_id=session.tokenizer.pad_token_id or 0,
-    )
+    with agreement(session.world):
+        prompts = session.prompts("samples.parquet")
+    scores, _ = _scored(session, "collect", weights, prompts, "S after training")
     count: int = session.world.from_first(int(scores.correct.sum()) if scores is not None else 0)
     return count
 
@@ -250,15 +276,22 @@ def _evaluate_one(session: Session, name: str) -> None:
     }
 
     def work() -> Mapping[str, Any]:
-        samples = _samples(session, "eval.parquet")
-        frozen = session.frozen()
+        samples = session.samples("eval.parquet")
         with agreement(session.world):
             weights = {} if router is None else read_router_file(router).by_layer()
-        frozen.use_routers(weights)
-        facts = evaluate(session.world, run, name, samples, frozen, session.tokenizer, folders.stage("eval"))
+
+        def score(prompts: Sequence[Prompt]) -> Scores | None:
+            if router is None:
+                return session.prefixes.run_pass("eval", prompts, "eval base")
+            return _variant_scores(session, name, weights, prompts)
+
+        facts = evaluate(session.world, run, name, samples, session.tokenizer, folders.stage("eval"), score)
         if name == "roma":
-            facts = {**facts, "training_successful": _successful_now(session, frozen)}
+            facts = {**facts, "training_successful": _successful_now(session, weights)}
         session.say(f"eval {name}: average accuracy {100 * facts['average']:.2f}%")
         return facts
 
-    session.stage(f"eval {name}", folders.evaluation_record(name), inputs, outputs(name), work)
+    cache: Part | None = "eval" if name == "base" else None
+    session.stage(f"eval {name}", folders.evaluation_record(name), inputs, outputs(name), work, cache)
+    if name == "base":
+        session.prefixes.forget_unfinished("eval")

@@ -11,7 +11,7 @@ from roma_ds.monitor.metrics_log import MetricsLog
 from roma_ds.pipeline.session import Session
 from roma_ds.planner.memory import training_bytes
 from roma_ds.training.callbacks import Callback, LogEntry
-from roma_ds.training.engine import RouterEngine, count_parameters
+from roma_ds.training.engine import RouterEngine
 from roma_ds.training.loop import load_entropy
 
 SCALARS = (
@@ -91,14 +91,12 @@ class MonitorWatcher:
 
 def _banner(session: Session, engine: RouterEngine) -> Banner:
     stage = int(session.ds.get("zero_optimization", {}).get("stage", 0))
-    # The layers of a decoder are alike, so a layer's share is the model's over their number.
-    depth = max(1, int(engine.routed.network.config.num_hidden_layers))
-    frozen = count_parameters(engine.routed.network.base_model.parameters())
+    whole, first = session.whole, engine.routed.first
     return Banner(
         model=session.run.model.path,
         family=engine.layout.family.name,
-        moe_layers=len(engine.layout.sites),
-        experts=engine.layout.experts,
+        moe_layers=len(whole.layout.sites),
+        experts=whole.layout.experts,
         trainable=engine.trainable_parameters,
         total=engine.total_parameters,
         zero_stage=stage,
@@ -106,13 +104,14 @@ def _banner(session: Session, engine: RouterEngine) -> Banner:
         dtype=session.run.model.dtype,
         outputs=session.folders.root,
         layers=engine.layers,
+        runs=f"layers {first}-{whole.depth - 1} on cached hidden states" if engine.cached else "all layers",
         memory_bytes=training_bytes(
-            engine.total_parameters,
+            engine.held_parameters,
             engine.trainable_parameters,
             session.run.model.dtype,
             3 if is_zero3(session.ds) else stage,
             session.world.size,
-            frozen // depth,
+            max(whole.layer_parameters),
         ),
     )
 

@@ -2,9 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+
+
+def deal(rows: Sequence[int], lengths: Sequence[int], groups: int) -> list[list[int]]:
+    """`rows` in `groups` parts of similar length inside and as equal numbers of tokens as that allows.
+
+    lengths: tokens of every row number. Rows are ordered longest first and cut into consecutive parts such
+    that the largest part is as small as possible; the last parts may be empty.
+    """
+    ordered = sorted(rows, key=lambda row: (-lengths[row], row))
+
+    def cut(budget: int) -> list[list[int]]:
+        parts: list[list[int]] = []
+        room = 0
+        for row in ordered:
+            if not parts or lengths[row] > room:
+                parts.append([])
+                room = budget
+            parts[-1].append(row)
+            room -= lengths[row]
+        return parts
+
+    low = max((lengths[row] for row in ordered), default=0)
+    high = sum(lengths[row] for row in ordered)
+    while low < high:
+        middle = (low + high) // 2
+        low, high = (low, middle) if len(cut(middle)) <= groups else (middle + 1, high)
+    parts = cut(low)
+    return parts + [[] for _ in range(groups - len(parts))]
 
 
 @dataclass(frozen=True)
@@ -37,12 +66,14 @@ class BatchOrder:
         start = turn * self.global_batch
         return [int(row) for row in order[start : start + self.global_batch]]
 
-    def share(self, step: int, rank: int, world_size: int, micro_batch: int) -> list[list[int]]:
-        """The micro-batches of one rank; those beyond the end of a short last batch are empty.
+    def share(
+        self, step: int, rank: int, world_size: int, micro_batch: int, lengths: Sequence[int]
+    ) -> list[list[int]]:
+        """The micro-batches of one rank, of `micro_batch` rows on average; of a short batch some are empty.
 
-        Every rank gets the same number of micro-batches, because each forward pass is a collective.
+        lengths: tokens of every row. At each turn the ranks work on sequences of similar length. Every rank
+        gets the same number of micro-batches, because each forward pass is a collective.
         """
-        rows = self.rows(step)
         count = self.global_batch // (world_size * micro_batch)
-        starts = [(turn * world_size + rank) * micro_batch for turn in range(count)]
-        return [rows[start : start + micro_batch] for start in starts]
+        parts = deal(self.rows(step), lengths, count * world_size)
+        return parts[rank::world_size]

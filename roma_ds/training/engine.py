@@ -8,12 +8,11 @@ from typing import Any
 import torch
 
 from roma_ds.backbone.batches import Batch
-from roma_ds.backbone.frozen import is_zero3
-from roma_ds.backbone.loading import load_model
-from roma_ds.backbone.routed import RoutedLM, RoutedOutput
+from roma_ds.backbone.blueprint import blueprint
+from roma_ds.backbone.frozen import is_zero3, load_part
+from roma_ds.backbone.routed import RoutedLM, RoutedOutput, exact_buffers
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
-from roma_ds.families import detect
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -26,7 +25,8 @@ def count_parameters(parameters: Any) -> int:
 class RouterEngine:
     """A model whose routers of `run.roma.layers` learn under the ZeRO stage of a resolved config."""
 
-    def __init__(self, world: World, run: RunConfig, ds: Mapping[str, Any]) -> None:
+    def __init__(self, world: World, run: RunConfig, ds: Mapping[str, Any], first: int | None = None) -> None:
+        """first: train the part from this layer on, on cached hidden states."""
         import deepspeed
 
         self.world = world
@@ -36,25 +36,29 @@ class RouterEngine:
         if config.get("bf16", {}).get("enabled") and not zero.get("stage"):
             # At stage 0 DeepSpeed keeps fp32 masters that cannot be read; stage 1 gives the same numbers.
             config["zero_optimization"] = {**zero, "stage": 1}
-        network = load_model(run.model, config if self.partitioned else None, world.device)
         with agreement(world):
-            self.layout = detect(network)
-            self.layers = self.layout.choose(run.roma.layers)
-        self.routed = RoutedLM(network, self.layout, self.layers)
+            whole = blueprint(run.model)
+            self.layers = whole.layout.choose(run.roma.layers)
+        zero3 = config if self.partitioned else None
+        network, self.layout = load_part(world, run.model, whole.depth, first, zero3)
+        self.routed = RoutedLM(network, self.layout, self.layers, first or 0)
         self.routers = self.routed.routers()
         for weight in self.routers.values():
             weight.requires_grad_(True)
         self.trainable_parameters = count_parameters(self.routers.values())
-        self.total_parameters = count_parameters(network.parameters())
+        self.cached = first is not None
+        self.held_parameters = count_parameters(network.parameters())
+        self.total_parameters = whole.total_parameters
         self.adamw = torch.optim.AdamW(
             list(self.routers.values()), lr=run.train.lr, weight_decay=run.train.weight_decay
         )
-        self.engine, self.optimizer, *_ = deepspeed.initialize(
-            model=self.routed,
-            optimizer=self.adamw,
-            model_parameters=list(self.routers.values()),
-            config=config,
-        )
+        with exact_buffers(self.routed):
+            self.engine, self.optimizer, *_ = deepspeed.initialize(
+                model=self.routed,
+                optimizer=self.adamw,
+                model_parameters=list(self.routers.values()),
+                config=config,
+            )
         # Dropout is off in the frozen network: collected and live routing must be the same function.
         self.engine.module.eval()
         self.routed.attach()

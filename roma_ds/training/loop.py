@@ -12,7 +12,8 @@ from typing import Any
 
 import torch
 
-from roma_ds.backbone.encoding import Prompt
+from roma_ds.backbone.feed import Feed
+from roma_ds.backbone.request_set import Requests
 from roma_ds.comm import World
 from roma_ds.config import RunConfig
 from roma_ds.errors import Interrupted, RomaError, UserError
@@ -62,7 +63,8 @@ class Training:
     world: World
     run: RunConfig
     engine: RouterEngine
-    prompts: Sequence[Prompt]
+    requests: Requests
+    feed: Feed
     targets: ManifoldTargets
     successful: int
     """Size of S."""
@@ -75,6 +77,11 @@ class Training:
     interruption: Interruption
     callbacks: Sequence[Callback] = ()
     say: Callable[[str], None] = print
+
+    def __post_init__(self) -> None:
+        lengths = self.requests.lengths
+        self.lengths = [lengths[number] for number in self.requests.targets]
+        """Tokens of every row."""
 
     def run_loop(self) -> dict[str, Any]:
         """Train from the newest resume state, or from the start; returns facts for the stage's record.
@@ -107,7 +114,7 @@ class Training:
         return {
             "steps": self.order.steps,
             "resumed_at": first,
-            "samples": len(self.prompts),
+            "samples": len(self.requests.prompts),
             "tokens_per_second": tokens / seconds if seconds else None,
             "trainable_parameters": self.engine.trainable_parameters,
             "total_parameters": self.engine.total_parameters,
@@ -125,9 +132,10 @@ class Training:
         rate = learning_rate_at(step, order.steps, config.lr, config.warmup, config.lr_schedule)
         result = training_step(
             self.engine,
-            self.prompts,
+            self.requests,
+            self.feed,
             self.targets,
-            order.share(step, self.world.rank, self.world.size, config.micro_batch),
+            order.share(step, self.world.rank, self.world.size, config.micro_batch, self.lengths),
             len(order.rows(step)),
             weight,
             rate,

@@ -12,6 +12,9 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from roma_ds.backbone.encoding import encode
+from roma_ds.backbone.feed import Feed
+from roma_ds.backbone.prefix_cache import PrefixCache
+from roma_ds.backbone.request_set import requests_of
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig, config_hash
 from roma_ds.data.sample import Sample
@@ -55,29 +58,30 @@ def train(
     interruption: Interruption,
     callbacks: Callable[[RouterEngine], Sequence[Callback]],
     say: Callable[[str], None],
+    cache: PrefixCache | None = None,
 ) -> dict[str, Any]:
     """Train the chosen routers and write `folder`/router.safetensors. A collective.
 
     routing: float16 [samples, MoE layers, experts] of the pretrained model, whose second axis is
     `routing_layers`; `inputs`: fingerprint under which resume states are valid; `callbacks`: made on every
-    rank for the engine, called on rank 0. Returns facts for the stage's record.
+    rank for the engine, called on rank 0; `cache`: hidden states of `requests_of` the encoded samples, with
+    which only the layers from its first on are loaded and run. Returns facts for the stage's record.
     """
     with agreement(world):
         global_batch = check_batches(run, world.size)
-        prompts = encode(samples, tokenizer, run.data.max_tokens)
+        requests = requests_of(encode(samples, tokenizer, run.data.max_tokens))
         make_folder(folder)
-    engine = RouterEngine(world, run, ds)
+    engine = RouterEngine(world, run, ds, cache.plan.first_layer if cache is not None else None)
     columns = [list(routing_layers).index(layer) for layer in engine.layers]
     training = Training(
         world=world,
         run=run,
         engine=engine,
-        prompts=prompts,
+        requests=requests,
+        feed=Feed(requests.sequences, run.roma.tokens, cache),
         targets=ManifoldTargets(routing, columns, neighbours, sigma),
         successful=successful,
-        settings=StepSettings(
-            run.roma.tokens, run.roma.layer_reduction, run.train.task_loss, tokenizer.pad_token_id or 0
-        ),
+        settings=StepSettings(run.roma.layer_reduction, run.train.task_loss),
         order=BatchOrder(len(samples), run.train.epochs, global_batch, run.train.seed),
         folder=folder / "state",
         inputs=inputs,

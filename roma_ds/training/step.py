@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 import torch
 
-from roma_ds.backbone.batches import Batch, collate
-from roma_ds.backbone.encoding import Encoded, Prompt
-from roma_ds.backbone.frozen import FILLER
+from roma_ds.backbone.batches import Batch
+from roma_ds.backbone.encoding import Prompt
+from roma_ds.backbone.feed import Feed
+from roma_ds.backbone.request_set import Requests
 from roma_ds.manifold.loss import manifold_term
 from roma_ds.training.engine import RouterEngine
 from roma_ds.training.targets import ManifoldTargets
@@ -20,10 +21,8 @@ from roma_ds.training.term_gradients import TermGradient
 class StepSettings:
     """What stays the same over the steps of a run."""
 
-    tokens: str
     layer_reduction: str
     task_loss: bool
-    pad_id: int
 
 
 @dataclass
@@ -78,7 +77,8 @@ def answered_right(logits: torch.Tensor, batch: Batch, prompts: Sequence[Prompt]
 
 def training_step(
     engine: RouterEngine,
-    prompts: Sequence[Prompt],
+    requests: Requests,
+    feed: Feed,
     targets: ManifoldTargets,
     micro_batches: Sequence[Sequence[int]],
     batch_samples: int,
@@ -89,9 +89,10 @@ def training_step(
 ) -> StepResult:
     """Update the routers once on this rank's `micro_batches` of a global batch of `batch_samples`.
 
-    weight: lambda of this step. Each sample counts 1 / batch_samples whatever rank and micro-batch it is
-    in. `with_norms` runs the two terms through backward passes of their own, so that their gradients can
-    be told apart; the update is the same up to rounding. A collective.
+    feed: gives batches of the sequences of `requests`; a row is the number of a prompt. weight: lambda of
+    this step. Each sample counts 1 / batch_samples whatever rank and micro-batch it is in. `with_norms`
+    runs the two terms through backward passes of their own, so that their gradients can be told apart; the
+    update is the same up to rounding. A collective.
     """
     sums = StepSums()
     use_manifold = weight > 0
@@ -101,13 +102,12 @@ def training_step(
     # DeepSpeed averages over ranks; each sample must count the same wherever it is.
     scale = engine.world.size / batch_samples
     for turn, rows in enumerate(micro_batches):
-        sequences = [Encoded(row, prompts[row].prompt, prompts[row].target) for row in rows] or [FILLER]
-        batch = collate(sequences, settings.pad_id, settings.tokens)
-        pull = targets.of([max(0, sequence.row) for sequence in sequences], engine.world.device)
+        batch = feed.batch([requests.targets[row] for row in rows])
+        pull = targets.of(rows or [0], engine.world.device)
         share = scale if rows else 0.0
         for number, names in enumerate(passes):
             output = engine.forward(batch)
-            task = task_term(output.logits, batch, len(sequences))
+            task = task_term(output.logits, batch, len(batch.rows))
             manifold = manifold_term(
                 output.routing, pull.mean, pull.spread, pull.present, settings.layer_reduction
             )
@@ -123,7 +123,7 @@ def training_step(
         if rows:
             sums.task += float(task.detach().sum())
             sums.manifold += float(manifold.detach().sum())
-            sums.correct += answered_right(output.logits, batch, prompts)
+            sums.correct += answered_right(output.logits, batch, requests.prompts)
             sums.samples += len(rows)
             sums.empty += int((~pull.present).sum())
             sums.tokens += batch.tokens

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roma_ds.training.batch_order import BatchOrder
+from roma_ds.training.batch_order import BatchOrder, deal
 from roma_ds.training.learning_rate import learning_rate_at
 
 # (ranks, micro batch, gradient accumulation) of one global batch of 8
@@ -43,7 +43,7 @@ def test_ranks_and_micro_batches_share_the_same_global_batch(
     order = BatchOrder(samples, 2, 8, seed)
     step = data.draw(st.integers(0, order.steps - 1))
     for ranks, micro, accumulation in SPLITS:
-        shares = [order.share(step, rank, ranks, micro) for rank in range(ranks)]
+        shares = [order.share(step, rank, ranks, micro, [7] * samples) for rank in range(ranks)]
         assert [len(share) for share in shares] == [accumulation] * ranks, (
             "as many forward passes on each rank"
         )
@@ -55,8 +55,24 @@ def test_ranks_and_micro_batches_share_the_same_global_batch(
 def test_a_short_last_batch_leaves_empty_micro_batches() -> None:
     order = BatchOrder(11, 1, 8, 0)
     assert len(order.rows(1)) == 3
-    assert [len(rows) for rows in order.share(1, 1, 2, 2)] == [1, 0]
-    assert [len(rows) for rows in order.share(1, 0, 2, 2)] == [2, 0]
+    assert [len(rows) for rows in order.share(1, 0, 2, 2, [5] * 11)] == [1, 1]
+    assert [len(rows) for rows in order.share(1, 1, 2, 2, [5] * 11)] == [1, 0]
+
+
+@given(st.lists(st.integers(1, 50), min_size=1, max_size=30), st.integers(1, 8))
+def test_parts_of_a_batch_are_balanced_by_tokens(lengths: list[int], groups: int) -> None:
+    parts = deal(range(len(lengths)), lengths, groups)
+    assert len(parts) == groups
+    assert sorted(row for part in parts for row in part) == list(range(len(lengths)))
+    dealt = [lengths[row] for part in parts for row in part]
+    assert dealt == sorted(dealt, reverse=True), "sequences of similar length lie together"
+    heaviest = max(sum(lengths[row] for row in part) for part in parts)
+    assert heaviest <= sum(lengths) / groups + max(lengths)
+
+
+def test_long_and_short_rows_share_the_ranks_evenly() -> None:
+    lengths = [40] * 4 + [10] * 16
+    assert [len(part) for part in deal(range(20), lengths, 2)] == [4, 16]
 
 
 @given(st.integers(1, 500), st.floats(1e-6, 1.0), st.floats(0.0, 1.0), SCHEDULES)

@@ -7,7 +7,6 @@ from hypothesis import strategies as st
 from roma_ds.backbone.batches import TOKEN_CHOICES, collate, in_batches, routing_positions
 from roma_ds.backbone.encoding import Encoded
 
-PAD = 0
 TOKENS = st.sampled_from(TOKEN_CHOICES)
 IDS = st.integers(1, 99)
 
@@ -58,43 +57,65 @@ def test_positions_are_in_the_prompt_and_consecutive(length: int, tokens: str) -
 
 @given(sequences(), TOKENS)
 def test_collated_batches(group: list[Encoded], tokens: str) -> None:
-    batch = collate(group, PAD, tokens)
-    assert batch.input_ids.shape == batch.attention_mask.shape == (len(group), max(s.length for s in group))
+    batch = collate(group, tokens)
+    assert batch.tokens == sum(sequence.length for sequence in group), "no padding"
     assert batch.rows == tuple(sequence.row for sequence in group)
-    assert batch.tokens == sum(sequence.length for sequence in group)
     torch.testing.assert_close(batch.routing_weights.sum(dim=1), torch.ones(len(group)))
+    start = 0
     for index, sequence in enumerate(group):
         read = [*sequence.prompt, *sequence.continuation][: sequence.length]
-        mask = batch.attention_mask[index].bool()
-        assert batch.input_ids[index][mask].tolist() == read
-        assert mask.tolist() == [place < len(read) for place in range(len(mask))], "padding is on the right"
-        assert set(batch.input_ids[index][~mask].tolist()) <= {PAD}
+        own = slice(start, start + len(read))
+        assert batch.input_ids[own].tolist() == read
+        assert batch.position_ids[own].tolist() == list(range(len(read)))
         used = batch.routing_weights[index] > 0
-        wanted = routing_positions(len(sequence.prompt), tokens)
+        wanted = [start + place for place in routing_positions(len(sequence.prompt), tokens)]
         assert batch.routing_positions[index][used].tolist() == wanted, "of the prompt, never of the answer"
         places = batch.answer_sequence == index
         assert batch.answer_ids[places].tolist() == list(sequence.continuation)
         whole = [*sequence.prompt, *sequence.continuation]
         for position, answer in zip(batch.answer_position[places], batch.answer_ids[places], strict=True):
-            assert bool(mask[position]), "logits are never read at a pad token"
-            assert whole[int(position) + 1] == int(answer), "a position predicts the next token"
+            assert start <= int(position) < start + len(read), "logits are read at the sequence's own tokens"
+            assert whole[int(position) - start + 1] == int(answer), "a position predicts the next token"
+        start += len(read)
 
 
-@given(sequences(), st.integers(1, 5))
-def test_batches_cover_each_sequence_once(group: list[Encoded], size: int) -> None:
-    batches = list(in_batches(group, size))
-    assert sorted(s.row for batch in batches for s in batch) == [s.row for s in group]
-    assert [len(batch) for batch in batches[:-1]] == [size] * (len(batches) - 1)
-    lengths = [s.length for batch in batches for s in batch]
-    assert lengths == sorted(lengths, reverse=True)
-    assert list(in_batches(group[::-1], size)) == batches, "the order of what is given decides nothing"
+@given(sequences(), TOKENS)
+def test_packing_names_each_token_and_each_needed_row_once(group: list[Encoded], tokens: str) -> None:
+    batch = collate(group, tokens)
+    packing, longest = batch.packing, max(sequence.length for sequence in group)
+    owner = torch.repeat_interleave(torch.arange(len(group)), torch.tensor(packing.lengths))
+    assert (packing.slots // longest).tolist() == owner.tolist()
+    assert (packing.slots % longest).tolist() == batch.position_ids.tolist()
+    needed = {*batch.answer_position.tolist(), *batch.routing_positions.flatten().tolist()}
+    assert packing.rows.tolist() == sorted(needed)
+    assert packing.row_of[packing.rows].tolist() == list(range(len(needed)))
+    assert int((packing.row_of >= 0).sum()) == len(needed)
+    assert len(set(packing.row_slots.tolist())) == len(needed)
+    flat = packing.row_mask.reshape(-1, longest)
+    for row, slot in zip(packing.rows.tolist(), packing.row_slots.tolist(), strict=True):
+        position = int(batch.position_ids[row])
+        assert flat[slot].tolist() == [place <= position for place in range(longest)]
+
+
+@given(st.lists(st.integers(1, 40), max_size=30), st.integers(1, 5))
+def test_batches_cover_each_sequence_once_within_the_budget(lengths: list[int], size: int) -> None:
+    batches = in_batches(lengths, size)
+    assert sorted(number for batch in batches for number in batch) == list(range(len(lengths)))
+    dealt = [lengths[number] for batch in batches for number in batch]
+    assert dealt == sorted(lengths, reverse=True)
+    assert all(sum(lengths[number] for number in batch) <= size * max(lengths) for batch in batches)
+    assert all(size <= len(batch) <= 4 * size for batch in batches[:-1])
 
 
 def test_inputs_are_the_arguments_of_the_forward_pass() -> None:
+    from dataclasses import replace
     from inspect import signature
 
     from roma_ds.backbone.routed import RoutedLM
 
-    batch = collate([Encoded(0, (1, 2), (3,))], PAD, "last1")
-    inputs = batch.inputs(torch.device("cpu"))
-    assert list(inputs) == list(signature(RoutedLM.forward).parameters)[1:]
+    batch = collate([Encoded(0, (1, 2), (3,))], "last1")
+    arguments = set(list(signature(RoutedLM.forward).parameters)[1:])
+    cpu = torch.device("cpu")
+    assert set(batch.inputs(cpu)) == arguments - {"hidden_states"}
+    cached = replace(batch, hidden_states=torch.zeros(2, 4))
+    assert set(cached.inputs(cpu)) == arguments - {"input_ids"}

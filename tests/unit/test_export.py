@@ -13,7 +13,10 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import model_config
 from transformers import AutoModelForCausalLM
 
+from roma_ds.backbone.batches import collate
+from roma_ds.backbone.encoding import Encoded
 from roma_ds.backbone.frozen import FrozenModel
+from roma_ds.backbone.routed import RoutedLM
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.errors import UserError
@@ -76,16 +79,30 @@ def stock_logits(folder: Path) -> torch.Tensor:
     return found
 
 
+def frozen_model(folder: Path, dtype: str = "float32") -> FrozenModel:
+    return FrozenModel(ALONE, model_config(folder, dtype), {"zero_optimization": {"stage": 0}})
+
+
+def packed_logits(routed: RoutedLM) -> torch.Tensor:
+    """At every position of IDS: [sequences * tokens, vocabulary]."""
+    rows = [tuple(ids) for ids in IDS.tolist()]
+    batch = collate([Encoded(row, ids[:1], (*ids[1:], 0)) for row, ids in enumerate(rows)], "last1")
+    logits: torch.Tensor = routed(**batch.inputs(IDS.device)).logits
+    return logits
+
+
 def test_stock_transformers_gives_what_the_tuned_model_gives(base: Path, tmp_path: Path) -> None:
     before = content(base)
     out = tmp_path / "merged"
     facts = merge(base, router_file(tmp_path), out)
-    frozen = FrozenModel(ALONE, model_config(base), {"zero_optimization": {"stage": 0}})
+    frozen = frozen_model(base)
     frozen.use_routers(tuned())
     with torch.no_grad():
-        wanted = frozen.routed.network(IDS).logits
-    assert torch.equal(stock_logits(out), wanted)
-    assert not torch.equal(stock_logits(base), wanted)
+        wanted = packed_logits(frozen.routed)
+        merged = packed_logits(frozen_model(out).routed)
+    assert torch.equal(merged, wanted)
+    torch.testing.assert_close(stock_logits(out).flatten(0, 1), wanted, rtol=0, atol=1e-5)
+    assert not torch.allclose(stock_logits(base).flatten(0, 1), wanted, rtol=0, atol=1e-3)
     assert content(base) == before, "the base is as it was"
     assert facts["routers"] == 2
     assert facts["tensors"] == len(tensors(base))
@@ -151,12 +168,11 @@ def test_routers_of_a_bfloat16_base_keep_their_small_updates(tmp_path: Path) -> 
     found = tensors(tmp_path / "merged")
     assert torch.equal(found[key(2)], weights[2])
     assert found[key(1)].dtype == torch.bfloat16
-    with torch.no_grad():
-        logits = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype=torch.bfloat16)(IDS).logits
-    frozen = FrozenModel(ALONE, model_config(base, "bfloat16"), {"zero_optimization": {"stage": 0}})
+    frozen = frozen_model(base, "bfloat16")
     frozen.use_routers(weights)
     with torch.no_grad():
-        assert torch.equal(logits, frozen.routed.network(IDS).logits)
+        merged = packed_logits(frozen_model(tmp_path / "merged", "bfloat16").routed)
+        assert torch.equal(merged, packed_logits(frozen.routed))
 
 
 def test_of_both_layouts_the_one_that_transformers_loads_is_merged(tiny_olmoe: Path, tmp_path: Path) -> None:

@@ -156,7 +156,7 @@ def test_gradient_at_the_routers_of_a_real_model_equals_finite_differences(
     monkeypatch.setattr(torch, "float", torch.float64)
     routed = RoutedLM(network, detect(network), (1, 2, 3)).attach()
     sequences = [Encoded(row, tuple(range(5 + row, 12 + 2 * row)), (12,)) for row in range(3)]
-    batch = collate(sequences, 0, tokens)
+    batch = collate(sequences, tokens)
     source = np.random.default_rng(0)
     mean, spread = (
         torch.from_numpy(routing_weights(source, 3, 3, 8)),
@@ -169,10 +169,10 @@ def test_gradient_at_the_routers_of_a_real_model_equals_finite_differences(
         # The routing in the output is rounded to float32; this one is not.
         raw: list[torch.Tensor] = []
         routed(**inputs)
-        starts = torch.arange(3)[:, None] * batch.input_ids.shape[1]
-        flat = (starts + batch.routing_positions).reshape(-1)
         for layer in (1, 2, 3):
-            chosen = torch.softmax(routed.raw_logits[layer][flat], dim=-1).reshape(3, -1, 8)
+            places = batch.routing_positions
+            read = batch.packing.row_of[places] if layer == routed.last_layer else places
+            chosen = torch.softmax(routed.raw_logits[layer][read], dim=-1)
             raw.append((chosen * batch.routing_weights[..., None]).sum(dim=1))
         return manifold_term(torch.stack(raw, dim=1), mean, spread, has, "sum").sum()
 

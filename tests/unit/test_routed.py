@@ -72,7 +72,7 @@ def test_live_routing_is_the_softmax_of_the_routers_product(
     routed: RoutedLM, stock: Any, tokens: str
 ) -> None:
     for sequence in SEQUENCES:
-        output = run(routed, collate([sequence], 0, tokens))
+        output = run(routed, collate([sequence], tokens))
         weights, _ = by_hand(stock, read(sequence))
         wanted = weights[:, routing_positions(len(sequence.prompt), tokens)].mean(dim=1)
         assert output.routing.dtype == torch.float32
@@ -89,24 +89,27 @@ def test_a_second_softmax_would_be_seen(routed: RoutedLM, stock: Any) -> None:
 
 @pytest.mark.parametrize("tokens", ["last1", "middle3"])
 def test_padded_and_batched_is_as_alone(routed: RoutedLM, tokens: str) -> None:
-    together = run(routed, collate(SEQUENCES, 0, tokens))
-    batch = collate(SEQUENCES, 0, tokens)
+    together = run(routed, collate(SEQUENCES, tokens))
+    batch = collate(SEQUENCES, tokens)
     for index, sequence in enumerate(SEQUENCES):
-        alone = run(routed, collate([sequence], 0, tokens))
+        alone = run(routed, collate([sequence], tokens))
         torch.testing.assert_close(together.routing[index], alone.routing[0], rtol=0, atol=1e-5)
         places = batch.answer_sequence == index
         torch.testing.assert_close(together.logits[places], alone.logits, rtol=0, atol=1e-5)
 
 
-def test_what_the_pad_token_is_changes_nothing(routed: RoutedLM) -> None:
-    one, other = (run(routed, collate(SEQUENCES, pad, "last1")) for pad in (0, 77))
-    torch.testing.assert_close(one.routing, other.routing, rtol=0, atol=1e-6)
-    torch.testing.assert_close(one.logits, other.logits, rtol=0, atol=1e-6)
-    torch.testing.assert_close(one.load, other.load, rtol=0, atol=0)
+def test_what_else_is_in_the_batch_changes_nothing(routed: RoutedLM) -> None:
+    """No token sees one of another sequence, whatever it is and in whatever order they lie."""
+    others = [Encoded(9, (90, 91, 92), (93,)), SEQUENCES[1], Encoded(8, tuple(range(60, 80)), (81, 82))]
+    for batch in (others, others[::-1]):
+        alone, together = run(routed, collate([SEQUENCES[1]], "last3")), run(routed, collate(batch, "last3"))
+        torch.testing.assert_close(together.routing[1], alone.routing[0], rtol=0, atol=1e-6)
+        places = collate(batch, "last3").answer_sequence == 1
+        torch.testing.assert_close(together.logits[places], alone.logits, rtol=0, atol=1e-5)
 
 
 def test_logits_are_those_of_the_stock_model(routed: RoutedLM, stock: Any) -> None:
-    batch = collate(SEQUENCES, 0, "last1")
+    batch = collate(SEQUENCES, "last1")
     output = run(routed, batch)
     assert output.logits.shape[0] == sum(len(sequence.continuation) for sequence in SEQUENCES)
     for index, sequence in enumerate(SEQUENCES):
@@ -117,33 +120,52 @@ def test_logits_are_those_of_the_stock_model(routed: RoutedLM, stock: Any) -> No
         torch.testing.assert_close(output.logits[batch.answer_sequence == index], wanted, rtol=0, atol=1e-5)
 
 
-def test_load_counts_the_choices_of_real_tokens_only(routed: RoutedLM, stock: Any) -> None:
-    output = run(routed, collate(SEQUENCES, 0, "last1"))
+def test_load_counts_the_choices_of_tokens_in_the_last_layer_of_those_read(
+    routed: RoutedLM, stock: Any
+) -> None:
+    output = run(routed, collate(SEQUENCES, "last1"))
     experts = output.load.shape[-1]
     counts = torch.zeros_like(output.load)
     for sequence in SEQUENCES:
         _, chosen = by_hand(stock, read(sequence))
         for layer, choices in enumerate(chosen):
+            if layer == len(chosen) - 1:
+                choices = choices[len(sequence.prompt) - 1 :]
             counts[layer] += torch.bincount(choices.reshape(-1), minlength=experts)
-    assert counts.sum(dim=-1).tolist() == [2.0 * sum(s.length for s in SEQUENCES)] * len(counts)
+    total, last = sum(s.length for s in SEQUENCES), sum(len(s.continuation) for s in SEQUENCES)
+    assert counts.sum(dim=-1).tolist() == [2.0 * total] * (len(counts) - 1) + [2.0 * last]
     torch.testing.assert_close(output.load, counts / counts.sum(dim=-1, keepdim=True))
     torch.testing.assert_close(output.load.sum(dim=-1), torch.ones(len(counts)))
 
 
 def test_only_the_chosen_layers_are_read(tiny_model: Path) -> None:
-    whole = run(routed_model(tiny_model), collate(SEQUENCES, 0, "last1"))
+    whole = run(routed_model(tiny_model), collate(SEQUENCES, "last1"))
     network = load_model(model_config(tiny_model), None, CPU)
     chosen = RoutedLM(network, detect(network), (1, 3)).attach()
-    part = run(chosen, collate(SEQUENCES, 0, "last1"))
+    part = run(chosen, collate(SEQUENCES, "last1"))
     torch.testing.assert_close(part.routing, whole.routing[:, [1, 3]], rtol=0, atol=0)
     assert list(chosen.routers()) == [1, 3]
     assert chosen.routers()[3] is network.model.layers[3].mlp.gate.weight
 
 
+def test_in_the_last_layer_only_tokens_that_are_read_do_work(routed: RoutedLM) -> None:
+    """Queries, attention output and experts see the last prompt token and the answer's; keys see all."""
+    seen: dict[str, int] = {}
+    last = routed.network.model.layers[-1]
+    for name in ("self_attn.q_proj", "self_attn.k_proj", "self_attn.o_proj", "mlp.gate"):
+        last.get_submodule(name).register_forward_pre_hook(
+            lambda _, inputs, name=name: seen.update({name: inputs[0].numel() // inputs[0].shape[-1]})
+        )
+    run(routed, collate(SEQUENCES, "last1"))
+    total, last_rows = sum(s.length for s in SEQUENCES), sum(len(s.continuation) for s in SEQUENCES)
+    assert seen.pop("self_attn.k_proj") == total
+    assert seen == {"self_attn.q_proj": last_rows, "self_attn.o_proj": last_rows, "mlp.gate": last_rows}
+
+
 def test_the_loaded_network_is_frozen_and_routing_carries_a_gradient(routed: RoutedLM) -> None:
     assert not any(parameter.requires_grad for parameter in routed.parameters())
     weight = routed.routers()[2].requires_grad_(True)
-    output: RoutedOutput = routed(**collate(SEQUENCES, 0, "last1").inputs(CPU))
+    output: RoutedOutput = routed(**collate(SEQUENCES, "last1").inputs(CPU))
     output.routing[:, 2].square().sum().backward()
     assert weight.grad is not None
     assert float(weight.grad.abs().max()) > 0
@@ -152,6 +174,6 @@ def test_the_loaded_network_is_frozen_and_routing_carries_a_gradient(routed: Rou
 def test_routers_may_run_in_bfloat16(tiny_model: Path) -> None:
     network = load_model(model_config(tiny_model, "bfloat16"), None, CPU)
     layout = detect(network)
-    output = run(RoutedLM(network, layout, layout.layers).attach(), collate(SEQUENCES, 0, "last1"))
+    output = run(RoutedLM(network, layout, layout.layers).attach(), collate(SEQUENCES, "last1"))
     assert output.routing.dtype == output.logits.dtype == torch.float32
     torch.testing.assert_close(output.routing.sum(dim=-1), torch.ones(len(SEQUENCES), 4))

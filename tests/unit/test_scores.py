@@ -37,7 +37,7 @@ def stock(tiny_model: Path) -> Any:
 
 
 def score(frozen: FrozenModel, prompts: list[Prompt], batch_size: int = 4, tokens: str = "last1") -> Scores:
-    found = frozen.score(prompts, tokens, batch_size, "test", 0)
+    found = frozen.score(prompts, tokens, batch_size, "test")
     assert found is not None
     return found
 

@@ -1,0 +1,48 @@
+"""Results of an unfinished frozen pass, kept so that a killed pass goes on where it was."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+from roma_ds.backbone.found import Found
+from roma_ds.errors import UserError
+from roma_ds.storage.atomic import make_folder, read_json, write_json
+
+MARKER = "pass.json"
+
+
+class Parts:
+    """A folder of result files; each rank adds its own, whole or not at all."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def prepare(self, fingerprint: str, keep: bool) -> None:
+        """For rank 0 before any other call: forget the parts of another pass, or all unless `keep`."""
+        try:
+            known = read_json(self.folder / MARKER)["fingerprint"] if keep else None
+        except (UserError, KeyError, TypeError):
+            known = None
+        if known != fingerprint:
+            self.remove()
+            make_folder(self.folder)
+            write_json(self.folder / MARKER, {"fingerprint": fingerprint})
+
+    def add(self, found: Found, rank: int) -> None:
+        """Keep more results of a rank. Raises OSError where the disk does not take them."""
+        taken = [int(path.stem.split("-")[1]) for path in self.folder.glob(f"part-*-{rank}.safetensors")]
+        found.save(self.folder / f"part-{max(taken, default=-1) + 1:06d}-{rank}.safetensors")
+
+    def __iter__(self) -> Iterator[Found]:
+        """Every whole part; a damaged file counts as absent and is deleted."""
+        for path in sorted(self.folder.glob("part-*.safetensors")):
+            try:
+                yield Found.load(path)
+            except UserError:
+                path.unlink()
+
+    def remove(self) -> None:
+        """Delete the folder."""
+        shutil.rmtree(self.folder, ignore_errors=True)

@@ -1,0 +1,82 @@
+"""Which sequences the network must read to score a set of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from roma_ds.backbone.batches import Batch
+from roma_ds.backbone.encoding import Encoded, Prompt
+from roma_ds.backbone.found import Record
+
+
+@dataclass(frozen=True)
+class Requests:
+    """One sequence a prompt where that scores all its options, else one an option."""
+
+    prompts: tuple[Prompt, ...]
+    sequences: tuple[Encoded, ...]
+    """A sequence's `row` is the number of its prompt."""
+    options: tuple[int, ...]
+    """By sequence, number of the option that it scores, -1 where it scores the target or all options."""
+    targets: tuple[int, ...]
+    """By prompt, number of the sequence that ends in the true answer."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every sequence."""
+        return [sequence.length for sequence in self.sequences]
+
+
+def requests_of(prompts: Sequence[Prompt]) -> Requests:
+    """The sequences that score `prompts`."""
+    sequences: list[Encoded] = []
+    options: list[int] = []
+    targets: list[int] = []
+    for row, prompt in enumerate(prompts):
+        if prompt.single_token_options or not prompt.options:
+            targets.append(len(sequences))
+            sequences.append(Encoded(row, prompt.prompt, prompt.target))
+            options.append(-1)
+        else:
+            targets.append(len(sequences) + prompt.answer)
+            sequences.extend(Encoded(row, prompt.prompt, option) for option in prompt.options)
+            options.extend(range(len(prompt.options)))
+    return Requests(tuple(prompts), tuple(sequences), tuple(options), tuple(targets))
+
+
+def read_results(
+    requests: Requests, numbers: Sequence[int], batch: Batch, logits: torch.Tensor, routing: torch.Tensor
+) -> list[Record]:
+    """Results of the sequences `numbers` from the output of their batch, in its order.
+
+    logits: float32 [A, V]; routing: float32 [B, M, E]; see `Batch`.
+    """
+    logprobs = torch.log_softmax(logits, dim=-1).cpu()
+    chosen = logprobs.gather(1, batch.answer_ids[:, None])[:, 0]
+    rivals = logprobs.scatter(1, batch.answer_ids[:, None], float("-inf")).amax(dim=-1)
+    weights = routing.to(torch.float16).cpu().numpy()
+    results: list[Record] = []
+    for index, number in enumerate(numbers):
+        places = (batch.answer_sequence == index).nonzero()[:, 0]
+        row = requests.sequences[number].row
+        prompt = requests.prompts[row]
+        options = None
+        if prompt.single_token_options:
+            ids = torch.tensor([option[0] for option in prompt.options])
+            options = logprobs[places[0], ids].numpy().astype(np.float32)
+        results.append(
+            (
+                row,
+                requests.options[number],
+                float(chosen[places].sum()),
+                bool((chosen[places] >= rivals[places]).all()),
+                float((chosen[places] - rivals[places]).min()),
+                options,
+                weights[index],
+            )
+        )
+    return results

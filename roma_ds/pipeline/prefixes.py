@@ -1,0 +1,164 @@
+"""The prefix caches of a run: whether there are any, where, and what they depend on."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import torch
+
+from roma_ds.backbone.encoding import Prompt
+from roma_ds.backbone.frozen_pass import FrozenPass
+from roma_ds.backbone.prefix_cache import PrefixCache, disk_bytes, open_cache
+from roma_ds.backbone.request_set import requests_of
+from roma_ds.backbone.scores import Scores
+from roma_ds.comm import agreement
+from roma_ds.errors import UserError
+from roma_ds.planner.frozen_pass import GIB, available_bytes, choose_engine
+from roma_ds.storage import fingerprint
+
+if TYPE_CHECKING:
+    from roma_ds.pipeline.session import Session
+
+Part = Literal["collect", "eval"]
+SAMPLES = {"collect": "samples.parquet", "eval": "eval.parquet"}
+
+
+class Prefixes:
+    """The caches of training (`collect`) and evaluation (`eval`). Methods are collectives."""
+
+    def __init__(self, session: Session) -> None:
+        self.session = session
+        self._layers: dict[Part, int | None] = {}
+
+    def folder(self, part: Part) -> Path:
+        """Where the cache lies."""
+        return self.session.folders.stage(part) / "prefix"
+
+    def fingerprint(self, part: Part, first: int) -> str:
+        """Of all that the hidden states entering layer `first` depend on."""
+        session = self.session
+        return fingerprint.of_json(
+            {
+                "data": session.fingerprint(session.folders.record("data")),
+                **session.model_inputs,
+                "max_tokens": session.run.data.max_tokens,
+                "part": part,
+                "first": first,
+            }
+        )
+
+    def layer(self, part: Part) -> int | None:
+        """The layer that cached hidden states enter, or None without a cache; says which, and why, once."""
+        if part not in self._layers:
+            session = self.session
+            first = min(session.whole.layout.choose(session.run.roma.layers))
+            made_from = self.fingerprint(part, first)
+            with agreement(session.world):
+                decided = self._decide(part, first, made_from) if session.world.is_first else None
+            self._layers[part] = session.world.from_first(decided)
+        return self._layers[part]
+
+    def _decide(self, part: Part, first: int, made_from: str) -> int | None:
+        session, asked = self.session, self.session.run.train.prefix_cache
+        if asked == "off":
+            return None
+        if asked == "auto" and first == 0:
+            session.say(f"{part}: no prefix cache, since layer 0 is trained")
+            return None
+        if self._reason(part, made_from) is None:
+            return first
+        lengths = requests_of(session.prompts(SAMPLES[part])).lengths
+        needed = disk_bytes(lengths, session.whole.hidden, getattr(torch, session.run.model.dtype))
+        free = shutil.disk_usage(session.folders.root).free
+        if asked == "auto" and needed > 0.9 * free:
+            session.say(
+                f"{part}: no prefix cache, since {needed / GIB:.1f} GiB leave too little of the "
+                f"{free / GIB:.1f} GiB free on disk"
+            )
+            return None
+        session.say(
+            f"{part}: prefix cache of {needed / GIB:.2f} GiB, {sum(lengths):,} tokens entering layer {first}"
+        )
+        return first
+
+    def _reason(self, part: Part, made_from: str) -> str | None:
+        try:
+            open_cache(self.folder(part), made_from).close()
+        except UserError as error:
+            return error.message
+        return None
+
+    def why_stale(self, part: Part) -> str | None:
+        """None where the cache is usable or not wanted, else why it has to be made."""
+        first = self.layer(part)
+        if first is None:
+            return None
+        made_from = self.fingerprint(part, first)
+        with agreement(self.session.world):
+            reason = self._reason(part, made_from) if self.session.world.is_first else None
+        stale: str | None = self.session.world.from_first(reason)
+        return stale
+
+    def open(self, part: Part) -> PrefixCache | None:
+        """The finished cache, or None where there is to be none."""
+        first = self.layer(part)
+        if first is None:
+            return None
+        made_from = self.fingerprint(part, first)
+        with agreement(self.session.world):
+            return open_cache(self.folder(part), made_from)
+
+    def run_pass(self, part: Part, prompts: Sequence[Prompt], title: str) -> Scores | None:
+        """The pretrained model over `prompts`; leaves the part's cache where there is to be one."""
+        session, run, world = self.session, self.session.run, self.session.world
+        first = self.layer(part)
+        frozen_pass = FrozenPass(
+            world=world,
+            model=run.model,
+            whole=session.whole,
+            engine=self._engine(len(prompts)),
+            network=session.frozen,
+            tokens=run.roma.tokens,
+            batch_size=run.eval.batch_size,
+            first=first,
+            activation_bytes=int(run.collect.activation_memory * GIB),
+            save_every=run.collect.save_every,
+        )
+        made_from = self.fingerprint(part, -1 if first is None else first)
+        return frozen_pass.run(prompts, self.folder(part), self._unfinished(part), made_from, title)
+
+    def _unfinished(self, part: Part) -> Path:
+        return self.session.folders.stage(part) / "unfinished"
+
+    def forget_unfinished(self, part: Part) -> None:
+        """Delete what a killed pass would have gone on from, once the stage is recorded."""
+        if self.session.world.is_first:
+            shutil.rmtree(self._unfinished(part), ignore_errors=True)
+
+    def _engine(self, prompts: int) -> Literal["zero3", "stream"]:
+        session, asked = self.session, self.session.run.collect.engine
+        if asked != "auto":
+            return asked
+        whole, world = session.whole, session.world
+        size = getattr(torch, session.run.model.dtype).itemsize
+        if world.device.type == "cuda":
+            available = torch.cuda.mem_get_info()[0]
+        else:
+            available = available_bytes(world.ranks.local_world_size)
+        engine, reason = world.from_first(
+            choose_engine(
+                whole.total_parameters * size,
+                max(whole.layer_parameters) * size,
+                session.partitioned,
+                world.size,
+                available,
+                -(-prompts // session.run.eval.batch_size),
+                world.device.type,
+            )
+        )
+        session.say(f"frozen pass: engine {engine}, since {reason}")
+        chosen: Literal["zero3", "stream"] = engine
+        return chosen
