@@ -40,7 +40,8 @@ class Span:
 def skeleton(model: ModelConfig, span: Span | None = None) -> Any:
     """The causal LM, or a span of it, on the meta device: shapes and types, no weights.
 
-    Without embedding its `base_model` takes `inputs_embeds`; without head its final norm is the identity.
+    Without embedding its `base_model` takes `inputs_embeds`; without head its final norm and its output
+    embedding are the identity.
     Raises UserError for a checkpoint whose weights are quantized.
     """
     from transformers import AutoModelForCausalLM
@@ -62,7 +63,7 @@ def skeleton(model: ModelConfig, span: Span | None = None) -> Any:
         _replace(network, family.embedding, None)
     if span is not None and not span.head:
         _replace(network, family.norm, nn.Identity())
-        _replace(network, family.head, None)
+        _replace(network, family.head, nn.Identity())
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     network.config.use_cache = False
@@ -91,7 +92,7 @@ def load_span(
     memory does not suffice.
     """
     with agreement(world) if world is not None and zero3 is not None else nullcontext():
-        loader = _Loader(model, span, device)
+        loader = SpanLoader(model, span, device)
     for part in loader.parts():
         with agreement(world) if world is not None and zero3 is not None else nullcontext():
             loader.fill(part, values=zero3 is None or world is None or world.is_first)
@@ -104,17 +105,29 @@ def load_span(
     return loader.network
 
 
-class _Loader:
-    """Fills the parts of a span's skeleton."""
+class SpanLoader:
+    """A span whose weights are still to be read: made in the main thread, filled in any.
 
-    def __init__(self, model: ModelConfig, span: Span, device: torch.device) -> None:
+    Making the network sets torch's default type for a moment, which is that of all threads; filling does not.
+    """
+
+    def __init__(
+        self, model: ModelConfig, span: Span, device: torch.device, files: CheckpointFiles | None = None
+    ) -> None:
+        """files: of the same model, to open them once for several spans. Raises as `load_span` does."""
         self.model, self.span, self.device = model, span, device
-        self.files = CheckpointFiles(model)
+        self.files = files or CheckpointFiles(model)
         self.network = skeleton(model, span)
         self.family: Family = family_of(self.network.config)
         self.conversion = Conversion(self.network)
         _make_rotary(self.network, self.family, device)
         self._check_keys()
+
+    def load(self) -> Any:
+        """The network with all its weights. Raises as `load_span` does."""
+        for part in self.parts():
+            self.fill(part)
+        return self.network
 
     def parts(self) -> list[str]:
         """Paths of the modules to fill, each small enough to be in memory whole."""
@@ -155,7 +168,7 @@ class _Loader:
                 "use a complete checkpoint that belongs to this config.json",
             )
 
-    def fill(self, part: str, values: bool) -> None:
+    def fill(self, part: str, values: bool = True) -> None:
         """Give a part its weights; without `values`, memory for them."""
         wanted = self._wanted(part)
         if self._is_tied(part):
