@@ -163,7 +163,8 @@ class TrainConfig:
     epochs: Count = 3
     """Passes over the training samples."""
     micro_batch: Count = 8
-    """Samples per rank and forward pass."""
+    """Samples per rank and forward pass, on average: a step's samples are grouped by length and dealt out
+    such that all micro-batches have about as many tokens."""
     gradient_accumulation: Count = 1
     """Micro-batches per optimizer step."""
     lr: Positive = 1e-3
@@ -222,7 +223,8 @@ class EvalConfig:
     data_root: Text | None = None
     """Folder with TASK/SPLIT.jsonl[.gz], used in place of the hub."""
     batch_size: Count = 16
-    """Samples per rank and forward pass."""
+    """Samples per rank and forward pass, of the longest; shorter ones up to as many tokens, and up to four
+    times as many samples."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of what the fields contradict together."""

@@ -25,14 +25,20 @@ def available_bytes(local_ranks: int) -> int:
     limit, _ = resource.getrlimit(resource.RLIMIT_AS)
     if limit != resource.RLIM_INFINITY:
         left.append(limit - psutil.Process().memory_info().vms)
+    group = _left_in_group()
+    if group is not None:
+        left.append(group // local_ranks)
+    return max(0, min(left))
+
+
+def _left_in_group() -> int | None:
+    """What the control group of this process may still take; None without a limit."""
     try:
         allowed = (CGROUP / "memory.max").read_text().strip()
-        if allowed != "max":
-            used = int((CGROUP / "memory.current").read_text())
-            left.append((int(allowed) - used) // local_ranks)
+        used = int((CGROUP / "memory.current").read_text())
     except (OSError, ValueError):
-        pass
-    return max(0, min(left))
+        return None
+    return None if allowed == "max" else int(allowed) - used
 
 
 def choose_engine(

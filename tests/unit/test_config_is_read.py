@@ -73,7 +73,7 @@ def is_read(field: str) -> bool:
 
 def test_the_schema_was_walked() -> None:
     assert set(SECTIONS) == {
-        "run", "model", "data", "dataset", "embed", "roma", "index", "train", "eval", "task",
+        "run", "model", "data", "dataset", "embed", "roma", "collect", "index", "train", "eval", "task",
     }  # fmt: skip
     assert len(FIELDS) > 50
     assert {"roma.refresh", "eval.shots"} <= ONE_VALUE and len(ONE_VALUE) <= 6
