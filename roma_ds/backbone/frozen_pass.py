@@ -23,6 +23,7 @@ from roma_ds.backbone.parts import Parts
 from roma_ds.backbone.prefix_cache import PrefixCache, open_plan, plan_cache
 from roma_ds.backbone.request_set import Requests, read_results, requests_of
 from roma_ds.backbone.scores import Scores
+from roma_ds.backbone.stream import StreamPass
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import Interrupted
@@ -49,7 +50,7 @@ class FrozenPass:
     activation_bytes: int
     """Activations that the stream engine holds in memory; more go to disk."""
     save_every: float
-    """Seconds between saves of the engine `zero3`."""
+    """Seconds between saves of what is in memory."""
 
     def run(
         self, prompts: Sequence[Prompt], cache_folder: Path, work: Path, fingerprint: str, title: str
@@ -72,7 +73,7 @@ class FrozenPass:
             if self.first is not None and not world.is_first:
                 cache = open_plan(cache_folder, fingerprint)
         if self.engine == "stream":
-            self._stream(requests, cache, parts, title)
+            self._stream(requests, cache, parts, title, fingerprint)
         else:
             self._resident(requests, cache, parts, title)
         world.barrier()
@@ -134,12 +135,28 @@ class FrozenPass:
                 if time.monotonic() - saver.saved_at > self.save_every:
                     saver.save()
 
-    def _stream(self, requests: Requests, cache: PrefixCache | None, parts: Parts, title: str) -> None:
+    def _stream(
+        self, requests: Requests, cache: PrefixCache | None, parts: Parts, title: str, fingerprint: str
+    ) -> None:
         """Each rank drives its own batches through the layers."""
-        found = stream_pass(TO_BE_WIRED)
-        if cache is not None:
-            cache.flush()
-        parts.add(found, self.world.rank)
+        rank, size = self.world.rank, self.world.size
+        batches = in_batches(requests.lengths, self.batch_size)
+        with agreement(self.world):
+            found = StreamPass(
+                world=self.world,
+                model=self.model,
+                whole=self.whole,
+                requests=requests,
+                batches=[batches[index] for index in self.world.share(len(batches))],
+                tokens=self.tokens,
+                cache=cache,
+                folder=parts.folder / f"stream-{rank}-of-{size}",
+                fingerprint=fingerprint,
+                activation_bytes=self.activation_bytes,
+                title=title,
+                save_seconds=self.save_every,
+            ).run()
+            parts.add(found, rank)
 
 
 @dataclass

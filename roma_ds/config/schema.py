@@ -137,7 +137,7 @@ class CollectConfig:
     activation_memory: NotNegative = 4.0
     """GiB a rank in which the stream engine keeps hidden states between layers; beyond it they go to disk."""
     save_every: Positive = 60.0
-    """Seconds between saves of the engine zero3, from which a killed pass goes on."""
+    """Seconds between saves of what is in memory, from which a killed pass goes on."""
 
 
 @dataclass(frozen=True)
