@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -48,7 +49,13 @@ class Record:
     bare_bytes: int = 0
     """Resident at `start`."""
     step_ends: list[float] = field(default_factory=list)
-    """After each optimizer step and a barrier."""
+    """After each optimizer step and a barrier; the first is the moment before the first step."""
+    processor: list[float] = field(default_factory=list)
+    """Processor seconds of this process, noted with each of `step_ends`."""
+    count_bytes: bool = False
+    """Whether DeepSpeed's comms logger is on."""
+    gathered: list[int] = field(default_factory=list)
+    """All bytes gathered so far, noted with each of `step_ends`."""
     facts: dict[str, Any] = field(default_factory=dict)
 
     def begin(self) -> None:
@@ -69,6 +76,10 @@ class Record:
         if dist.get_world_size() > 1:
             dist.barrier()
         self.step_ends.append(time.perf_counter())
+        self.processor.append(time.process_time())
+        if self.count_bytes:
+            found = communicated()
+            self.gathered.append(sum(found[name]["bytes"] for name in GATHERS if name in found))
 
     def note(self, name: str) -> None:
         """Keep the seconds since `start` as fact `name`."""
@@ -85,6 +96,9 @@ class Record:
             "rank": self.rank,
             "bare_bytes": self.bare_bytes,
             "step_ends": [moment - self.start for moment in self.step_ends],
+            "processor": self.processor,
+            "gathered": self.gathered,
+            "collectives": communicated() if self.count_bytes else None,
             **self.facts,
         }
         temporary = folder / f"rank-{self.rank}.tmp"
@@ -99,7 +113,10 @@ def read_records(folder: Path) -> list[dict[str, Any]]:
 
 
 def communicated() -> dict[str, dict[str, int]]:
-    """By collective, calls and bytes as DeepSpeed's comms logger counted them on this rank."""
+    """By collective, calls and bytes as DeepSpeed's comms logger counted them on this rank.
+
+    Of an all-gather the logger counts what this rank puts in: what it gets is that times the ranks.
+    """
     from deepspeed.comm import comm
 
     found = {}
@@ -112,15 +129,21 @@ def communicated() -> dict[str, dict[str, int]]:
     return found
 
 
-def matrix_rate(size: int = 1024, dtype: str = "float32", seconds: float = 1.0) -> float:
-    """Floating-point operations a second of square matrix products on this rank, the best of many."""
+COMMS_LOGGER = {"enabled": True, "verbose": False, "prof_all": True, "debug": False}
+"""A section of the DeepSpeed JSON."""
+
+
+def matrix_rate(dtype: str, size: int = 1024, seconds: float = 1.0) -> dict[str, float]:
+    """Floating-point operations a second of square matrix products on this rank: best and median of many."""
     import torch
 
     kind = getattr(torch, dtype)
     left, right = torch.randn(size, size, dtype=kind), torch.randn(size, size, dtype=kind)
-    best, deadline = float("inf"), time.perf_counter() + seconds
+    taken: list[float] = []
+    deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline:
         begun = time.perf_counter()
         left @ right
-        best = min(best, time.perf_counter() - begun)
-    return 2.0 * size**3 / best
+        taken.append(time.perf_counter() - begun)
+    operations = 2.0 * size**3
+    return {"best": operations / min(taken), "median": operations / statistics.median(taken)}

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from measured import Record, communicated, forget_peak
+from measured import COMMS_LOGGER, Record, forget_peak
 from torch import nn
 
 from roma_ds.backbone.encoding import Prompt, encode
@@ -201,8 +201,7 @@ def make_trainer(
             model.listen()
             state["targets"] = collected(trainer.model_wrapped)
             record.note("collected")
-            record.facts["peak_collecting"] = 0
-            record.note_peak("peak_collecting")
+            record.note_peak("peak_before_training")
             forget_peak()
             record.step_done()
 
@@ -285,12 +284,12 @@ def train(options: argparse.Namespace) -> None:
     run = load_run_config(options.config, options.overrides)
     calm_libraries()
     world = start_world()
-    record = Record(world.rank)
+    record = Record(world.rank, count_bytes=options.count_bytes)
     record.begin()
     torch.manual_seed(run.train.seed)
     ds = {key: value for key, value in resolve_deepspeed(run, world.size).items() if key not in MONITORS}
     if options.count_bytes:
-        ds["comms_logger"] = {"enabled": True, "verbose": False, "prof_all": True, "debug": False}
+        ds["comms_logger"] = COMMS_LOGGER
     folder = Path(run.output_dir)
     samples = load_samples(folder / "data" / "samples.parquet")
     prompts = encode(samples, load_tokenizer(run.model), run.data.max_tokens)
@@ -312,10 +311,6 @@ def train(options: argparse.Namespace) -> None:
         record.note("engine")
         found = collect(engine, prompts, items, run.eval.batch_size)
         record.facts["successful"] = int(found[0].sum())
-        if options.count_bytes:
-            from deepspeed.comm import comm
-
-            comm.comms_logger.comms_dict.clear()
         return Targets(run, folder, [sample.prompt for sample in samples], found)
 
     losses: list[Any] = []
@@ -327,8 +322,6 @@ def train(options: argparse.Namespace) -> None:
     trainer.train()
     record.note("trained")
     record.note_peak("peak_training")
-    if options.count_bytes:
-        record.facts["communicated"] = communicated()
     engine = trainer.model_wrapped
     with deepspeed.zero.GatheredParameters(model.routers(), enabled=engine.zero_optimization_stage() == 3):
         if world.is_first:

@@ -17,6 +17,7 @@ from roma_ds.families import FAMILIES
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
+SCRIPTS = tuple(sorted(path.name for path in BENCHMARKS.glob("*.py") if "__main__" in path.read_text()))
 SMALL: dict[str, Any] = {
     "layers": 3, "hidden": 16, "experts": 4, "top_k": 2, "expert_width": 8, "heads": 2, "key_value_heads": 2,
     "head_width": 8, "vocabulary": 300,
@@ -144,9 +145,36 @@ def test_operations_agree_with_torch_counting_the_forward_pass(tmp_path: Path) -
     assert counted == wanted - pairs
 
 
-@pytest.mark.parametrize("script", ["shapes.py", "rival_trainer.py", "rival_check.py", "demo_evidence.py"])
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_every_benchmark_says_what_it_does(script: str) -> None:
     done = subprocess.run(
         [sys.executable, str(BENCHMARKS / script), "--help"], capture_output=True, text=True, check=False
     )
     assert done.returncode == 0 and "usage:" in done.stdout
+
+
+def test_what_a_step_takes_leaves_out_warm_up_and_log_lines() -> None:
+    from comparison import epoch_seconds, plain_steps, step_seconds
+
+    # Steps of 9 (warm-up), 5 (logged), 3 (after it), 1, 1, 2, 7 (logged).
+    record = {
+        "step_ends": [0.0, 9.0, 14.0, 17.0, 18.0, 19.0, 21.0, 28.0],
+        "logged": [False, True, False, False, False, False, True],
+        "steps_per_epoch": 3,
+    }
+    assert plain_steps(record) == [3, 4, 5]
+    assert step_seconds([record]) == 1.0
+    assert epoch_seconds([record]) == 21.0 - 17.0
+
+
+def test_a_ratio_pairs_runs_of_one_turn(capsys: pytest.CaptureFixture[str]) -> None:
+    from comparison import paired
+
+    seconds = {"ours": iter([1.0, 2.0]), "rival": iter([5.0, 20.0])}
+    found = paired(
+        2,
+        lambda: [{"value": next(seconds["ours"])}],
+        lambda: [{"value": next(seconds["rival"])}],
+        {"job": lambda records: records[0]["value"]},
+    )
+    assert found["job"]["ratio"] == {"median": 7.5, "least": 5.0, "largest": 10.0, "values": [5.0, 10.0]}
