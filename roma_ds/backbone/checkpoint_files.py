@@ -10,13 +10,14 @@ import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from roma_ds.backbone.loading import checkpoint
+from roma_ds.backbone.loading import checkpoint, load_config
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.storage.atomic import read_json
@@ -72,6 +73,11 @@ class CheckpointFiles:
                 "use a checkpoint in the safetensors format",
             )
         self.keys = read_json(index).get("weight_map", {})
+
+    @cached_property
+    def config(self) -> Any:
+        """The transformers config of the whole model; not to be changed."""
+        return load_config(self.model)
 
     def _path(self, name: str, required: bool = True) -> Path | None:
         place = Path(checkpoint(self.model))

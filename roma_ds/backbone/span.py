@@ -37,16 +37,16 @@ class Span:
         return Span(first, depth, embedding=first == 0, head=True)
 
 
-def skeleton(model: ModelConfig, span: Span | None = None) -> Any:
+def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -> Any:
     """The causal LM, or a span of it, on the meta device: shapes and types, no weights.
 
     Without embedding its `base_model` takes `inputs_embeds`; without head its final norm and its output
-    embedding are the identity.
+    embedding are the identity. config: of the whole model, where it is known.
     Raises UserError for a checkpoint whose weights are quantized.
     """
     from transformers import AutoModelForCausalLM
 
-    config = load_config(model)
+    config = config or load_config(model)
     family = family_of(config)
     if getattr(config, "quantization_config", None) is not None:
         raise UserError(
@@ -117,7 +117,7 @@ class SpanLoader:
         """files: of the same model, to open them once for several spans. Raises as `load_span` does."""
         self.model, self.span, self.device = model, span, device
         self.files = files or CheckpointFiles(model)
-        self.network = skeleton(model, span)
+        self.network = skeleton(model, span, self.files.config)
         self.family: Family = family_of(self.network.config)
         self.conversion = Conversion(self.network)
         _make_rotary(self.network, self.family, device)
