@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from roma_ds.backbone.experts import use_frozen_experts
 from roma_ds.backbone.packing import ROWS_ONLY, Packing, use_packed_attention
 from roma_ds.families import MoELayout
 
@@ -64,6 +65,7 @@ class RoutedLM(nn.Module):
         """layout, layers: in the numbers of the whole model, of which `network` is the part from `first`."""
         super().__init__()
         use_packed_attention(network)
+        use_frozen_experts(network)
         self.network = network
         self.layout = layout
         self.layers = layers

@@ -22,6 +22,7 @@ from roma_ds.backbone.activations import Activations
 from roma_ds.backbone.batches import Batch, collate
 from roma_ds.backbone.blueprint import Blueprint
 from roma_ds.backbone.checkpoint_files import CheckpointFiles
+from roma_ds.backbone.experts import use_frozen_experts
 from roma_ds.backbone.found import Found, Record
 from roma_ds.backbone.packing import use_packed_attention
 from roma_ds.backbone.prefix_cache import PrefixCache
@@ -238,6 +239,7 @@ class _Run:
             return only_needed
 
         use_packed_attention(network)
+        use_frozen_experts(network)
         seen: list[torch.Tensor] = []
         if sparse:
             router = network.get_submodule(detect(network).sites[0].module)

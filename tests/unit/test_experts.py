@@ -1,0 +1,118 @@
+"""Frozen experts one after the other give what transformers' own implementations give, gradients included."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig
+
+from roma_ds.backbone.experts import FROZEN_EXPERTS, use_frozen_experts
+from roma_ds.families import FAMILIES
+
+HIDDEN, WIDTH, EXPERTS = 16, 8, 6
+TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
+
+
+def block(model_type: str, dtype: torch.dtype = torch.float64, **more: Any) -> Any:
+    """The experts of one layer, with random weights."""
+    from transformers import AutoModelForCausalLM
+
+    config = AutoConfig.for_model(
+        model_type,
+        vocab_size=8,
+        hidden_size=HIDDEN,
+        intermediate_size=WIDTH,
+        moe_intermediate_size=WIDTH,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_experts=EXPERTS,
+        pad_token_id=0,
+        eos_token_id=1,
+        **more,
+    )
+    torch.manual_seed(0)
+    network = AutoModelForCausalLM.from_config(config)
+    use_frozen_experts(network)
+    experts = network.base_model.layers[0].mlp.experts.to(dtype)
+    for parameter in experts.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+        parameter.requires_grad_(False)
+    return experts
+
+
+def pairs(tokens: int, chosen: int, seed: int, dtype: torch.dtype) -> tuple[torch.Tensor, ...]:
+    source = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(tokens, HIDDEN, generator=source, dtype=torch.float64).to(dtype)
+    logits = torch.randn(tokens, EXPERTS, generator=source, dtype=torch.float64)
+    weights, index = torch.softmax(logits, dim=-1).topk(chosen)
+    return hidden, weights.to(dtype), index
+
+
+def run(experts: Any, name: str, inputs: tuple[torch.Tensor, ...], learn: tuple[bool, bool]) -> list[Any]:
+    """Result, then gradients of a weighted sum of it to hidden states and weights, if they are asked for."""
+    experts.config._experts_implementation = name
+    hidden, weights = (
+        value.clone().requires_grad_(asked) for value, asked in zip(inputs[:2], learn, strict=True)
+    )
+    result = experts(hidden, inputs[2], weights)
+    if any(learn):
+        (result * torch.linspace(-1, 2, HIDDEN, dtype=result.dtype)).sum().backward()
+    return [result.detach(), hidden.grad, weights.grad]
+
+
+@pytest.mark.parametrize("model_type", TYPES)
+@given(
+    tokens=st.integers(1, 9),
+    chosen=st.integers(1, EXPERTS),
+    seed=st.integers(0, 99),
+    learn=st.tuples(st.booleans(), st.booleans()),
+)
+def test_as_transformers_runs_them(
+    model_type: str, tokens: int, chosen: int, seed: int, learn: tuple[bool, bool]
+) -> None:
+    experts = block(model_type)
+    inputs = pairs(tokens, chosen, seed, torch.float64)
+    wanted = run(experts, "eager", inputs, learn)
+    for found, value in zip(run(experts, FROZEN_EXPERTS, inputs, learn), wanted, strict=True):
+        assert (found is None) == (value is None)
+        if value is not None:
+            torch.testing.assert_close(found, value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("learn", [(True, True), (False, True)])
+def test_gradients_are_those_of_finite_differences(learn: tuple[bool, bool]) -> None:
+    experts = block(TYPES[0])
+    hidden, weights, index = pairs(5, 3, 1, torch.float64)
+    inputs = (hidden.requires_grad_(learn[0]), weights.requires_grad_(learn[1]))
+    assert torch.autograd.gradcheck(lambda h, w: experts(h, index, w), inputs)
+
+
+def test_bfloat16_rounds_no_more_than_the_library() -> None:
+    experts = block(TYPES[0], torch.bfloat16)
+    inputs = pairs(64, 4, 2, torch.bfloat16)
+    found, usual = (run(experts, name, inputs, (True, True)) for name in (FROZEN_EXPERTS, "eager"))
+    precise = tuple(value.double() if value.is_floating_point() else value for value in inputs)
+    exact = run(experts.double(), "eager", precise, (True, True))
+    for value, rounded, wanted in zip(found, usual, exact, strict=True):
+        assert value.dtype == torch.bfloat16
+        ours, theirs = ((item.double() - wanted).norm() / wanted.norm() for item in (value, rounded))
+        assert ours <= 1.2 * theirs < 0.02
+
+
+@pytest.mark.parametrize("change", ["activation", "learning"])
+def test_other_experts_go_to_the_library(change: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the function does not compute must not be computed wrongly."""
+    experts = block(TYPES[0], torch.float32, **({"hidden_act": "gelu"} if change == "activation" else {}))
+    if change == "learning":
+        experts.down_proj.requires_grad_(True)
+    inputs = pairs(7, 2, 3, torch.float32)
+    wanted = run(experts, "eager", inputs, (True, True))
+    for found, value in zip(run(experts, FROZEN_EXPERTS, inputs, (True, True)), wanted, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
+    if change == "learning":
+        assert experts.down_proj.grad is not None
