@@ -16,6 +16,7 @@ from roma_ds.backbone.feed import Feed
 from roma_ds.backbone.found import Record
 from roma_ds.backbone.loading import load_model
 from roma_ds.backbone.prefix_cache import PrefixCache
+from roma_ds.backbone.release import release, return_freed_memory
 from roma_ds.backbone.request_set import read_results, requests_of
 from roma_ds.backbone.routed import RoutedLM, RoutedOutput, exact_buffers
 from roma_ds.backbone.scores import Scores
@@ -75,10 +76,12 @@ class FrozenModel:
         self._original: dict[int, torch.Tensor] = {}
 
     def close(self) -> None:
-        """Give back the memory; an engine's hooks would otherwise keep partitioned weights alive."""
+        """Give back the memory."""
         if self.partitioned:
             self._call.destroy()
         self._call = None
+        release(self.routed)
+        return_freed_memory()
 
     def _write(self, weights: Mapping[int, torch.Tensor]) -> None:
         import deepspeed

@@ -6,8 +6,6 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any
 
-import torch
-
 from roma_ds.backbone.checkpoint_files import CheckpointFiles
 from roma_ds.backbone.span import SpanLoader
 
@@ -45,9 +43,3 @@ class ReadAhead:
         network = self._next.result()
         self._start()
         return network
-
-
-def release(network: Any) -> None:
-    """Give back the weights now: a network with hooks refers to itself and would wait for the collector."""
-    for tensor in (*network.parameters(), *network.buffers()):
-        tensor.data = torch.empty(0, dtype=tensor.dtype, device=tensor.device)

@@ -26,7 +26,8 @@ from roma_ds.backbone.experts import use_frozen_experts
 from roma_ds.backbone.found import Found, Record
 from roma_ds.backbone.packing import use_packed_attention
 from roma_ds.backbone.prefix_cache import PrefixCache
-from roma_ds.backbone.read_ahead import ReadAhead, release
+from roma_ds.backbone.read_ahead import ReadAhead
+from roma_ds.backbone.release import release
 from roma_ds.backbone.request_set import Requests, read_results
 from roma_ds.backbone.routed import RoutedLM
 from roma_ds.backbone.span import Span, SpanLoader

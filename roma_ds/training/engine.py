@@ -10,6 +10,7 @@ import torch
 from roma_ds.backbone.batches import Batch
 from roma_ds.backbone.blueprint import blueprint
 from roma_ds.backbone.frozen import is_zero3, load_part
+from roma_ds.backbone.release import release, return_freed_memory
 from roma_ds.backbone.routed import RoutedLM, RoutedOutput, exact_buffers
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
@@ -169,5 +170,7 @@ class RouterEngine:
             self.engine.monitor.write_events(list(events))
 
     def close(self) -> None:
-        """Release hooks and buffers of the engine."""
+        """Release hooks, buffers and weights of the engine."""
         self.engine.destroy()
+        release(self.routed)
+        return_freed_memory()
