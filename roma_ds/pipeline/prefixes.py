@@ -16,6 +16,7 @@ from roma_ds.backbone.request_set import requests_of
 from roma_ds.backbone.scores import Scores
 from roma_ds.comm import agreement
 from roma_ds.errors import UserError
+from roma_ds.monitor.console import byte_size
 from roma_ds.planner.frozen_pass import GIB, available_bytes, choose_engine
 from roma_ds.storage import fingerprint
 
@@ -75,12 +76,12 @@ class Prefixes:
         free = shutil.disk_usage(session.folders.root).free
         if asked == "auto" and needed > 0.9 * free:
             session.say(
-                f"{part}: no prefix cache, since {needed / GIB:.1f} GiB leave too little of the "
-                f"{free / GIB:.1f} GiB free on disk"
+                f"{part}: no prefix cache, since {byte_size(needed)} leave too little of the "
+                f"{byte_size(free)} free on disk"
             )
             return None
         session.say(
-            f"{part}: prefix cache of {needed / GIB:.2f} GiB, {sum(lengths):,} tokens entering layer {first}"
+            f"{part}: prefix cache of {byte_size(needed)}, {sum(lengths):,} tokens entering layer {first}"
         )
         return first
 
