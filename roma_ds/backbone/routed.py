@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import nn
+from torch.utils.hooks import RemovableHandle
 
 from roma_ds.backbone.experts import use_frozen_experts
 from roma_ds.backbone.packing import ROWS_ONLY, Packing, use_packed_attention
@@ -78,6 +79,7 @@ class RoutedLM(nn.Module):
         """By layer, [tokens, hidden], detached: the hidden states that the router saw in the last forward."""
         self._rows: torch.Tensor
         self._captured: torch.Tensor | None = None
+        self._capturing: RemovableHandle | None = None
         for layer, router in self._modules_read():
             router.register_forward_hook(self._raw_recorder(layer))
         last = network.base_model.layers[-1]
@@ -123,7 +125,10 @@ class RoutedLM(nn.Module):
         def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
             self._captured = inputs[0][0].detach()
 
-        self.network.base_model.layers[layer - self.first].register_forward_pre_hook(record)
+        if self._capturing is not None:
+            self._capturing.remove()
+        entered = self.network.base_model.layers[layer - self.first]
+        self._capturing = entered.register_forward_pre_hook(record)
 
     def attach(self) -> RoutedLM:
         """Start to read routing; call it once, after `deepspeed.initialize` where there is an engine.

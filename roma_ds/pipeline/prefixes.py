@@ -121,7 +121,7 @@ class Prefixes:
             model=run.model,
             whole=session.whole,
             engine=self._engine(len(prompts)),
-            network=session.frozen,
+            network=session.pretrained,
             tokens=run.roma.tokens,
             batch_size=run.eval.batch_size,
             first=first,

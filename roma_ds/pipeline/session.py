@@ -63,8 +63,14 @@ class Session:
         """What identifies the network in a stage's inputs."""
         return {"model": self.model_hash, "dtype": self.run.model.dtype}
 
+    def pretrained(self) -> FrozenModel:
+        """The whole network with its own routers."""
+        model = self.frozen()
+        model.use_routers({})
+        return model
+
     def frozen(self) -> FrozenModel:
-        """The pretrained network, loaded when it is first asked for."""
+        """The whole network with the routers that were put in last, loaded when it is first asked for."""
         if self._frozen is None:
             self.release_frozen()
             self._frozen = FrozenModel(self.world, self.run.model, self.ds)
