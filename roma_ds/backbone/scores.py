@@ -31,7 +31,7 @@ class Scores:
     routing: NDArray[np.float16]
     """[n, MoE layers, experts]"""
     tokens_read: int
-    """Non-pad tokens of all sequences"""
+    """Tokens of all sequences that were read"""
 
     @staticmethod
     def assemble(

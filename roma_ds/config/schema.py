@@ -223,8 +223,8 @@ class EvalConfig:
     data_root: Text | None = None
     """Folder with TASK/SPLIT.jsonl[.gz], used in place of the hub."""
     batch_size: Count = 16
-    """Samples per rank and forward pass, of the longest; shorter ones up to as many tokens, and up to four
-    times as many samples."""
+    """Samples per rank and forward pass, also in the collection, if they are the longest; of shorter ones up
+    to as many tokens, and up to four times as many samples."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of what the fields contradict together."""
