@@ -160,9 +160,10 @@ def gathered_bytes(records: Records) -> float:
 
 def peak_bytes(records: Records) -> dict[str, int]:
     """Largest resident memory of a rank above the bare libraries: in training, and from loading on."""
-    training = max(int(record["peak_training"]) for record in records)
-    before = max(int(record["peak_before_training"]) for record in records)
-    return {"training": training, "process": max(training, before)}
+    return {
+        "training": max(max(record["peaks"][1:]) for record in records),
+        "process": max(max(record["peaks"]) for record in records),
+    }
 
 
 def spread(values: Sequence[float]) -> dict[str, Any]:

@@ -52,6 +52,10 @@ class Record:
     """After each optimizer step and a barrier; the first is the moment before the first step."""
     processor: list[float] = field(default_factory=list)
     """Processor seconds of this process, noted with each of `step_ends`."""
+    resident: list[int] = field(default_factory=list)
+    """Resident bytes above the bare libraries, noted with each of `step_ends`."""
+    peaks: list[int] = field(default_factory=list)
+    """The largest resident bytes since the entry before; the first is that of loading."""
     count_bytes: bool = False
     """Whether DeepSpeed's comms logger is on."""
     gathered: list[int] = field(default_factory=list)
@@ -77,6 +81,9 @@ class Record:
             dist.barrier()
         self.step_ends.append(time.perf_counter())
         self.processor.append(time.process_time())
+        self.resident.append(resident_bytes() - self.bare_bytes)
+        self.peaks.append(resident_bytes("VmHWM") - self.bare_bytes)
+        forget_peak()
         if self.count_bytes:
             found = communicated()
             self.gathered.append(sum(found[name]["bytes"] for name in GATHERS if name in found))
@@ -84,10 +91,6 @@ class Record:
     def note(self, name: str) -> None:
         """Keep the seconds since `start` as fact `name`."""
         self.facts[name] = time.perf_counter() - self.start
-
-    def note_peak(self, name: str) -> None:
-        """Keep the largest resident memory since `begin` or `forget_peak`, above the bare libraries."""
-        self.facts[name] = resident_bytes("VmHWM") - self.bare_bytes
 
     def write(self, folder: Path) -> None:
         """Write rank-N.json."""
@@ -97,6 +100,8 @@ class Record:
             "bare_bytes": self.bare_bytes,
             "step_ends": [moment - self.start for moment in self.step_ends],
             "processor": self.processor,
+            "resident": self.resident,
+            "peaks": self.peaks,
             "gathered": self.gathered,
             "collectives": communicated() if self.count_bytes else None,
             **self.facts,

@@ -42,8 +42,8 @@ from shapes import Questions, Shape, add_options, checkpoint_bytes, from_options
 
 WIDE = Shape(layers=8, hidden=1024, heads=16, key_value_heads=16, expert_width=512)
 """Matrices dominate; the prefix does not matter, so it is short."""
-HEAVY = Shape(layers=48, hidden=512, heads=8, key_value_heads=8, experts=32, expert_width=256)
-"""2.6 GB of float32 weights."""
+HEAVY = Shape(layers=48, hidden=512, heads=8, key_value_heads=8, experts=64, expert_width=192)
+"""4 GB of float32 weights, in about the proportions of a 30-billion model."""
 AXES = {
     "layers": (16, 28, 48, 94),
     "tokens": (32, 64, 128, 256),

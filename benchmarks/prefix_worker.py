@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from measured import COMMS_LOGGER, Record, forget_peak, matrix_rate
+from measured import COMMS_LOGGER, Record, matrix_rate
 
 
 class Shares:
@@ -94,14 +94,11 @@ def instrument(record: Record, options: argparse.Namespace) -> None:
         facts["lengths"] = self.lengths
         facts["steps_per_epoch"] = self.order.steps_per_epoch
         record.note("engine")
-        record.note_peak("peak_before_training")
         if options.matrix_rate:
             facts["matrix_rates"] = [matrix_rate(self.run.model.dtype)]
-        forget_peak()
         record.step_done()
         found = run_loop(self)
         record.note("trained")
-        record.note_peak("peak_training")
         if options.matrix_rate:
             facts["matrix_rates"].append(matrix_rate(self.run.model.dtype))
         return found

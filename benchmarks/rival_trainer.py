@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from measured import COMMS_LOGGER, Record, forget_peak
+from measured import COMMS_LOGGER, Record
 from torch import nn
 
 from roma_ds.backbone.encoding import Prompt, encode
 from roma_ds.backbone.frozen import MONITORS
 from roma_ds.backbone.loading import checkpoint, load_tokenizer
+from roma_ds.backbone.release import return_freed_memory
 from roma_ds.comm import start_world
 from roma_ds.config import RunConfig, load_run_config, resolve_deepspeed
 from roma_ds.data.store import load_samples
@@ -157,6 +158,11 @@ def load(run: RunConfig, experts: str) -> Any:
         **({"experts_implementation": experts} if experts else {}),
     )
     network.config.use_cache = False
+    if not network_is_partitioned(network):
+        # Weights that are still views of the mapped files keep all pages resident that were ever read.
+        for tensor in (*network.parameters(), *network.buffers()):
+            tensor.data = tensor.data.clone()
+    return_freed_memory()
     return network.requires_grad_(False)
 
 
@@ -201,8 +207,7 @@ def make_trainer(
             model.listen()
             state["targets"] = collected(trainer.model_wrapped)
             record.note("collected")
-            record.note_peak("peak_before_training")
-            forget_peak()
+            return_freed_memory()
             record.step_done()
 
         def on_step_end(self, args: Any, state_: Any, control: Any, **others: Any) -> None:
@@ -321,7 +326,6 @@ def train(options: argparse.Namespace) -> None:
         settings.max_steps = options.steps
     trainer.train()
     record.note("trained")
-    record.note_peak("peak_training")
     engine = trainer.model_wrapped
     with deepspeed.zero.GatheredParameters(model.routers(), enabled=engine.zero_optimization_stage() == 3):
         if world.is_first:
