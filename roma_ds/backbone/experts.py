@@ -16,6 +16,8 @@ import torch
 from torch.nn import functional as F
 
 FROZEN_EXPERTS = "roma_ds_frozen"
+ROWS = 16
+"""Least rows of a product in bfloat16: what a processor's tiles take at once."""
 
 
 def _groups(index: torch.Tensor, experts: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
@@ -28,6 +30,24 @@ def _groups(index: torch.Tensor, experts: int) -> Iterator[tuple[int, torch.Tens
             pairs = order[start : start + count]
             yield expert, pairs, torch.div(pairs, index.shape[1], rounding_mode="floor")
             start += count
+
+
+def rows_run(count: int) -> int:
+    """The rows that a product of `count` rows is padded to: few different numbers, close above it."""
+    step = max(ROWS, 1 << max(0, (count - 1).bit_length() - 4))
+    return -(-count // step) * step
+
+
+def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """rows [n, a] times weight [a, b].
+
+    In bfloat16 oneDNN compiles code for every n and keeps the last thousand, some 400 MB for experts whose
+    share of tokens always differs; padded to few different n it is some 30 MB, and no slower.
+    """
+    count = len(rows)
+    if rows.dtype != torch.bfloat16 or rows_run(count) == count:
+        return rows @ weight
+    return (F.pad(rows, (0, 0, 0, rows_run(count) - count)) @ weight)[:count]
 
 
 class _FrozenExperts(torch.autograd.Function):
@@ -48,9 +68,9 @@ class _FrozenExperts(torch.autograd.Function):
         groups = list(_groups(index, len(gate_up)))
         kept = []
         for expert, pairs, tokens in groups:
-            product = hidden.index_select(0, tokens) @ gate_up[expert].T
+            product = _product(hidden.index_select(0, tokens), gate_up[expert].T)
             gate, up = product.chunk(2, dim=-1)
-            result = (F.silu(gate) * up) @ down[expert].T
+            result = _product(F.silu(gate) * up, down[expert].T)
             total.index_add_(0, tokens, (result * flat.index_select(0, pairs)).to(total.dtype))
             kept.append(product if through else result if routed else None)
         ctx.save_for_backward(weights)
@@ -75,7 +95,7 @@ class _FrozenExperts(torch.autograd.Function):
                     to_weights[pairs] = (mine * kept).sum(dim=-1, keepdim=True).to(flat.dtype)
                 continue
             gate, up = kept.chunk(2, dim=-1)
-            inner = mine @ down[expert]
+            inner = _product(mine, down[expert])
             sigmoid = torch.sigmoid(gate)
             active = gate * sigmoid
             if to_weights is not None:
@@ -83,7 +103,7 @@ class _FrozenExperts(torch.autograd.Function):
             inner = inner * flat.index_select(0, pairs)
             slope = sigmoid * (1 + gate * (1 - sigmoid))
             product = torch.cat([inner * up * slope, inner * active], dim=-1)
-            to_hidden.index_add_(0, tokens, (product @ gate_up[expert]).to(to_hidden.dtype))
+            to_hidden.index_add_(0, tokens, _product(product, gate_up[expert]).to(to_hidden.dtype))
         return (
             None if to_hidden is None else to_hidden.to(gradient.dtype),
             None if to_weights is None else to_weights.reshape(weights.shape),

@@ -14,6 +14,7 @@ from roma_ds.backbone.release import release, return_freed_memory
 from roma_ds.backbone.routed import RoutedLM, RoutedOutput, exact_buffers
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
+from roma_ds.config.deepspeed_keys import AUTO
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -21,6 +22,19 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 def count_parameters(parameters: Any) -> int:
     """Number of weights, also where ZeRO-3 shows a shape of (0,)."""
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
+
+
+def with_readable_masters(ds: Mapping[str, Any]) -> dict[str, Any]:
+    """A resolved config, at stage 1 where it asks for bf16 at stage 0.
+
+    At stage 0 DeepSpeed keeps fp32 masters that cannot be read; stage 1 gives the same numbers.
+    """
+    zero = ds.get("zero_optimization", {})
+    if not ds.get("bf16", {}).get("enabled") or zero.get("stage"):
+        return dict(ds)
+    # Its own default is a buffer of 1 GB for the gradients of routers that take a few MB.
+    bucket = {"reduce_bucket_size": AUTO["zero_optimization.reduce_bucket_size"]}
+    return {**ds, "zero_optimization": {**bucket, **zero, "stage": 1}}
 
 
 class RouterEngine:
@@ -32,11 +46,7 @@ class RouterEngine:
 
         self.world = world
         self.partitioned = is_zero3(ds)
-        config = dict(ds)
-        zero = config.get("zero_optimization", {})
-        if config.get("bf16", {}).get("enabled") and not zero.get("stage"):
-            # At stage 0 DeepSpeed keeps fp32 masters that cannot be read; stage 1 gives the same numbers.
-            config["zero_optimization"] = {**zero, "stage": 1}
+        config = with_readable_masters(ds)
         with agreement(world):
             whole = blueprint(run.model)
             self.layers = whole.layout.choose(run.roma.layers)

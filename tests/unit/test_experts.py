@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import AutoConfig
 
-from roma_ds.backbone.experts import FROZEN_EXPERTS, use_frozen_experts
+from roma_ds.backbone.experts import FROZEN_EXPERTS, ROWS, rows_run, use_frozen_experts
 from roma_ds.families import FAMILIES
 
 HIDDEN, WIDTH, EXPERTS = 16, 8, 6
@@ -116,3 +116,11 @@ def test_other_experts_go_to_the_library(change: str, monkeypatch: pytest.Monkey
         torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
     if change == "learning":
         assert experts.down_proj.grad is not None
+
+
+def test_products_have_few_different_numbers_of_rows_each_close_to_what_is_needed() -> None:
+    # oneDNN keeps compiled code for every number of rows in bfloat16.
+    found = {rows_run(count) for count in range(1, 4097)}
+    assert len(found) < 80
+    for count in range(1, 4097):
+        assert count <= rows_run(count) < max(count + ROWS, 1.13 * count)
