@@ -16,7 +16,7 @@ from roma_ds.backbone.disk_room import FULL, RESERVE, preallocate
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.storage.atomic import make_folder
 
-FIX = "free some disk, a larger collect.activation_memory, or another output_dir"
+FIX = "free some disk, or another output_dir"
 FILES = ("activations-0.bin", "activations-1.bin")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +76,21 @@ def check_files(model: ModelConfig) -> None:
         )
 
 
+@contextmanager
+def memory_faults(model: ModelConfig) -> Iterator[None]:
+    """Turn a lack of memory while weights are loaded into an EnvironmentFault."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        # On a CPU torch reports it as a plain RuntimeError of its allocator.
+        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
+        if not known and "allocate memory" not in str(error):
+            raise
+        raise EnvironmentFault(
+            f"not enough memory to load {model.path}: {error}", "use more ranks, or collect.engine=stream"
+        ) from error
+
+
 def load_model(model: ModelConfig, zero3: dict[str, Any] | None, device: torch.device) -> Any:
     """The causal LM with every parameter frozen, in eval mode.
 
@@ -89,19 +106,16 @@ def load_model(model: ModelConfig, zero3: dict[str, Any] | None, device: torch.d
     # transformers looks this object up through a weak reference: it must outlive from_pretrained.
     partitioning = HfDeepSpeedConfig(zero3) if zero3 is not None else None
     try:
-        network, report = AutoModelForCausalLM.from_pretrained(
-            checkpoint(model),
-            revision=model.revision,
-            trust_remote_code=model.trust_remote_code,
-            dtype=getattr(torch, model.dtype),
-            output_loading_info=True,
-        )
+        with memory_faults(model):
+            network, report = AutoModelForCausalLM.from_pretrained(
+                checkpoint(model),
+                revision=model.revision,
+                trust_remote_code=model.trust_remote_code,
+                dtype=getattr(torch, model.dtype),
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError) as error:
         raise _explain(error, model) from error
-    except torch.OutOfMemoryError as error:
-        raise EnvironmentFault(
-            f"not enough memory to load {model.path}: {error}", "use more ranks"
-        ) from error
     finally:
         del partitioning
     missing = sorted(report["missing_keys"])

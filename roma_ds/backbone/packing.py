@@ -12,6 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from roma_ds.errors import UserError
+
 PACKED_ATTENTION = "roma_ds_packed"
 ROWS_ONLY = "roma_ds_rows_only"
 """Attribute of an attention module whose queries are wanted at the needed rows alone."""
@@ -85,13 +87,16 @@ def packed_attention(
     transformers' attention interface, and its scaled-dot-product implementation inside. Only the score
     product is padded. Where the module has the attribute `ROWS_ONLY`, rows that are not needed give 0.
 
-    Raises NotImplementedError for a sliding window shorter than a sequence.
+    Raises UserError for a sliding window shorter than a sequence.
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     sequences, longest = len(packing.lengths), max(packing.lengths)
     if sliding_window is not None and sliding_window < longest:
-        raise NotImplementedError(f"a sliding window of {sliding_window} over {longest} tokens")
+        raise UserError(
+            f"this model attends within a window of {sliding_window} tokens, and a sequence has {longest}",
+            f"set data.max_tokens below {sliding_window}",
+        )
     slots, width, mask = packing.slots, longest, None
     if getattr(module, ROWS_ONLY, False):
         slots, width, mask = packing.row_slots, packing.row_mask.shape[2], packing.row_mask

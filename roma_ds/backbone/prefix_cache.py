@@ -35,7 +35,7 @@ from roma_ds.backbone.disk_room import check_room, cleaned_up, disk_faults, prea
 from roma_ds.errors import UserError
 from roma_ds.storage.atomic import make_folder, write_npy
 
-__all__ = ["PrefixCache", "disk_bytes", "open_cache", "open_plan", "plan_cache"]
+__all__ = ["PrefixCache", "disk_bytes", "is_begun", "open_cache", "open_plan", "plan_cache"]
 
 STAGING = ".planning"
 
@@ -199,6 +199,14 @@ def plan_cache(
             for path in reversed(list(_own_files(staging))):
                 path.rename(folder / path.name)
     return PrefixCache(folder, plan, complete=False)
+
+
+def is_begun(folder: Path, fingerprint: str) -> bool:
+    """Whether a cache of this fingerprint has its room on disk, finished or not."""
+    try:
+        return _open(folder, fingerprint).plan.fingerprint == fingerprint
+    except UserError:
+        return False
 
 
 def open_plan(folder: Path, fingerprint: str) -> PrefixCache:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -13,10 +12,10 @@ from torch import nn
 
 from roma_ds.backbone.checkpoint_files import CheckpointFiles
 from roma_ds.backbone.conversion import Conversion
-from roma_ds.backbone.loading import load_config
+from roma_ds.backbone.loading import load_config, memory_faults
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
-from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.errors import UserError
 from roma_ds.families import Family, family_of
 
 
@@ -174,7 +173,7 @@ class SpanLoader:
         if self._is_tied(part):
             self._put(f"{part}.weight", self.network.get_submodule(self.family.embedding).weight)
             return
-        with _memory(self.model):
+        with memory_faults(self.model):
             if not values:
                 for name, like in wanted.items():
                     self._put(name, torch.empty(like.shape, dtype=like.dtype, device=self.device))
@@ -217,17 +216,3 @@ def _make_rotary(network: Any, family: Family, device: torch.device) -> None:
     made = type(network.get_submodule(family.rotary))
     with torch.device("cpu"):
         _replace(network, family.rotary, made(config=network.config).to(device).eval())
-
-
-@contextmanager
-def _memory(model: ModelConfig) -> Iterator[None]:
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        # On a CPU torch reports it as a plain RuntimeError of its allocator.
-        known = isinstance(error, torch.OutOfMemoryError | MemoryError)
-        if not known and "allocate memory" not in str(error):
-            raise
-        raise EnvironmentFault(
-            f"not enough memory to load {model.path}: {error}", "use more ranks, or collect.engine=stream"
-        ) from error

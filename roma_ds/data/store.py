@@ -41,6 +41,7 @@ def data_inputs(run: RunConfig) -> dict[str, Any]:
 
     Raises UserError where a local file is missing. A dataset on the hub counts as unchanged.
     """
+    limited = any(item.limit for item in run.data.train)
     return {
         "training": [
             {**source.identity(), "limit": item.limit, "answer": item.answer}
@@ -52,7 +53,8 @@ def data_inputs(run: RunConfig) -> dict[str, Any]:
         ],
         "exclude": list(run.data.exclude),
         "scoring": run.eval.scoring,
-        "seed": run.train.seed,
+        # It chooses the training rows that a limit leaves; without one, all seeds share the caches.
+        "seed": run.train.seed if limited else None,
         "columns": [spec.name for spec in fields(Sample)],
     }
 

@@ -9,9 +9,10 @@ from typing import TYPE_CHECKING, Literal
 
 import torch
 
+from roma_ds.backbone.disk_room import RESERVE
 from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.frozen_pass import FrozenPass
-from roma_ds.backbone.prefix_cache import PrefixCache, disk_bytes, open_cache
+from roma_ds.backbone.prefix_cache import PrefixCache, disk_bytes, is_begun, open_cache
 from roma_ds.backbone.request_set import requests_of
 from roma_ds.backbone.scores import Scores
 from roma_ds.comm import agreement
@@ -74,7 +75,7 @@ class Prefixes:
         lengths = requests_of(session.prompts(SAMPLES[part])).lengths
         needed = disk_bytes(lengths, session.whole.hidden, getattr(torch, session.run.model.dtype))
         free = shutil.disk_usage(session.folders.root).free
-        if asked == "auto" and needed > 0.9 * free:
+        if asked == "auto" and needed + RESERVE > free and not is_begun(self.folder(part), made_from):
             session.say(
                 f"{part}: no prefix cache, since {byte_size(needed)} leave too little of the "
                 f"{byte_size(free)} free on disk"

@@ -105,11 +105,17 @@ def test_samples_that_are_not_there_are_named(tmp_path: Path) -> None:
         "eval.tasks.0.limit=2",
         "eval.tasks.0.name=other",
         "eval.scoring=cloze",
-        "train.seed=1",
     ],
 )
 def test_what_the_samples_depend_on_makes_the_stage_stale(tmp_path: Path, override: str) -> None:
     assert data_inputs(run_on(tmp_path, override)) != data_inputs(run_on(tmp_path))
+
+
+def test_the_seed_counts_where_it_chooses_rows(tmp_path: Path) -> None:
+    """Without a limit on the training rows all seeds of a study share data and caches."""
+    assert data_inputs(run_on(tmp_path, "train.seed=1")) == data_inputs(run_on(tmp_path))
+    limited, other = (run_on(tmp_path, "data.train.0.limit=3", f"train.seed={seed}") for seed in (0, 1))
+    assert data_inputs(limited) != data_inputs(other)
 
 
 def test_other_settings_and_other_places_do_not(tmp_path: Path) -> None:

@@ -418,7 +418,7 @@ def test_a_full_disk_is_said_and_what_was_done_is_used(
         else:
             with pytest.raises(EnvironmentFault, match="GiB of disk") as caught:
                 job.run()
-    assert calls and "collect.activation_memory" in str(caught.value.fix)
+    assert calls and "another output_dir" in str(caught.value.fix)
     seen = stop_at(monkeypatch, -1, -1)
     assert_same(job.run(), wanted)
     assert seen[0] == (3, 0)
