@@ -18,7 +18,8 @@ from roma_ds.backbone.scores import Scores
 from roma_ds.comm import agreement
 from roma_ds.errors import UserError
 from roma_ds.monitor.wording import byte_size
-from roma_ds.planner.frozen_pass import GIB, available_bytes, choose_engine
+from roma_ds.planner.frozen_pass import GIB, choose_engine
+from roma_ds.planner.host_memory import available_bytes
 from roma_ds.storage import fingerprint
 
 if TYPE_CHECKING:

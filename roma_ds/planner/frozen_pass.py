@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
-from pathlib import Path
 from typing import Literal
 
 GIB = 2**30
@@ -14,31 +12,6 @@ DISK_RATE = 1e9
 """Assumed bytes a second from the checkpoint's disk."""
 LINK_RATES = {"cpu": 1e9, "cuda": 50e9}
 """Assumed bytes a second that one rank gathers, by device."""
-CGROUP = Path("/sys/fs/cgroup")
-
-
-def available_bytes(local_ranks: int) -> int:
-    """Host memory that one of `local_ranks` processes may still take, within its limits."""
-    import psutil
-
-    left: list[int] = [psutil.virtual_memory().available // local_ranks]
-    limit, _ = resource.getrlimit(resource.RLIMIT_AS)
-    if limit != resource.RLIM_INFINITY:
-        left.append(limit - psutil.Process().memory_info().vms)
-    group = _left_in_group()
-    if group is not None:
-        left.append(group // local_ranks)
-    return max(0, min(left))
-
-
-def _left_in_group() -> int | None:
-    """What the control group of this process may still take; None without a limit."""
-    try:
-        allowed = (CGROUP / "memory.max").read_text().strip()
-        used = int((CGROUP / "memory.current").read_text())
-    except (OSError, ValueError):
-        return None
-    return None if allowed == "max" else int(allowed) - used
 
 
 def choose_engine(
