@@ -205,7 +205,8 @@ def floor(arguments: argparse.Namespace) -> None:
 def scaling(arguments: argparse.Namespace) -> None:
     """Seconds a step of both sides along one axis, the rest equal."""
     base = from_options(arguments, Shape)
-    rows = []
+    rows: list[dict[str, Any]] = []
+    experts: list[str] = []
     for value in arguments.values or AXES[arguments.axis]:
         changes: dict[str, Any] = {"shape": base}
         if arguments.axis in ("layers", "experts"):
@@ -215,16 +216,26 @@ def scaling(arguments: argparse.Namespace) -> None:
         else:
             changes["ranks"] = value
         project = project_of(arguments, f"{arguments.axis}-{value}", **changes)
+        if not rows or arguments.axis == "experts":
+            experts, _ = chosen_experts(arguments, project)
         for zero in arguments.zero:
             found = paired(
                 arguments.repeats,
                 lambda: project.ours(zero, *arguments.override),  # noqa: B023
-                lambda: project.rival(zero, "--experts", "eager"),  # noqa: B023
+                lambda: project.rival(zero, *experts),  # noqa: B023
                 {"step": step_seconds, "processor": processor_seconds, "job": job_seconds},
             )
             print(f"{arguments.axis} {value}, ZeRO {zero}", flush=True)
             show(found)
-            rows.append({arguments.axis: value, "zero": zero, **project.describe(), "found": found})
+            rows.append(
+                {
+                    arguments.axis: value,
+                    "zero": zero,
+                    "rival_experts": experts[1],
+                    **project.describe(),
+                    "found": found,
+                }
+            )
     write_result(arguments.out, f"scaling-{arguments.axis}", {"axis": arguments.axis, "rows": rows})
 
 
