@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import re
 import signal
 
 
@@ -44,6 +46,25 @@ class Interrupted(RomaError):
         super().__init__(message or f"stopped by {name}", "rerun the same command to go on")
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+def full_disk(error: BaseException) -> EnvironmentFault | None:
+    """The error to show in place of one that says that a disk is full; None for any other."""
+    number = error.errno if isinstance(error, OSError) else None
+    # safetensors reports what the system said as text.
+    said = re.search(r"\(os error (\d+)\)", str(error))
+    if number is None and said:
+        number = int(said[1])
+    if number not in FULL:
+        return None
+    fault = EnvironmentFault(
+        f"the disk is full: {error}", "make room there and rerun the same command, or use another output_dir"
+    )
+    fault.__cause__ = error
+    return fault
 
 
 def error_for(exit_code: int, message: str, fix: str | None) -> RomaError:

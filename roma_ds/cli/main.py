@@ -8,7 +8,7 @@ import sys
 from collections.abc import Sequence
 
 from roma_ds.cli.parser import STAGES, build_parser, split_launcher_flags
-from roma_ds.errors import RomaError
+from roma_ds.errors import RomaError, full_disk
 from roma_ds.storage import TYPED
 
 
@@ -29,6 +29,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RomaError as error:
         print(f"roma-ds: error: {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        full = full_disk(error)
+        if full is None:
+            raise
+        print(f"roma-ds: error: {full}", file=sys.stderr)
+        return full.exit_code
     except KeyboardInterrupt:
         print("roma-ds: stopped", file=sys.stderr)
         return 130

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterator
 
 from roma_ds.comm.world import World
-from roma_ds.errors import RomaError, error_for
+from roma_ds.errors import RomaError, error_for, full_disk
 
 
 class OtherRankFailed(RomaError):
@@ -24,7 +24,7 @@ def agreement(world: World) -> Iterator[None]:
     try:
         yield
     except Exception as error:  # noqa: BLE001  it is raised again below, after the others know
-        failure = error
+        failure = full_disk(error) or error
     report = None
     if isinstance(failure, RomaError):
         report = (failure.exit_code, failure.message, failure.fix)
