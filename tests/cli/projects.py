@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -138,6 +139,12 @@ def kill_tree(pid: int) -> None:
                 process.kill()
 
 
+def none_left(family: Sequence[psutil.Process]) -> None:
+    """Asserts that these processes have ended, or do so within seconds."""
+    _, alive = psutil.wait_procs(family, timeout=10)
+    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
+
+
 class Started:
     """A command that runs in the background; its output goes to files, so no pipe can fill up."""
 
@@ -157,6 +164,15 @@ class Started:
         with suppress(psutil.NoSuchProcess):
             return psutil.Process(self.process.pid).children(recursive=True)
         return []
+
+    def ranks(self) -> list[psutil.Process]:
+        """The processes that the deepspeed launcher started, in the order of ranks."""
+        wanted = re.compile(r"--local_rank=\d+")
+        return [
+            process
+            for process in self.descendants()
+            if any(wanted.fullmatch(word) for word in process.cmdline())
+        ]
 
     def finish(self, timeout_s: float) -> Finished:
         """Wait for the end; after `timeout_s` kill everything and fail."""

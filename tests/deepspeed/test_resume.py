@@ -9,9 +9,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
-from cli.projects import BIN, Finished, Project, Started, largest_difference, make_project
+from cli.projects import BIN, Finished, Project, Started, largest_difference, make_project, none_left
 
 STEPS = 64
 SAVE_EVERY = 8
@@ -73,14 +72,6 @@ class Attempt:
                 raise AssertionError(f"step {step} was not reached\n{self.started.finish(0.1)}")
             time.sleep(0.05)
 
-    def ranks_running(self) -> list[psutil.Process]:
-        wanted = re.compile(r"--local_rank=\d+")
-        return [
-            process
-            for process in self.started.descendants()
-            if any(wanted.fullmatch(word) for word in process.cmdline())
-        ]
-
     def signalled(self, signum: signal.Signals, step: int) -> tuple[Finished, int]:
         """Send a signal to `roma-ds` at `step`; how it ended, and the step it says was saved."""
         self.reach(step)
@@ -101,7 +92,7 @@ class Attempt:
         """kill -9 of the last rank at `step`; the newest step that was saved before."""
         self.reach(step)
         family = self.started.descendants()
-        self.ranks_running()[-1].kill()
+        self.started.ranks()[-1].kill()
         killed = time.monotonic()
         done = self.started.finish(DIES_WITHIN_S)
         assert time.monotonic() - killed < DIES_WITHIN_S
@@ -117,11 +108,6 @@ class Attempt:
         done = self.started.finish(240)
         assert done.code == 0, done
         return done
-
-
-def none_left(family: list[psutil.Process]) -> None:
-    _, alive = psutil.wait_procs(family, timeout=10)
-    assert not [process for process in alive if process.status() != psutil.STATUS_ZOMBIE]
 
 
 def says_resumed(done: Finished, step: int) -> None:
@@ -160,14 +146,18 @@ def test_stopped_three_ways_and_run_again(
 def test_resumes_under_another_stage_and_another_number_of_ranks(
     long_run: Project, uninterrupted: Reference, tmp_path: Path
 ) -> None:
-    """ZeRO 3, 0 and 2 on two ranks, then ZeRO 2 on one rank with the same global batch."""
+    """ZeRO 3, 0 and 2 on two ranks, then ZeRO 2 on one rank with the same global batch.
+
+    First and last on cached hidden states, in between with the whole network.
+    """
+    whole = ("train.prefix_cache=off",)
     project = long_run.copied(tmp_path / "out")
     _, saved = Attempt(project, 3).signalled(signal.SIGTERM, 8)
 
-    done, saved_next = Attempt(project, 0).signalled(signal.SIGINT, 20)
+    done, saved_next = Attempt(project, 0, more=whole).signalled(signal.SIGINT, 20)
     says_resumed(done, saved)
 
-    saved = Attempt(project, 2).with_a_killed_rank(36)
+    saved = Attempt(project, 2, more=whole).with_a_killed_rank(36)
     assert saved >= saved_next
 
     alone = ("train.gradient_accumulation=2",)
