@@ -9,33 +9,21 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
 from roma_ds.errors import UserError
 from roma_ds.export.router_file import read_router_file
+from roma_ds.export.shard import differing, open_shard, rewrite
 from roma_ds.storage.atomic import make_folder, read_json
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 
 
-def _keys(shard: Path) -> list[str]:
-    """Names of the tensors in a file. Raises UserError when it is absent, cut or no safetensors file."""
-    try:
-        with safe_open(shard, framework="pt") as file:
-            return list(file.keys())
-    except FileNotFoundError as error:
-        raise UserError(f"{shard.parent} has no {shard.name}", "complete the checkpoint") from error
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"{shard} cannot be read: {error}", "complete the checkpoint") from error
-
-
 def _shards(base: Path) -> dict[str, str]:
     """Checkpoint key -> shard file name. Raises UserError when a shard or a tensor in it is missing."""
     # Where there are both, transformers loads the single file.
     if (base / SINGLE).exists():
-        return dict.fromkeys(_keys(base / SINGLE), SINGLE)
+        return dict.fromkeys(open_shard(base / SINGLE).places, SINGLE)
     if not (base / INDEX).exists():
         raise UserError(
             f"{base} has neither {SINGLE} nor {INDEX}", "give the folder of a safetensors checkpoint"
@@ -44,7 +32,7 @@ def _shards(base: Path) -> dict[str, str]:
     if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
         raise UserError(f"{base / INDEX} has no weight_map", "complete the checkpoint")
     placement: dict[str, str] = index["weight_map"]
-    held = {shard: set(_keys(base / shard)) for shard in sorted(set(placement.values()))}
+    held = {shard: open_shard(base / shard).places for shard in sorted(set(placement.values()))}
     for key, shard in placement.items():
         if key not in held[shard]:
             raise UserError(
@@ -61,39 +49,34 @@ def _link_or_copy(source: Path, target: Path) -> None:
 
 
 def _rewrite(source: Path, target: Path, routers: Mapping[str, torch.Tensor]) -> None:
-    with safe_open(source, framework="pt") as file:
-        metadata = file.metadata() or {"format": "pt"}
-        tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
-    for key, weight in routers.items():
-        if key in tensors:
-            if tensors[key].shape != weight.shape:
-                raise UserError(
-                    f"{key} has shape {tuple(tensors[key].shape)} in {source.name}, "
-                    f"{tuple(weight.shape)} in the router file",
-                    "merge with the base model that the routers were trained on",
-                )
-            # Kept in float32: rounding a tuned router to bfloat16 could undo small updates.
-            tensors[key] = weight.float().contiguous()
-    save_file(tensors, target, metadata=metadata)
+    shard = open_shard(source)
+    mine = {key: weight for key, weight in routers.items() if key in shard.places}
+    for key, weight in mine.items():
+        if shard.places[key].shape != weight.shape:
+            raise UserError(
+                f"{key} has shape {shard.places[key].shape} in {source.name}, "
+                f"{tuple(weight.shape)} in the router file",
+                "merge with the base model that the routers were trained on",
+            )
+    # Kept in float32: rounding a tuned router to bfloat16 could undo small updates.
+    rewrite(shard, target, mine)
 
 
 def _verify(base: Path, out: Path, placement: Mapping[str, str], routers: Mapping[str, torch.Tensor]) -> None:
-    for shard in sorted(set(placement.values())):
-        keys = [key for key, name in placement.items() if name == shard]
-        with safe_open(base / shard, framework="pt") as old, safe_open(out / shard, framework="pt") as new:
-            for key in keys:
-                wanted = routers[key] if key in routers else old.get_tensor(key)
-                if not torch.equal(new.get_tensor(key), wanted):
-                    raise UserError(
-                        f"{key} differs after writing {out / shard}", "check the disk and merge again"
-                    )
+    for name in sorted(set(placement.values())):
+        if os.path.samefile(base / name, out / name):
+            continue
+        key = differing(open_shard(base / name), open_shard(out / name), routers)
+        if key is not None:
+            raise UserError(f"{key} differs after writing {out / name}", "check the disk and merge again")
 
 
 def merge(base: Path, router_file: Path, out: Path) -> dict[str, int]:
     """Write `out`: `base` with the routers of `router_file` in place, checked tensor by tensor.
 
-    Shards without a router are hard-linked where the file system allows, else copied. `out` appears whole
-    or not at all. Raises UserError when a key or shape does not fit, or `out` exists and is not empty.
+    Shards without a router are hard-linked where the file system allows, else copied; none is held in
+    memory. `out` appears whole or not at all. Raises UserError when a key or shape does not fit, or `out`
+    exists and is not empty.
     """
     if out.is_file():
         raise UserError(f"{out} exists and is a file", "choose another --out")

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from roma_ds.comm.ranks import Ranks
 from roma_ds.errors import UserError
 from roma_ds.export.merge import merge
 from roma_ds.export.router_file import read_router_file
+from roma_ds.export.shard import Shard, open_shard, rewrite
 from roma_ds.testing.tiny_models import save_tiny
 from roma_ds.training.stage import write_router_file
 
@@ -290,7 +293,7 @@ def test_a_failure_in_the_middle_leaves_nothing(
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("roma_ds.export.merge.save_file", full)
+    monkeypatch.setattr("roma_ds.export.merge.rewrite", full)
     with pytest.raises(OSError, match="No space"):
         merge(tiny_olmoe, router, tmp_path / "out")
     assert os.listdir(tmp_path) == ["router.safetensors"]
@@ -301,11 +304,53 @@ def test_a_written_router_that_reads_back_changed_is_noticed(
 ) -> None:
     router = router_file(tmp_path)
 
-    def spoil(values: dict[str, torch.Tensor], path: Path, **kinds: Any) -> None:
-        save_file({**values, "lm_head.weight": values["lm_head.weight"] + 1e-3}, path, **kinds)
+    def spoil(shard: Shard, target: Path, replaced: Any) -> None:
+        rewrite(shard, target, replaced)
+        values = load_file(target)
+        save_file({**values, "lm_head.weight": values["lm_head.weight"] + 1e-3}, target)
 
-    monkeypatch.setattr("roma_ds.export.merge.save_file", spoil)
+    monkeypatch.setattr("roma_ds.export.merge.rewrite", spoil)
     refused(tiny_olmoe, router, tmp_path / "out", r"lm_head\.weight differs after writing")
+
+
+def test_a_rewritten_file_is_what_safetensors_reads_whatever_types_it_holds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("roma_ds.export.shard.PIECE_BYTES", 7)
+    values = {
+        "bytes": torch.arange(5, dtype=torch.uint8),
+        "half": torch.randn(3, 5).bfloat16(),
+        "router": torch.randn(3, 3).bfloat16(),
+        "long": torch.arange(3),
+        "none": torch.zeros(0, 4),
+        "one": torch.tensor(2.5),
+    }
+    save_file(values, tmp_path / "old.safetensors", metadata={"format": "pt", "other": "kept"})
+    router = torch.randn(3, 3)
+    rewrite(open_shard(tmp_path / "old.safetensors"), tmp_path / "new.safetensors", {"router": router})
+    found = load_file(tmp_path / "new.safetensors")
+    assert found.keys() == values.keys()
+    for name, wanted in {**values, "router": router}.items():
+        assert found[name].dtype == wanted.dtype and torch.equal(found[name], wanted), name
+    with safe_open(tmp_path / "new.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "other": "kept"}
+
+
+def test_a_shard_is_never_in_memory_whole(tmp_path: Path) -> None:
+    size = 2**28
+    save_file({"a": torch.zeros(size, dtype=torch.uint8), "b": torch.zeros(2)}, tmp_path / "old")
+    line = (
+        "import resource, sys, torch; from pathlib import Path; from roma_ds.export import shard; "
+        "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss; folder = Path(sys.argv[1]); "
+        "old, weight = shard.open_shard(folder / 'old'), {'b': torch.ones(2)}; "
+        "shard.rewrite(old, folder / 'new', weight); "
+        "assert shard.differing(old, shard.open_shard(folder / 'new'), weight) is None; "
+        "print(1024 * (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", line, str(tmp_path)], capture_output=True, text=True, check=True
+    )
+    assert int(done.stdout) < size / 8
 
 
 def test_a_router_file_round_trip(tmp_path: Path) -> None:

@@ -1,0 +1,135 @@
+"""A safetensors file, read and written piece by piece: a shard may be larger than memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import torch
+
+from roma_ds.errors import UserError
+
+PIECE_BYTES = 1 << 22
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a tensor lies in a file: `size` bytes from byte `start`."""
+
+    dtype: str
+    """As safetensors names it."""
+    shape: tuple[int, ...]
+    start: int
+    size: int
+
+    @property
+    def width(self) -> int:
+        """Bytes of a value, at least 1."""
+        return max(1, self.size // max(1, prod(self.shape)))
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The tensors of a file by key, without their values."""
+
+    path: Path
+    metadata: Mapping[str, str]
+    places: Mapping[str, Place]
+
+    def pieces(self, file: BinaryIO, key: str) -> Iterator[bytes]:
+        """The bytes of a tensor in order; file: `path`, opened. Raises UserError where it ends too early."""
+        place = self.places[key]
+        file.seek(place.start)
+        left = place.size
+        while left:
+            piece = file.read(min(left, PIECE_BYTES))
+            if not piece:
+                raise UserError(f"{self.path} ends within {key}", "complete the checkpoint")
+            left -= len(piece)
+            yield piece
+
+
+def open_shard(path: Path) -> Shard:
+    """Raises UserError when the file is absent, cut or no safetensors file."""
+    try:
+        return _read(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} has no {path.name}", "complete the checkpoint") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} cannot be read: {error}", "complete the checkpoint") from error
+
+
+def _read(path: Path) -> Shard:
+    size = path.stat().st_size
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if not 0 < length <= size - 8:
+            raise ValueError("its header is cut off")
+        header: dict[str, Any] = json.loads(file.read(length))
+    metadata = header.pop("__metadata__", None) or {}
+    begin, ends, places = 8 + length, [0], {}
+    for key, entry in header.items():
+        start, end = entry["data_offsets"]
+        if not 0 <= start <= end:
+            raise ValueError(f"{key} has no place in it")
+        places[key] = Place(entry["dtype"], tuple(entry["shape"]), begin + start, end - start)
+        ends.append(end)
+    if begin + max(ends) != size:
+        raise ValueError(f"it has {size} bytes, its tensors end at {begin + max(ends)}")
+    return Shard(path, metadata, places)
+
+
+def rewrite(shard: Shard, target: Path, replaced: Mapping[str, torch.Tensor]) -> None:
+    """Write `target`: the tensors of `shard` with those of `replaced`, float32, in place of its own."""
+    places = {
+        key: _replacement(replaced[key]) if key in replaced else place for key, place in shard.places.items()
+    }
+    # Wide values first, as safetensors itself does: each tensor then starts at a multiple of its width.
+    order = sorted(places, key=lambda key: (-places[key].width, key))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt", **shard.metadata}}
+    start = 0
+    for key in order:
+        end = start + places[key].size
+        header[key] = {"dtype": places[key].dtype, "shape": places[key].shape, "data_offsets": (start, end)}
+        start = end
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with open(target, "wb") as out, open(shard.path, "rb") as source:
+        out.write(len(text).to_bytes(8, "little") + text)
+        for key in order:
+            if key in replaced:
+                out.write(_bytes(replaced[key]))
+            else:
+                out.writelines(shard.pieces(source, key))
+
+
+def differing(old: Shard, new: Shard, replaced: Mapping[str, torch.Tensor]) -> str | None:
+    """The first key whose tensor in `new` is not that of `replaced`, or where there is none, of `old`."""
+    if old.places.keys() != new.places.keys():
+        return min(old.places.keys() ^ new.places.keys())
+    with open(old.path, "rb") as before, open(new.path, "rb") as after:
+        for key, place in new.places.items():
+            wanted = _replacement(replaced[key]) if key in replaced else old.places[key]
+            if (place.dtype, place.shape, place.size) != (wanted.dtype, wanted.shape, wanted.size):
+                return key
+            if key in replaced:
+                same = b"".join(new.pieces(after, key)) == _bytes(replaced[key])
+            else:
+                pairs = zip(old.pieces(before, key), new.pieces(after, key), strict=True)
+                same = all(one == other for one, other in pairs)
+            if not same:
+                return key
+    return None
+
+
+def _replacement(weight: torch.Tensor) -> Place:
+    return Place("F32", tuple(weight.shape), 0, weight.numel() * 4)
+
+
+def _bytes(weight: torch.Tensor) -> bytes:
+    content: bytes = weight.float().contiguous().numpy().tobytes()
+    return content
