@@ -88,13 +88,21 @@ class Project:
             self.folder / "ranks" / f"rival-zero{zero}",
         )
 
-    def fastest_experts(self, steps: int = 8) -> tuple[str, dict[str, float]]:
-        """The experts_implementation that suits the rival at ZeRO stage 0, and seconds a step of each."""
-        found = {
-            name: step_seconds(self.rival(0, "--experts", name, "--steps", str(steps)))
-            for name in ("eager", "grouped_mm")
-        }
-        return min(found, key=lambda name: found[name]), found
+    def fastest_rival(self, zero: int, steps: int = 8) -> tuple[list[str], dict[str, float]]:
+        """The options with which the rival is fastest, and seconds a step of what was tried.
+
+        Two implementations of the experts; under ZeRO-3 then both ways to decide what says `auto`.
+        """
+        tried: dict[str, float] = {}
+
+        def best(choices: list[list[str]]) -> list[str]:
+            for flags in choices:
+                if " ".join(flags) not in tried:
+                    tried[" ".join(flags)] = step_seconds(self.rival(zero, *flags, "--steps", str(steps)))
+            return min(choices, key=lambda flags: tried[" ".join(flags)])
+
+        flags = best([["--experts", "eager"], ["--experts", "grouped_mm"]])
+        return (best([flags, [*flags, "--auto"]]) if zero == 3 else flags), tried
 
     def describe(self) -> dict[str, Any]:
         """What decides the numbers."""

@@ -44,6 +44,8 @@ WIDE = Shape(layers=8, hidden=1024, heads=16, key_value_heads=16, expert_width=5
 """Matrices dominate; the prefix does not matter, so it is short."""
 HEAVY = Shape(layers=48, hidden=512, heads=8, key_value_heads=8, experts=64, expert_width=192)
 """4 GB of float32 weights, in about the proportions of a 30-billion model."""
+RIVAL_JSONS: dict[str, list[str]] = {"our numbers": [], "the Trainer's numbers": ["--auto"]}
+"""How the rival decides what the DeepSpeed JSON leaves open."""
 AXES = {
     "layers": (16, 28, 48, 94),
     "tokens": (32, 64, 128, 256),
@@ -69,29 +71,29 @@ def size_name(shape: Shape) -> str:
     return f"{shape.layers}x{shape.hidden}x{shape.experts}"
 
 
-def chosen_experts(arguments: argparse.Namespace, project: Project) -> tuple[list[str], dict[str, float]]:
-    """Options that let the rival use its fastest experts, and what was tried."""
-    if arguments.rival_experts != "auto":
-        return ["--experts", arguments.rival_experts], {}
-    name, tried = project.fastest_experts()
-    print(
-        "  rival's experts: " + ", ".join(f"{key} {value:.3f} s" for key, value in tried.items()), flush=True
-    )
-    return ["--experts", name], tried
+def rival_flags(
+    arguments: argparse.Namespace, project: Project, zero: int
+) -> tuple[list[str], dict[str, float]]:
+    """Options that make the rival fastest, or those that were asked for, and what was tried."""
+    if arguments.rival != "auto":
+        return arguments.rival.split(), {}
+    flags, tried = project.fastest_rival(zero)
+    print("  rival: " + ", ".join(f"{key} {value:.3f} s a step" for key, value in tried.items()), flush=True)
+    return flags, tried
 
 
 def rival(arguments: argparse.Namespace) -> None:
     """Step, epoch and whole job under each ZeRO stage."""
     project = project_of(arguments, size_name(from_options(arguments, Shape)))
-    experts, tried = chosen_experts(arguments, project)
-    flags = [*experts, *(["--full-logits"] if arguments.full_logits else [])]
     deep = project.shape.layers >= 48
     wanted = [("epoch", 5.0), ("job", 2.5)] if deep else [("epoch", 2.0)]
+    full = ["--full-logits"] if arguments.full_logits else []
     for zero in arguments.zero:
+        flags, tried = rival_flags(arguments, project, zero)
         found = paired(
             arguments.repeats,
             lambda: project.ours(zero, *arguments.override),  # noqa: B023 - called before zero changes
-            lambda: project.rival(zero, *flags),  # noqa: B023
+            lambda: project.rival(zero, *flags, *full),  # noqa: B023
             {
                 "step": step_seconds,
                 "processor": processor_seconds,
@@ -108,8 +110,8 @@ def rival(arguments: argparse.Namespace) -> None:
             {
                 **project.describe(),
                 "zero": zero,
-                "rival_experts": experts[1],
-                "rival_experts_tried": tried,
+                "rival": flags,
+                "rival_tried": tried,
                 "full_logits": arguments.full_logits,
                 "overrides": arguments.override,
                 "found": found,
@@ -206,7 +208,7 @@ def scaling(arguments: argparse.Namespace) -> None:
     """Seconds a step of both sides along one axis, the rest equal."""
     base = from_options(arguments, Shape)
     rows: list[dict[str, Any]] = []
-    experts: list[str] = []
+    flags: dict[int, list[str]] = {}
     for value in arguments.values or AXES[arguments.axis]:
         changes: dict[str, Any] = {"shape": base}
         if arguments.axis in ("layers", "experts"):
@@ -216,13 +218,13 @@ def scaling(arguments: argparse.Namespace) -> None:
         else:
             changes["ranks"] = value
         project = project_of(arguments, f"{arguments.axis}-{value}", **changes)
-        if not rows or arguments.axis == "experts":
-            experts, _ = chosen_experts(arguments, project)
         for zero in arguments.zero:
+            if zero not in flags or arguments.axis == "experts":
+                flags[zero], _ = rival_flags(arguments, project, zero)
             found = paired(
                 arguments.repeats,
                 lambda: project.ours(zero, *arguments.override),  # noqa: B023
-                lambda: project.rival(zero, *experts),  # noqa: B023
+                lambda: project.rival(zero, *flags[zero]),  # noqa: B023
                 {"step": step_seconds, "processor": processor_seconds, "job": job_seconds},
             )
             print(f"{arguments.axis} {value}, ZeRO {zero}", flush=True)
@@ -231,7 +233,7 @@ def scaling(arguments: argparse.Namespace) -> None:
                 {
                     arguments.axis: value,
                     "zero": zero,
-                    "rival_experts": experts[1],
+                    "rival": flags[zero],
                     **project.describe(),
                     "found": found,
                 }

@@ -39,6 +39,14 @@ from roma_ds.manifold.weights import pull_targets, row_weights
 from roma_ds.pipeline.worker import calm_libraries
 
 
+BY_HIDDEN_SIZE = (
+    "reduce_bucket_size",
+    "stage3_prefetch_bucket_size",
+    "stage3_param_persistence_threshold",
+)
+"""What the Trainer decides where the JSON says `auto`."""
+
+
 class AnswerModel(nn.Module):
     """A causal LM that returns the logits of the token after each prompt, and live routing weights."""
 
@@ -251,6 +259,18 @@ def keep_first_gradients(model: AnswerModel, path: Path) -> None:
         weight.register_hook(hook(site.layer))
 
 
+def deepspeed_json(run: RunConfig, ranks: int, auto: bool) -> dict[str, Any]:
+    """The run's DeepSpeed JSON without monitors: with our numbers, or with `auto` left to the Trainer.
+
+    The Trainer's own numbers come from the hidden size and are far smaller: less memory, more gathers.
+    """
+    resolved = resolve_deepspeed(run, ranks)
+    zero = resolved["zero_optimization"]
+    for key in BY_HIDDEN_SIZE if auto else ():
+        zero[key] = "auto"
+    return {key: value for key, value in resolved.items() if key not in MONITORS}
+
+
 def training_arguments(run: RunConfig, ds: dict[str, Any], out: Path) -> Any:
     """What a user would set: nothing on the way but training."""
     from transformers import TrainingArguments
@@ -292,7 +312,7 @@ def train(options: argparse.Namespace) -> None:
     record = Record(world.rank, count_bytes=options.count_bytes)
     record.begin()
     torch.manual_seed(run.train.seed)
-    ds = {key: value for key, value in resolve_deepspeed(run, world.size).items() if key not in MONITORS}
+    ds = deepspeed_json(run, world.size, options.auto)
     if options.count_bytes:
         ds["comms_logger"] = COMMS_LOGGER
     folder = Path(run.output_dir)
@@ -357,6 +377,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--full-logits", action="store_true", help="logits of every position")
     parser.add_argument("--count-bytes", action="store_true", help="switch DeepSpeed's comms logger on")
     parser.add_argument("--keep-gradients", action="store_true", help="save those of step 1, below ZeRO-3")
+    parser.add_argument("--auto", action="store_true", help="let the Trainer decide what says auto")
     parser.add_argument("--experts", default="", help="experts_implementation of transformers")
     parser.add_argument("--steps", type=int, default=0, help="stop after so many steps")
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0)
