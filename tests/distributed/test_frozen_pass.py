@@ -9,15 +9,17 @@ import gc
 import os
 import re
 import shutil
+import signal
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from cli.projects import Project, largest_difference, make_project, word_rows, write_rows
+from cli.projects import Project, contents, largest_difference, make_project, word_rows, write_rows
 
 from roma_ds.comm import World
+from roma_ds.errors import Interrupted
 from roma_ds.storage.atomic import read_json, read_parquet
 from roma_ds.testing.local_ranks import on_ranks
 
@@ -431,10 +433,60 @@ def after_changes(world: World, config: Path, out: Path) -> dict[str, list[str]]
     return said
 
 
+def stopped_in_a_stream(world: World, config: Path, outs: list[Path]) -> list[int]:
+    """Steps of a stream pass that is stopped at its head and started again, and of one that is not."""
+    from roma_ds.backbone import stream
+
+    steps: list[int] = []
+    through, head = stream._Run._through, stream._Run._head
+
+    def counted(run: Any, step: int, network: Any) -> None:
+        steps.append(step)
+        through(run, step, network)
+
+    def stopped(run: Any, network: Any) -> Any:
+        raise Interrupted(signal.SIGINT)
+
+    def collect(out: Path) -> None:
+        settings = ("collect.engine=stream", "collect.save_every=1.0e-6")
+        run_stages(world, config, [f"output_dir={out}", *QUICK, *settings], "collect")
+
+    stream._Run._through, stream._Run._head = counted, stopped
+    with pytest.raises(Interrupted):
+        collect(outs[0])
+    stream._Run._head = head
+    for out in outs:
+        steps.append(-1)
+        collect(out)
+    stream._Run._through = through
+    return steps
+
+
+def on_one_rank(world: World, project: Project, outs: list[Path]) -> tuple[dict[str, list[str]], list[int]]:
+    return after_changes(world, project.config, project.out), stopped_in_a_stream(world, project.config, outs)
+
+
+@dataclass(frozen=True)
+class OneRank:
+    """What one process said and did."""
+
+    said: dict[str, list[str]]
+    steps: list[int]
+    outs: list[Path]
+
+
 @pytest.fixture(scope="module")
-def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
+def one_rank(tmp_path_factory: pytest.TempPathFactory) -> OneRank:
     project = mixed_project(tmp_path_factory.mktemp("changes"), "olmoe", "float32")
-    return on_ranks(1, after_changes, project.config, project.out)[0]
+    outs = [project.folder / name for name in ("stopped", "whole")]
+    return OneRank(*on_ranks(1, on_one_rank, project, outs)[0], outs)
+
+
+def test_a_stopped_stream_goes_on_at_its_layer(one_rank: OneRank) -> None:
+    assert one_rank.steps == [*range(5), -1, -1, *range(5)]
+    stopped, whole = (contents(out / "collect", without=("stage.json",)) for out in one_rank.outs)
+    assert {"prefix/hidden-00000.bin", "routing.npy", "outcome.parquet"} <= whole.keys()
+    assert stopped == whole
 
 
 STAGES = ("data", "embed", "collect", "index", "train roma", "eval base", "eval roma")
@@ -481,9 +533,9 @@ MADE_AGAIN = {
 
 
 @pytest.mark.parametrize("change", MADE_AGAIN)
-def test_what_a_change_makes_again(change: str, said: dict[str, list[str]]) -> None:
+def test_what_a_change_makes_again(change: str, one_rank: OneRank) -> None:
     """Only what the change touches, each with its reason."""
-    lines = [line.partition(": ") for line in said[change]]
+    lines = [line.partition(": ") for line in one_rank.said[change]]
     for stage in STAGES:
         told = [words for name, _, words in lines if name == stage]
         reason = MADE_AGAIN[change].get(stage)
