@@ -38,7 +38,6 @@ from roma_ds.manifold.schedule import lambda_at
 from roma_ds.manifold.weights import pull_targets, row_weights
 from roma_ds.pipeline.worker import calm_libraries
 
-
 BY_HIDDEN_SIZE = (
     "reduce_bucket_size",
     "stage3_prefetch_bucket_size",
