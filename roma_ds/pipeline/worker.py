@@ -107,6 +107,8 @@ def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
         if name == "collect" and "eval" in needed:
             # Now, while the whole network is in memory, rather than load it again after training.
             stages.eval_stage(session, ("base",))
+    # Export and report may follow in this process.
+    session.release_frozen()
     world.close()
 
 
