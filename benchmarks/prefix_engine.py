@@ -290,9 +290,7 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--trained", default="last5", help="roma.layers")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--zero", type=int, nargs="+", default=[0, 3], choices=(0, 3))
-    parser.add_argument(
-        "--rival-experts", default="auto", help="auto takes the faster of eager and grouped_mm"
-    )
+    parser.add_argument("--rival", default="auto", help="options of rival_trainer.py; auto takes the fastest")
     parser.add_argument("--full-logits", action="store_true", help="the rival computes all logits")
     parser.add_argument("--axis", choices=AXES, default="layers")
     parser.add_argument("--values", type=int, nargs="+", help="of --axis")
