@@ -8,6 +8,10 @@ from typing import Any
 
 import torch
 
+M_MMAP_THRESHOLD = -3
+"""Of glibc's malloc.h."""
+LARGE = 4 << 20
+
 
 def release(network: Any) -> None:
     """Empty all tensors of a network now, also the share of them that ZeRO-3 left on this rank.
@@ -18,6 +22,18 @@ def release(network: Any) -> None:
         for held in (tensor, getattr(tensor, "ds_tensor", None)):
             if held is not None:
                 held.data = torch.empty(0, dtype=held.dtype, device=held.device)
+
+
+def keep_large_blocks_apart() -> None:
+    """Let glibc give every block of LARGE bytes pages of its own, which go back when it is freed.
+
+    Otherwise its limit rises up to 32 MiB, and weights below it that ZeRO-3 gathers and frees in every step on
+    a CPU leave holes in the heap: half as much memory again in a few steps.
+    """
+    try:
+        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE)
+    except (OSError, AttributeError):
+        return
 
 
 def return_freed_memory() -> None:

@@ -76,6 +76,7 @@ def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
     """Run the stages up to `goal` on this rank. A collective over the launcher's ranks."""
     import torch
 
+    from roma_ds.backbone.release import keep_large_blocks_apart
     from roma_ds.comm import agreement, start_world
     from roma_ds.pipeline import stages
     from roma_ds.pipeline.folders import describe_run
@@ -83,6 +84,7 @@ def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
     from roma_ds.training.interruption import Interruption
 
     calm_libraries()
+    keep_large_blocks_apart()
     interruption = Interruption().listen()
     world = start_world()
     torch.manual_seed(run.train.seed)
