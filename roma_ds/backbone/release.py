@@ -27,7 +27,7 @@ def release(network: Any) -> None:
 def keep_large_blocks_apart() -> None:
     """Let glibc give every block of LARGE bytes pages of its own, which go back when it is freed.
 
-    Otherwise its limit rises up to 32 MiB, and weights below it that ZeRO-3 gathers and frees in every step on
+    Otherwise its limit rises to 32 MiB, and weights below it that ZeRO-3 gathers and frees in every step on
     a CPU leave holes in the heap: half as much memory again in a few steps.
     """
     try:
