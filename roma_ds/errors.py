@@ -73,3 +73,17 @@ def error_for(exit_code: int, message: str, fix: str | None) -> RomaError:
         return Interrupted(exit_code - 128, message)
     kind = {2: UserError, 3: EnvironmentFault}.get(exit_code, RomaError)
     return kind(message, fix)
+
+
+def out_of_memory(error: BaseException) -> EnvironmentFault | None:
+    """The error to show in place of one that says that memory is used up; None for any other."""
+    full = isinstance(error, MemoryError) or getattr(error, "errno", None) == errno.ENOMEM
+    # torch's own class for devices, which this module does not import, and what its CPU allocator says.
+    full = full or type(error).__name__ == "OutOfMemoryError" or "can't allocate memory" in str(error)
+    if not full:
+        return None
+    said = (str(error).strip().splitlines() or ["an allocation failed"])[0]
+    return EnvironmentFault(
+        f"not enough memory: {said}",
+        "a smaller train.micro_batch and eval.batch_size, fewer roma.layers, or more ranks under ZeRO-3",
+    )

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roma_ds.config import RunConfig, load_run_config, resolve_deepspeed
-from roma_ds.errors import Interrupted, RomaError, full_disk
+from roma_ds.errors import Interrupted, RomaError, full_disk, out_of_memory
 from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, evaluated_variants, stages_until, trained_variants
 
 GOALS = ON_ALL_RANKS
@@ -134,6 +134,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         if full := full_disk(error):
             return report(full, rank)
+        if fault := out_of_memory(error):
+            return report(fault, rank)
         if lost_another_rank(error):
             return _outlived(rank)
         traceback.print_exc()

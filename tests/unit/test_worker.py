@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import torch
 
 from roma_ds.pipeline import worker
 
@@ -40,3 +41,28 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
     run: Any = SimpleNamespace(train=SimpleNamespace(seed=0))
     worker.run_stages(run, "eval", None)
     assert done[-3:] == ["eval", "released", "closed"]
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        OSError(12, "Cannot allocate memory"),
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"),
+        RuntimeError(
+            "[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes"
+        ),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_used_up_memory_is_a_fault_of_the_environment(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(*given: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(worker, "load_for", lambda *given: None)
+    monkeypatch.setattr(worker, "run_stages", fail)
+    assert worker.main(["--config", "run.yaml"]) == 3
+    said = capsys.readouterr().err
+    assert "error: not enough memory: " in said and "train.micro_batch" in said and "Traceback" not in said
