@@ -1,7 +1,6 @@
 """A checkpoint several times larger than the memory that a process may take: collected, trained, exported.
 
-    python benchmarks/larger_than_memory.py --out results
-    python benchmarks/larger_than_memory.py --ranks 2 --deepspeed zero3 --out results
+    python benchmarks/larger_than_memory.py --threads 1 --out results
 
 Makes a checkpoint of random bfloat16 weights of 10 GB where there is none, then runs `roma-ds run` and
 `roma-ds merge` with `ulimit -v`, which bounds the address space of every process: its memory cannot exceed
