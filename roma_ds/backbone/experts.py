@@ -92,17 +92,22 @@ class _FrozenExperts(torch.autograd.Function):
             mine = gradient.index_select(0, tokens)
             if to_hidden is None:
                 if to_weights is not None:
-                    to_weights[pairs] = (mine * kept).sum(dim=-1, keepdim=True).to(flat.dtype)
+                    to_weights[pairs] = torch.linalg.vecdot(mine, kept)[:, None].to(flat.dtype)
                 continue
             gate, up = kept.chunk(2, dim=-1)
             inner = _product(mine, down[expert])
             sigmoid = torch.sigmoid(gate)
             active = gate * sigmoid
+            to_active = inner * up
             if to_weights is not None:
-                to_weights[pairs] = (inner * active * up).sum(dim=-1, keepdim=True).to(flat.dtype)
-            inner = inner * flat.index_select(0, pairs)
-            slope = sigmoid * (1 + gate * (1 - sigmoid))
-            product = torch.cat([inner * up * slope, inner * active], dim=-1)
+                to_weights[pairs] = torch.linalg.vecdot(to_active, active)[:, None].to(flat.dtype)
+            scale = flat.index_select(0, pairs)
+            # The slope of silu is sigmoid + active - active * sigmoid.
+            slope = torch.addcmul(sigmoid + active, active, sigmoid, value=-1)
+            product = torch.empty_like(kept)
+            to_gate, to_up = product.chunk(2, dim=-1)
+            torch.mul(to_active.mul_(scale), slope, out=to_gate)
+            torch.mul(inner.mul_(scale), active, out=to_up)
             to_hidden.index_add_(0, tokens, _product(product, gate_up[expert]).to(to_hidden.dtype))
         return (
             None if to_hidden is None else to_hidden.to(gradient.dtype),
