@@ -8,9 +8,11 @@ from typing import Any
 
 import torch
 
-M_MMAP_THRESHOLD = -3
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 """Of glibc's malloc.h."""
 LARGE = 4 << 20
+KEPT = 256 << 20
+"""Free memory at the end of the heap that stays there between steps."""
 
 
 def release(network: Any) -> None:
@@ -28,10 +30,13 @@ def keep_large_blocks_apart() -> None:
     """Let glibc give every block of LARGE bytes pages of its own, which go back when it is freed.
 
     Otherwise its limit rises to 32 MiB, and weights below it that ZeRO-3 gathers and frees in every step on
-    a CPU leave holes in the heap: half as much memory again in a few steps.
+    a CPU leave holes in the heap: half as much memory again in a few steps. With a limit of its own glibc no
+    longer adapts when it shrinks the heap either, and would give back and fetch pages in every step.
     """
     try:
-        ctypes.CDLL("libc.so.6").mallopt(M_MMAP_THRESHOLD, LARGE)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(M_MMAP_THRESHOLD, LARGE)
+        libc.mallopt(M_TRIM_THRESHOLD, KEPT)
     except (OSError, AttributeError):
         return
 
