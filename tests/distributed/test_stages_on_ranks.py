@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ import numpy as np
 import pytest
 import torch
 
+from roma_ds.backbone.encoding import Prompt
+from roma_ds.backbone.scores import Scores
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.config import RunConfig, parse_run_config
@@ -87,6 +90,7 @@ SEARCHES = [(backend, least) for backend in ("faiss", "torch") for least in (Non
 
 def all_stages(world: World, model: Path, root: Path) -> dict[str, Any]:
     """Every stage into a folder of its own below `root`; their facts."""
+    from roma_ds.backbone.blueprint import blueprint
     from roma_ds.backbone.frozen import FrozenModel
     from roma_ds.backbone.loading import load_tokenizer
     from roma_ds.collect import collect
@@ -96,10 +100,15 @@ def all_stages(world: World, model: Path, root: Path) -> dict[str, Any]:
     everything = samples()
     frozen = FrozenModel(world, run.model, {"zero_optimization": {"stage": 0}})
     tokenizer = load_tokenizer(run.model)
+    whole = blueprint(run.model)
+
+    def score(prompts: Sequence[Prompt]) -> Scores | None:
+        return frozen.score(prompts, run.roma.tokens, run.eval.batch_size, "collect")
+
+    # Fewer samples than ranks: one has nothing to do and still takes part.
     facts = {
-        "collect": collect(world, run, everything, frozen, tokenizer, root / "collect"),
-        # Fewer samples than ranks: one has nothing to do and still takes part.
-        "collect two": collect(world, run, [everything[0], everything[3]], frozen, tokenizer, root / "two"),
+        name: collect(world, run, chosen, whole, tokenizer, root / name, score)
+        for name, chosen in (("collect", everything), ("two", [everything[0], everything[3]]))
     }
     for backend, least in SEARCHES:
         searching = run_config(model, root, f"index.backend={backend}", "index.max_neighbours=4")
