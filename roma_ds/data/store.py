@@ -41,10 +41,15 @@ def data_inputs(run: RunConfig) -> dict[str, Any]:
 
     Raises UserError where a local file is missing. A dataset on the hub counts as unchanged.
     """
-    limited = any(item.limit for item in run.data.train)
     return {
         "training": [
-            {**source.identity(), "limit": item.limit, "answer": item.answer}
+            {
+                **source.identity(),
+                "limit": item.limit,
+                # It chooses the rows that a limit leaves; without one, all seeds share the caches.
+                "seed": run.train.seed if item.limit else None,
+                "answer": item.answer,
+            }
             for item, source in zip(run.data.train, training_sources(run), strict=True)
         ],
         "evaluation": [
@@ -53,8 +58,6 @@ def data_inputs(run: RunConfig) -> dict[str, Any]:
         ],
         "exclude": list(run.data.exclude),
         "scoring": run.eval.scoring,
-        # It chooses the training rows that a limit leaves; without one, all seeds share the caches.
-        "seed": run.train.seed if limited else None,
         "columns": [spec.name for spec in fields(Sample)],
     }
 

@@ -57,7 +57,8 @@ class Prefixes:
         """The layer that cached hidden states enter, or None without a cache; says which, and why, once."""
         if part not in self._layers:
             session = self.session
-            first = min(session.whole.layout.choose(session.run.roma.layers))
+            with agreement(session.world):
+                first = min(session.whole.layout.choose(session.run.roma.layers))
             made_from = self.fingerprint(part, first)
             with agreement(session.world):
                 decided = self._decide(part, first, made_from) if session.world.is_first else None

@@ -106,7 +106,7 @@ def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
     for name in needed:
         if name in steps:
             steps[name](session)
-        if name == "collect" and "eval" in needed:
+        if name == "index" and "eval" in needed:
             # Now, while the whole network is in memory, rather than load it again after training.
             stages.eval_stage(session, ("base",))
     # Export and report may follow in this process.
