@@ -6,7 +6,6 @@ alive, while what is read here is gone with its tensor.
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from roma_ds.backbone.loading import checkpoint, load_config
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.storage.atomic import read_json
+from roma_ds.storage.tensor_header import read_header
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _COMPLETE = "complete the checkpoint"
@@ -113,8 +113,8 @@ class CheckpointFiles:
             path = self._path(name)
             assert path is not None
             try:
-                self._headers[name] = _read_header(path)
-            except (OSError, ValueError, KeyError, TypeError) as error:
+                self._headers[name] = _typed_places(path)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
                 raise UserError(
                     f"model.path: {path} is no readable safetensors file: {error}", _COMPLETE
                 ) from error
@@ -160,22 +160,14 @@ class CheckpointFiles:
         return tensor
 
 
-def _read_header(path: Path) -> dict[str, StoredTensor]:
-    """Places of the tensors in a safetensors file, whose size must be what they take."""
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= size - 8:
-            raise ValueError("its header is cut off")
-        header: dict[str, Any] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
+def _typed_places(path: Path) -> dict[str, StoredTensor]:
+    """Places of the tensors in a file, whose sizes must be what shapes and types take."""
     tensors = {}
-    for key, entry in header.items():
-        if entry["dtype"] not in _DTYPES:
-            raise ValueError(f"{key} has the type {entry['dtype']}, which is not supported")
-        start, end = entry["data_offsets"]
-        tensor = StoredTensor(path, _DTYPES[entry["dtype"]], tuple(entry["shape"]), 8 + length + start)
-        if tensor.size != end - start or 8 + length + end > size:
+    for key, place in read_header(path)[1].items():
+        if place.dtype not in _DTYPES:
+            raise ValueError(f"{key} has the type {place.dtype}, which is not supported")
+        tensor = StoredTensor(path, _DTYPES[place.dtype], place.shape, place.start)
+        if tensor.size != place.size:
             raise ValueError(f"{key} does not fit in it")
         tensors[key] = tensor
     return tensors

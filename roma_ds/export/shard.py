@@ -5,31 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from math import prod
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
 
 from roma_ds.errors import UserError
+from roma_ds.storage.tensor_header import Place, read_header
 
 PIECE_BYTES = 1 << 22
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where a tensor lies in a file: `size` bytes from byte `start`."""
-
-    dtype: str
-    """As safetensors names it."""
-    shape: tuple[int, ...]
-    start: int
-    size: int
-
-    @property
-    def width(self) -> int:
-        """Bytes of a value, at least 1."""
-        return max(1, self.size // max(1, prod(self.shape)))
 
 
 @dataclass(frozen=True)
@@ -56,31 +40,11 @@ class Shard:
 def open_shard(path: Path) -> Shard:
     """Raises UserError when the file is absent, cut or no safetensors file."""
     try:
-        return _read(path)
+        return Shard(path, *read_header(path))
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} has no {path.name}", "complete the checkpoint") from error
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise UserError(f"{path} cannot be read: {error}", "complete the checkpoint") from error
-
-
-def _read(path: Path) -> Shard:
-    size = path.stat().st_size
-    with open(path, "rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if not 0 < length <= size - 8:
-            raise ValueError("its header is cut off")
-        header: dict[str, Any] = json.loads(file.read(length))
-    metadata = header.pop("__metadata__", None) or {}
-    begin, ends, places = 8 + length, [0], {}
-    for key, entry in header.items():
-        start, end = entry["data_offsets"]
-        if not 0 <= start <= end:
-            raise ValueError(f"{key} has no place in it")
-        places[key] = Place(entry["dtype"], tuple(entry["shape"]), begin + start, end - start)
-        ends.append(end)
-    if begin + max(ends) != size:
-        raise ValueError(f"it has {size} bytes, its tensors end at {begin + max(ends)}")
-    return Shard(path, metadata, places)
 
 
 def rewrite(shard: Shard, target: Path, replaced: Mapping[str, torch.Tensor]) -> None:
