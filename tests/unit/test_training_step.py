@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from roma_ds.backbone.encoding import Prompt, encode
 from roma_ds.backbone.feed import Feed
 from roma_ds.backbone.request_set import requests_of
+from roma_ds.backbone.routed import RoutedLM
 from roma_ds.comm import World, start_world
 from roma_ds.config import RunConfig, resolve_deepspeed
 from roma_ds.index import Neighbourhood
@@ -357,3 +358,33 @@ def test_counts_of_a_step(bench: Any, prompts: list[Prompt]) -> None:
     assert 0 <= sums.correct <= 20
     assert sums.load is not None
     torch.testing.assert_close(sums.load.sum(dim=-1), torch.ones(2))
+
+
+@pytest.mark.parametrize("split", [("8", "1"), ("4", "2")])
+def test_lambda_zero_is_router_tuning_bit_for_bit(
+    bench: Any, tiny_olmoe: Path, split: tuple[str, str]
+) -> None:
+    """A loop of its own, without DeepSpeed and without the manifold, over the same packed batches."""
+    one = bench(f"train.micro_batch={split[0]}", f"train.gradient_accumulation={split[1]}", "train.epochs=4")
+    config, order, requests = one.run.train, one.order, one.requests
+    model = load_stock(tiny_olmoe)
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    routed = RoutedLM(model, one.engine.routed.layout, tuple(LAYERS)).attach()
+    learned = [gate.requires_grad_(True) for gate in routed.routers().values()]
+    optimizer = torch.optim.AdamW(learned, lr=config.lr, weight_decay=config.weight_decay)
+    lengths = [requests.lengths[target] for target in requests.targets]
+    for step in range(10):
+        rate = learning_rate_at(step, order.steps, config.lr, config.warmup, config.lr_schedule)
+        one.step(step, 0.0, rate)
+        for rows in order.share(step, 0, 1, config.micro_batch, lengths):
+            batch = one.feed.batch([requests.targets[row] for row in rows])
+            logits = routed(**batch.inputs(torch.device("cpu"))).logits
+            loss = F.cross_entropy(logits, batch.answer_ids, reduction="none")
+            ((1.0 / len(order.rows(step))) * loss.sum()).backward()
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        optimizer.step()
+        optimizer.zero_grad()
+    for found, gate in zip(one.engine.masters().values(), learned, strict=True):
+        assert torch.equal(found, gate.detach())
