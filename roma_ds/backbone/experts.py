@@ -10,26 +10,43 @@ Shapes: T tokens, k experts a token, n tokens of one expert, H hidden, I width o
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.nn import functional as F
+
+from roma_ds.backbone.precision import sums_dtype
 
 FROZEN_EXPERTS = "roma_ds_frozen"
 ROWS = 16
 """Least rows of a product in bfloat16: what a processor's tiles take at once."""
 
 
-def _groups(index: torch.Tensor, experts: int) -> Iterator[tuple[int, torch.Tensor, torch.Tensor]]:
-    """(expert, pairs [n], tokens [n]) of every expert that is chosen; pairs are places in `index` [T, k]."""
-    flat = index.reshape(-1)
-    order = torch.argsort(flat, stable=True)
-    start = 0
-    for expert, count in enumerate(torch.bincount(flat, minlength=experts).tolist()):
-        if count:
-            pairs = order[start : start + count]
-            yield expert, pairs, torch.div(pairs, index.shape[1], rounding_mode="floor")
-            start += count
+@dataclass(frozen=True)
+class _Groups:
+    """The chosen token-expert pairs, sorted by expert."""
+
+    pairs: torch.Tensor
+    """int64 [T * k], places in the flattened index [T, k]"""
+    tokens: torch.Tensor
+    """int64 [T * k], the token of each pair"""
+    counts: list[int]
+    """Pairs of each expert."""
+
+    @classmethod
+    def of(cls, index: torch.Tensor, experts: int) -> _Groups:
+        flat = index.reshape(-1)
+        pairs = torch.argsort(flat, stable=True)
+        tokens = torch.div(pairs, index.shape[1], rounding_mode="floor")
+        return cls(pairs, tokens, torch.bincount(flat, minlength=experts).tolist())
+
+    def split(self, *values: torch.Tensor) -> Iterator[tuple[int, tuple[torch.Tensor, ...]]]:
+        """(expert, its part of each of `values`, which are in the order of the pairs) where there are any."""
+        parts = zip(*(value.split(self.counts) for value in values), strict=True)
+        for expert, part in enumerate(parts):
+            if self.counts[expert]:
+                yield expert, part
 
 
 def rows_run(count: int) -> int:
@@ -63,18 +80,18 @@ class _FrozenExperts(torch.autograd.Function):
         down: torch.Tensor,
     ) -> torch.Tensor:
         through, routed = ctx.needs_input_grad[:2]
-        total = torch.zeros_like(hidden, dtype=_sums(hidden))
-        flat = weights.reshape(-1, 1)
-        groups = list(_groups(index, len(gate_up)))
+        total = torch.zeros_like(hidden, dtype=sums_dtype(hidden))
+        groups = _Groups.of(index, len(gate_up))
+        shares = weights.reshape(-1, 1)[groups.pairs]
         kept = []
-        for expert, pairs, tokens in groups:
+        for expert, (tokens, share) in groups.split(groups.tokens, shares):
             product = _product(hidden.index_select(0, tokens), gate_up[expert].T)
             gate, up = product.chunk(2, dim=-1)
-            result = _product(F.silu(gate) * up, down[expert].T)
-            total.index_add_(0, tokens, (result * flat.index_select(0, pairs)).to(total.dtype))
+            result = _product(F.silu(gate).mul_(up), down[expert].T)
             kept.append(product if through else result if routed else None)
-        ctx.save_for_backward(weights)
-        ctx.groups, ctx.kept = groups, kept
+            scaled = result * share if kept[-1] is result else result.mul_(share)
+            total.index_add_(0, tokens, scaled.to(total.dtype))
+        ctx.groups, ctx.shares, ctx.kept, ctx.shape = groups, shares, kept, weights.shape
         # The parameters themselves: under ZeRO-3 they are gathered again when the backward pass comes here.
         ctx.parameters = (gate_up, down)
         return total.to(hidden.dtype)
@@ -83,43 +100,33 @@ class _FrozenExperts(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         (gradient,) = gradients
         through, routed = ctx.needs_input_grad[:2]
-        (weights,) = ctx.saved_tensors
         gate_up, down = ctx.parameters
-        flat = weights.reshape(-1, 1)
-        to_hidden = torch.zeros_like(gradient, dtype=_sums(gradient)) if through else None
-        to_weights = torch.zeros_like(flat) if routed else None
-        for (expert, pairs, tokens), kept in zip(ctx.groups, ctx.kept, strict=True):
+        groups: _Groups = ctx.groups
+        to_hidden = torch.zeros_like(gradient, dtype=sums_dtype(gradient)) if through else None
+        to_shares = torch.empty_like(ctx.shares)
+        parts = groups.split(groups.tokens, ctx.shares, to_shares)
+        for (expert, (tokens, share, to_share)), kept in zip(parts, ctx.kept, strict=True):
             mine = gradient.index_select(0, tokens)
             if to_hidden is None:
-                if to_weights is not None:
-                    to_weights[pairs] = torch.linalg.vecdot(mine, kept)[:, None].to(flat.dtype)
+                to_share.copy_(torch.linalg.vecdot(mine, kept)[:, None])
                 continue
             gate, up = kept.chunk(2, dim=-1)
             inner = _product(mine, down[expert])
-            sigmoid = torch.sigmoid(gate)
-            active = gate * sigmoid
+            active = F.silu(gate)
             to_active = inner * up
-            if to_weights is not None:
-                to_weights[pairs] = torch.linalg.vecdot(to_active, active)[:, None].to(flat.dtype)
-            scale = flat.index_select(0, pairs)
-            # The slope of silu is sigmoid + active - active * sigmoid.
-            slope = torch.addcmul(sigmoid + active, active, sigmoid, value=-1)
+            if routed:
+                to_share.copy_(torch.linalg.vecdot(to_active, active)[:, None])
             product = torch.empty_like(kept)
             to_gate, to_up = product.chunk(2, dim=-1)
-            torch.mul(to_active.mul_(scale), slope, out=to_gate)
-            torch.mul(inner.mul_(scale), active, out=to_up)
-            to_hidden.index_add_(0, tokens, _product(product, gate_up[expert]).to(to_hidden.dtype))
-        return (
-            None if to_hidden is None else to_hidden.to(gradient.dtype),
-            None if to_weights is None else to_weights.reshape(weights.shape),
-            None,
-            None,
-            None,
-        )
-
-
-def _sums(values: torch.Tensor) -> torch.dtype:
-    return torch.promote_types(values.dtype, torch.float32)
+            torch.ops.aten.silu_backward.grad_input(to_active, gate, grad_input=to_gate)
+            torch.mul(inner, active, out=to_up)
+            rows = _product(product, gate_up[expert]).mul_(share)
+            to_hidden.index_add_(0, tokens, rows.to(to_hidden.dtype))
+        to_weights = None
+        if routed:
+            flat = torch.empty_like(to_shares).index_copy_(0, groups.pairs, to_shares)
+            to_weights = flat.reshape(ctx.shape)
+        return (None if to_hidden is None else to_hidden.to(gradient.dtype), to_weights, None, None, None)
 
 
 def _fits(module: Any, hidden: torch.Tensor) -> bool:

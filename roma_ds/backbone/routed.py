@@ -15,6 +15,8 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from roma_ds.backbone.experts import use_frozen_experts
+from roma_ds.backbone.head import use_frozen_head
+from roma_ds.backbone.norms import use_frozen_norms
 from roma_ds.backbone.packing import ROWS_ONLY, Packing, use_packed_attention
 from roma_ds.families import MoELayout
 
@@ -67,6 +69,8 @@ class RoutedLM(nn.Module):
         super().__init__()
         use_packed_attention(network)
         use_frozen_experts(network)
+        use_frozen_norms(network, layout.family.norm_class)
+        use_frozen_head(network.get_output_embeddings())
         self.network = network
         self.layout = layout
         self.layers = layers

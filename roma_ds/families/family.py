@@ -21,6 +21,8 @@ class Family:
     model_types: tuple[str, ...]
     router_class: str
     """Class name of the router, whose forward returns (logits [T, E], scores [T, k], indices [T, k])."""
+    norm_class: str
+    """Class name of its norms: weight * (x / sqrt(mean(x^2) + variance_epsilon)) in float32."""
     gate_key: str
     """Name of a router's weight in saved checkpoints, with `{layer}`."""
     experts_attribute: str

@@ -6,6 +6,7 @@ FAMILY = Family(
     name="OLMoE",
     model_types=("olmoe",),
     router_class="OlmoeTopKRouter",
+    norm_class="OlmoeRMSNorm",
     gate_key="model.layers.{layer}.mlp.gate.weight",
     experts_attribute="num_experts",
 )

@@ -6,6 +6,7 @@ FAMILY = Family(
     name="Qwen3-MoE",
     model_types=("qwen3_moe",),
     router_class="Qwen3MoeTopKRouter",
+    norm_class="Qwen3MoeRMSNorm",
     gate_key="model.layers.{layer}.mlp.gate.weight",
     experts_attribute="num_experts",
     dense_attribute="mlp_only_layers",
