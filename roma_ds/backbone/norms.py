@@ -48,7 +48,7 @@ def _forward(norm: Any, hidden: torch.Tensor) -> torch.Tensor:
 
 
 def use_frozen_norms(network: nn.Module, norm_class: str) -> None:
-    """Let a transformers model run its norms, of class `norm_class`, as `_FrozenNorm` while they are frozen."""
+    """Let a transformers model run norms of class `norm_class` as `_FrozenNorm` while they are frozen."""
     for module in network.modules():
         if type(module).__name__ == norm_class:
             module.forward = partial(_forward, module)
