@@ -14,10 +14,8 @@ import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
-from roma_ds.backbone.experts import use_frozen_experts
-from roma_ds.backbone.head import use_frozen_head
-from roma_ds.backbone.norms import use_frozen_norms
-from roma_ds.backbone.packing import ROWS_ONLY, Packing, use_packed_attention
+from roma_ds.backbone.frozen_modules import use_frozen_modules
+from roma_ds.backbone.packing import ROWS_ONLY, Packing
 from roma_ds.families import MoELayout
 
 
@@ -67,10 +65,7 @@ class RoutedLM(nn.Module):
     def __init__(self, network: Any, layout: MoELayout, layers: tuple[int, ...], first: int = 0) -> None:
         """layout, layers: in the numbers of the whole model, of which `network` is the part from `first`."""
         super().__init__()
-        use_packed_attention(network)
-        use_frozen_experts(network)
-        use_frozen_norms(network, layout.family.norm_class)
-        use_frozen_head(network.get_output_embeddings())
+        use_frozen_modules(network)
         self.network = network
         self.layout = layout
         self.layers = layers

@@ -22,9 +22,8 @@ from roma_ds.backbone.activations import Activations
 from roma_ds.backbone.batches import Batch, collate
 from roma_ds.backbone.blueprint import Blueprint
 from roma_ds.backbone.checkpoint_files import CheckpointFiles
-from roma_ds.backbone.experts import use_frozen_experts
 from roma_ds.backbone.found import Found, Record
-from roma_ds.backbone.packing import use_packed_attention
+from roma_ds.backbone.frozen_modules import use_frozen_modules
 from roma_ds.backbone.prefix_cache import PrefixCache
 from roma_ds.backbone.read_ahead import ReadAhead
 from roma_ds.backbone.release import release
@@ -210,7 +209,7 @@ class _Run:
             self.saved_at = time.monotonic()
 
     def _embedding(self, network: Any) -> Layer:
-        use_packed_attention(network)
+        use_frozen_modules(network)
 
         def work(batch: Batch, hidden: torch.Tensor) -> tuple[torch.Tensor, None]:
             return self._base(network, batch, input_ids=batch.input_ids), None
@@ -239,8 +238,7 @@ class _Run:
 
             return only_needed
 
-        use_packed_attention(network)
-        use_frozen_experts(network)
+        use_frozen_modules(network)
         seen: list[torch.Tensor] = []
         if sparse:
             router = network.get_submodule(detect(network).sites[0].module)
@@ -255,7 +253,7 @@ class _Run:
         return work
 
     def _head(self, network: Any) -> list[Record]:
-        use_packed_attention(network)
+        use_frozen_modules(network)
         records: list[Record] = []
         experts = self.job.whole.layout.experts
         for index, numbers in enumerate(self.job.batches):

@@ -1,0 +1,22 @@
+"""The modules of a network in the forms that suit weights which never learn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from roma_ds.backbone.experts import use_frozen_experts
+from roma_ds.backbone.head import use_frozen_head
+from roma_ds.backbone.norms import use_frozen_norms
+from roma_ds.backbone.packing import use_packed_attention
+from roma_ds.families import family_of
+
+
+def use_frozen_modules(network: Any) -> None:
+    """Let a transformers causal LM, or a span of one, attend within packed sequences and run frozen parts.
+
+    Its forward then takes `packing`. All engines call this, so that they compute the same function.
+    """
+    use_packed_attention(network)
+    use_frozen_experts(network)
+    use_frozen_norms(network, family_of(network.config).norm_class)
+    use_frozen_head(network.get_output_embeddings())
