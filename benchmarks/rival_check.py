@@ -23,7 +23,8 @@ from roma_ds.backbone.loading import checkpoint, load_tokenizer
 from roma_ds.config import load_run_config
 from roma_ds.data.store import load_samples
 from roma_ds.families import detect
-from roma_ds.index.neighbourhood import NeighbourFinder, prompt_groups
+from roma_ds.index.neighbourhood import prompt_groups
+from roma_ds.index.shard import Shard
 from roma_ds.manifold.kernel import similarity
 from roma_ds.manifold.loss import manifold_by_pairs
 from roma_ds.manifold.weights import row_weights
@@ -75,8 +76,8 @@ def expected(run: Any, records: list[dict[str, Any]]) -> dict[str, Any]:
     )
     embeddings = np.load(folder / "embed" / "embeddings.npy")
     groups = prompt_groups([sample.prompt for sample in samples])
-    found = NeighbourFinder(embeddings, right, groups, "torch").nearest(
-        range(len(samples)), run.roma.neighbours
+    found = Shard.of_successful(embeddings, right, groups, "torch").nearest(
+        embeddings, groups, run.roma.neighbours
     )
     weights = row_weights(similarity(found.inner_products, run.roma.sigma), found.present)
     for router in plain.routers:

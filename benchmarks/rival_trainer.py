@@ -31,7 +31,8 @@ from roma_ds.comm import start_world
 from roma_ds.config import RunConfig, load_run_config, resolve_deepspeed
 from roma_ds.data.store import load_samples
 from roma_ds.families import detect
-from roma_ds.index.neighbourhood import NeighbourFinder, prompt_groups
+from roma_ds.index.neighbourhood import prompt_groups
+from roma_ds.index.shard import Shard
 from roma_ds.manifold.kernel import similarity
 from roma_ds.manifold.loss import manifold_term
 from roma_ds.manifold.schedule import lambda_at
@@ -112,8 +113,9 @@ class Targets:
     ) -> None:
         successful, routing = found
         embeddings = np.load(folder / "embed" / "embeddings.npy")
-        finder = NeighbourFinder(embeddings, successful, prompt_groups(prompts), run.index.backend)
-        neighbours = finder.nearest(range(len(prompts)), run.roma.neighbours)
+        groups = prompt_groups(prompts)
+        index = Shard.of_successful(embeddings, successful, groups, run.index.backend)
+        neighbours = index.nearest(embeddings, groups, run.roma.neighbours)
         weights = row_weights(similarity(neighbours.inner_products, run.roma.sigma), neighbours.present)
         mean, spread = pull_targets(weights, routing[np.maximum(neighbours.ids, 0)])
         self.neighbours = neighbours

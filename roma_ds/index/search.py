@@ -1,8 +1,9 @@
-"""Exact nearest neighbours by inner product, behind one interface for FAISS and torch.
+"""Search by inner product among vectors that never change, behind one interface for FAISS and torch.
 
-A backend proposes candidates; `rank` orders them. Libraries promise no order among equal scores and their
-kernels differ in the last bits with the batch size, so scores are computed anew in float64, one row at a
-time, and ordered by score descending, then id ascending: the same on every backend and rank count.
+A backend proposes positions; `exact_products` scores them anew. Libraries promise no order among equal
+scores, and their kernels differ in the last bits with the batch size. So whoever asks orders what a backend
+proposes by float64 products, descending, then by id: the same on every backend and number of ranks.
+Membership is a mask: nothing is ever removed from an index.
 """
 
 from __future__ import annotations
@@ -12,83 +13,75 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.errors import UserError
+from roma_ds.index.factories import EXACT
 
 TIE_TOLERANCE = 1e-5
+"""How far a backend's float32 score of two unit vectors may lie from their product."""
+
+Found = tuple[NDArray[np.float32], NDArray[np.int64]]
 
 
 class SearchBackend(Protocol):
-    """Holds vectors [members, dim] by position and finds those of largest inner product."""
+    """Holds vectors [n, dim] by position and finds those of largest inner product."""
 
-    def top(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """Scores and positions [queries, count], best first; count at most the number of members."""
+    exact: bool
+    """False where a true neighbour can be missed."""
 
-    def within(self, query: NDArray[np.float32], least: float) -> NDArray[np.int64]:
-        """Positions of all members whose inner product with one query [dim] is at least `least`."""
+    def top(self, queries: NDArray[np.float32], count: int, among: NDArray[np.bool_] | None = None) -> Found:
+        """Scores and positions [queries, count], best first, of vectors with `among` [n] set.
 
+        1 <= count <= n. Where there are fewer, positions end in -1; their scores mean nothing.
+        """
 
-class FaissBackend:
-    """FAISS flat inner-product index on the CPU."""
+    def within(
+        self, queries: NDArray[np.float32], least: float, among: NDArray[np.bool_] | None = None
+    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """(query, position) pairs of vectors whose score is above `least`, in order of the query.
 
-    def __init__(self, vectors: NDArray[np.float32]) -> None:
-        try:
-            import faiss
-        except ImportError as error:
-            raise EnvironmentFault(
-                "index.backend is faiss, and no FAISS is installed",
-                "pip install 'roma_ds[cpu]' (or [gpu], never both), or set index.backend=torch",
-            ) from error
-        self._index = faiss.IndexFlatIP(vectors.shape[1])
-        self._index.add(np.ascontiguousarray(vectors))
-
-    def top(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """See SearchBackend."""
-        scores, positions = self._index.search(np.ascontiguousarray(queries), count)
-        return scores, positions
-
-    def within(self, query: NDArray[np.float32], least: float) -> NDArray[np.int64]:
-        """See SearchBackend."""
-        _, _, positions = self._index.range_search(query[None], np.float32(least).item())
-        return np.asarray(positions, np.int64)
+        Up to queries x n pairs: the caller bounds the number of queries.
+        """
 
 
-class TorchBackend:
-    """One matrix product and a top-k, on the CPU or an accelerator."""
+def make_backend(
+    name: str,
+    vectors: NDArray[np.float32],
+    factory: str = EXACT,
+    refreshed: bool = False,
+    device: str = "cpu",
+) -> SearchBackend:
+    """The backend called `faiss` or `torch` over finite `vectors` [n, dim]; FAISS would drop others silently.
 
-    def __init__(self, vectors: NDArray[np.float32], device: str = "cpu") -> None:
-        import torch
-
-        self._torch = torch
-        self._vectors = torch.from_numpy(np.ascontiguousarray(vectors)).to(device)
-
-    def top(self, queries: NDArray[np.float32], count: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-        """See SearchBackend."""
-        products = (
-            self._torch.from_numpy(np.ascontiguousarray(queries)).to(self._vectors.device) @ self._vectors.T
-        )
-        scores, positions = products.topk(count, dim=1)
-        return scores.cpu().numpy(), positions.cpu().numpy()
-
-    def within(self, query: NDArray[np.float32], least: float) -> NDArray[np.int64]:
-        """See SearchBackend."""
-        products = self._vectors @ self._torch.from_numpy(query).to(self._vectors.device)
-        return (products > least).nonzero()[:, 0].cpu().numpy()
-
-
-def make_backend(name: str, vectors: NDArray[np.float32]) -> SearchBackend:
-    """The backend called `faiss` or `torch` over `vectors`.
-
-    Raises UserError on vectors that are not finite: FAISS would drop them silently.
+    refreshed: searches will be restricted to a set that changes; device: of the torch backend. Raises
+    UserError on a factory that does not fit.
     """
-    if not np.isfinite(vectors).all():
-        raise UserError("an embedding in the index is not finite", "delete the embed folder and run again")
-    return FaissBackend(vectors) if name == "faiss" else TorchBackend(vectors)
+    if name == "faiss":
+        from roma_ds.index.faiss_backend import FaissBackend
+
+        return FaissBackend(vectors, factory, refreshed)
+    if factory != EXACT:
+        raise UserError(
+            f"index.factory is {factory}, which the torch backend does not have",
+            f"set index.backend=faiss, or index.factory={EXACT}",
+        )
+    from roma_ds.index.torch_backend import TorchBackend
+
+    return TorchBackend(vectors, device)
 
 
-def rank(
-    query: NDArray[np.float32], vectors: NDArray[np.float32], ids: NDArray[np.int64]
-) -> tuple[NDArray[np.float64], NDArray[np.int64]]:
-    """Inner products of one query [dim] with vectors [c, dim], in total order, and their ids."""
-    scores = (vectors.astype(np.float64) * query.astype(np.float64)).sum(axis=1)
-    order = np.lexsort((ids, -scores))
-    return scores[order], ids[order]
+def exact_products(
+    queries: NDArray[np.float32],
+    rows: NDArray[np.int64],
+    vectors: NDArray[np.float32],
+    positions: NDArray[np.int64],
+) -> NDArray[np.float64]:
+    """Inner products [pairs] of queries[rows] with vectors[positions], to the last bit whatever the batch."""
+    values = np.empty(len(rows), np.float64)
+    # 2^21 float64 numbers: a block stays near the processor's caches, and memory is bounded.
+    step = max(1, 2**21 // max(1, vectors.shape[1]))
+    for start in range(0, len(rows), step):
+        part = slice(start, start + step)
+        terms = vectors[positions[part]].astype(np.float64)
+        terms *= queries[rows[part]]
+        values[part] = terms.sum(axis=1)
+    return values

@@ -6,7 +6,8 @@ from hypothesis import strategies as st
 
 from roma_ds.baselines import TRAINED
 from roma_ds.baselines.random_neighbours import random_neighbours
-from roma_ds.index.neighbourhood import ABSENT, NeighbourFinder, Neighbourhood
+from roma_ds.index.neighbourhood import ABSENT, Neighbourhood
+from roma_ds.index.shard import Shard
 from roma_ds.manifold.kernel import similarity
 from roma_ds.manifold.weights import row_weights
 
@@ -19,7 +20,8 @@ def problem(
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     successful = source.random(rows) < share
     number = np.unique(source.integers(0, groups, rows), return_inverse=True)[1].astype(np.int64)
-    return NeighbourFinder(vectors, successful, number, "torch").nearest(range(rows), k), successful, number
+    index = Shard.of_successful(vectors, successful, number, "torch")
+    return index.nearest(vectors, number, k), successful, number
 
 
 @settings(deadline=None)
