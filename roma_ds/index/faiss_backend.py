@@ -101,7 +101,7 @@ class FaissBackend:
     ) -> Found:
         """As `top`, with FAISS's own selection of `among`."""
         if self._gpu is not None and among is None and count <= GPU_MOST:
-            # Needs a GPU: no test of this repository runs this line.
+            # No test of this repository runs this on a GPU.
             scores, positions = self._gpu.search(queries, count)
             return scores, positions
         self._choose_kernel(len(queries), among is not None)

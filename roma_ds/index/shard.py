@@ -240,7 +240,8 @@ def check_vectors(vectors: NDArray[np.float32], ids: NDArray[np.int64], noun: st
             EMBED_AGAIN,
         )
     # A float64 sum of float32 numbers cannot overflow: it is finite where all of them are.
-    bad = ~np.isfinite(vectors.sum(axis=1, dtype=np.float64))
+    with np.errstate(invalid="ignore"):
+        bad = ~np.isfinite(vectors.sum(axis=1, dtype=np.float64))
     if bad.any():
         raise UserError(f"the embedding of {noun} {ids[bad][0]} is not finite", EMBED_AGAIN)
 
