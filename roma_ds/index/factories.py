@@ -109,6 +109,9 @@ def _check_enough(faiss: Any, index: Any, factory: str, total: int) -> None:
     inner = _inside(faiss, index)
     coder = getattr(inner, "pq", None)
     centroids = max(getattr(inner, "nlist", 1), 1 if coder is None else coder.ksub)
+    if "OPQ" in factory:
+        # FAISS learns the rotation with a code of 8 bits, whatever the index itself has.
+        centroids = max(centroids, 256)
     needed = POINTS_PER_CENTROID * centroids
     if total < needed:
         raise UserError(
