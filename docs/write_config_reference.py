@@ -148,7 +148,7 @@ def reference() -> str:
                 annotation, default, text = rows[item.name]
                 key = ".".join(filter(None, [prefix, item.name.rstrip("_")]))
                 row = f"| `{key}` | {plain_type(annotation)} | {plain_default(default)} | {text} |"
-                parts.append(row.replace("\n", " "))
+                parts.append(" ".join(row.split()))
     return "\n".join(parts) + "\n" + FOOT
 
 

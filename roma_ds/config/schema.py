@@ -123,8 +123,9 @@ class RomaConfig:
     """Fraction of the steps over which lambda rises linearly from 0."""
     layer_reduction: Literal["sum", "mean"] = "sum"
     """Whether a sample's manifold term is the sum or the mean of its layers' terms."""
-    refresh: Literal["never"] = "never"
-    """When neighbours' routing weights are computed anew; never keeps those of the pretrained model."""
+    refresh: Count | Literal["never", "epoch"] = "never"
+    """When S and its routing weights follow training: never, at the end of every epoch, or every so many
+    steps (and at an epoch's end)."""
 
 
 @dataclass(frozen=True)
@@ -146,14 +147,31 @@ class IndexConfig:
 
     backend: Literal["faiss", "torch"] = "faiss"
     """Library that searches; both give the same neighbours."""
-    placement: Literal["replicated"] = "replicated"
-    """replicated: every rank holds the whole index."""
-    transport: Literal["torch"] = "torch"
-    """What carries the index between ranks."""
-    factory: Literal["Flat"] = "Flat"
-    """FAISS index type; Flat is exact."""
+    placement: Literal["replicated", "sharded"] = "replicated"
+    """replicated: every rank holds the whole index. sharded: each holds a part, and queries travel."""
+    transport: Literal["torch", "mpi"] = "torch"
+    """What carries the index between ranks: torch.distributed, or MPI through mpi4py."""
+    factory: Text = "Flat"
+    """FAISS index type. Flat is exact; for large sets one with lists, like `IVF4096,Flat`, whose recall is
+    measured and printed."""
     max_neighbours: Count = 64
     """Most members of an epsilon-ball; the most similar are kept."""
+    candidates: Count = 64
+    """Nearest samples that are kept for each sample where roma.refresh is on: a step takes its neighbours
+    from them, and searches only where too few of them are in S."""
+    payload: Literal["float32", "bfloat16"] = "float32"
+    """Type in which routing weights are held where roma.refresh is on."""
+    check_every: Count = 100
+    """Steps between comparisons of the index over the ranks, where roma.refresh is on."""
+    on_mismatch: Literal["stop", "repair"] = "stop"
+    """What follows when a rank's index is not what it must be: stop, or copy it from a sound rank."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what the fields contradict together."""
+        if self.placement == "sharded" and self.on_mismatch == "repair":
+            yield "on_mismatch", "a sharded index has no second copy to repair from; set it to stop"
+        if self.backend == "torch" and self.factory != "Flat":
+            yield "factory", f"the torch backend is exact and takes Flat only, got {self.factory!r}"
 
 
 @dataclass(frozen=True)

@@ -23,17 +23,18 @@ from roma_ds.embed.stage import OUTPUTS as EMBED_OUTPUTS
 from roma_ds.errors import UserError
 from roma_ds.evaluation.stage import evaluate, outputs
 from roma_ds.export.router_file import read_router_file
-from roma_ds.index import Neighbourhood, build_neighbours
-from roma_ds.index.neighbourhood import prompt_groups
-from roma_ds.index.stage import OUTPUTS as INDEX_OUTPUTS
+from roma_ds.index import build_neighbours
+from roma_ds.index.stage import outputs as index_outputs
 from roma_ds.manifold.kernel import least_inner_product, median_sigma
 from roma_ds.pipeline.data import make_data
 from roma_ds.pipeline.prefixes import Part
 from roma_ds.pipeline.session import Session
+from roma_ds.pipeline.targets import is_refreshed, make_targets
 from roma_ds.pipeline.watchers import watchers
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import read_parquet
 from roma_ds.training.stage import ROUTER_FILE, train
+from roma_ds.training.targets import Targets
 
 Weights = Mapping[int, torch.Tensor]
 Scored = tuple[Scores | None, tuple[int, ...]]
@@ -107,7 +108,8 @@ def index_stage(session: Session) -> None:
         "epsilon": run.roma.epsilon,
         "sigma": run.roma.sigma,
         "seed": run.train.seed if run.roma.sigma == "median" else None,
-        "index": asdict(run.index),
+        "index": {name: getattr(run.index, name) for name in ("backend", "factory", "max_neighbours")},
+        "candidates": run.index.candidates if run.roma.refresh != "never" else None,
     }
 
     def work() -> Mapping[str, Any]:
@@ -134,7 +136,7 @@ def index_stage(session: Session) -> None:
             )
         return {**facts, "sigma": sigma}
 
-    session.stage("index", folders.record("index"), inputs, INDEX_OUTPUTS, work)
+    session.stage("index", folders.record("index"), inputs, index_outputs(run), work)
 
 
 def train_stage(session: Session, variants: Sequence[str]) -> None:
@@ -159,7 +161,7 @@ def _train_one(session: Session, name: str) -> None:
         "lambda": run.roma.lambda_,
         "lambda_warmup": run.roma.lambda_warmup,
         "layer_reduction": run.roma.layer_reduction,
-        "refresh": run.roma.refresh,
+        "refresh": [run.roma.refresh, run.index.payload] if is_refreshed(run, variant) else "never",
         "train": settings,
         "global_batch": per_rank * session.world.size,
     }
@@ -168,27 +170,18 @@ def _train_one(session: Session, name: str) -> None:
     def work() -> Mapping[str, Any]:
         session.release_frozen()
         samples = session.samples("samples.parquet")
-        index = session.extra(folders.record("index"))
-        collected = session.extra(folders.record("collect"))
         successful = _successful(session)
-        neighbours = Neighbourhood(
-            np.load(folders.stage("index") / "neighbours.npy"),
-            np.load(folders.stage("index") / "inner_products.npy"),
-        )
-        if variant.neighbours is not None:
-            groups = prompt_groups([sample.prompt for sample in samples])
-            neighbours = variant.neighbours(neighbours, successful, groups, run.train.seed)
+
+        def targets(layers: Sequence[int], steps_per_epoch: int) -> Targets:
+            return make_targets(session, run, variant, successful, layers, steps_per_epoch)
+
         facts = train(
             world=session.world,
             run=run,
             ds=_monitored(session.ds, name, folder),
             samples=samples,
             tokenizer=session.tokenizer,
-            routing=np.load(folders.stage("collect") / "routing.npy", mmap_mode="r"),
-            routing_layers=collected["layers"],
-            neighbours=neighbours,
-            sigma=index["sigma"],
-            successful=int(successful.sum()),
+            targets=targets,
             method=name,
             model_hash=session.model_hash,
             inputs=fingerprint.of_json(inputs),

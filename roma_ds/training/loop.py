@@ -25,7 +25,7 @@ from roma_ds.training.interruption import Interruption
 from roma_ds.training.learning_rate import learning_rate_at
 from roma_ds.training.state import ResumeState, load_newest, save_state
 from roma_ds.training.step import StepResult, StepSettings, StepSums, training_step
-from roma_ds.training.targets import ManifoldTargets
+from roma_ds.training.targets import Targets
 
 
 @dataclass
@@ -65,9 +65,7 @@ class Training:
     engine: RouterEngine
     requests: Requests
     feed: Feed
-    targets: ManifoldTargets
-    successful: int
-    """Size of S."""
+    targets: Targets
     settings: StepSettings
     order: BatchOrder
     folder: Path
@@ -102,6 +100,7 @@ class Training:
                 result, weight, rate = self._step(step, logged)
                 window.add(result.sums)
                 stop = self._agree(result, done)
+                self.targets.after_step(done)
                 if logged:
                     elapsed, read = self._log(window, result, done, weight, rate)
                     seconds, tokens, window = seconds + elapsed, tokens + read, Window()
@@ -166,11 +165,12 @@ class Training:
         if state is None:
             return 0
         self.engine.restore(state.masters, state.moments, state.step)
+        self.targets.restore(state.index)
         self.say(f"resumed after step {state.step} of {self.order.steps}")
         return state.step
 
     def _save(self, done: int) -> None:
-        state = ResumeState(done, self.engine.masters(), self.engine.moments())
+        state = ResumeState(done, self.engine.masters(), self.engine.moments(), self.targets.state())
         if self.world.is_first:
             save_state(self.folder, state, self.inputs, self.run.train.keep_states)
         self.world.barrier()
@@ -211,8 +211,8 @@ class Training:
             "grad_norm": result.grad_norm,
             "lr": rate,
             "accuracy": correct / samples,
-            "successful": self.successful,
-            "index_epoch": 0,
+            "successful": self.targets.successful,
+            "index_epoch": self.targets.epoch,
             "empty_neighbourhoods": int(empty),
             "expert_load_entropy": float(load_entropy(load).mean()),
             "tokens_per_second": tokens / elapsed,

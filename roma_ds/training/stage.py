@@ -6,9 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from safetensors.torch import save_file
 
 from roma_ds.backbone.encoding import encode
@@ -18,7 +16,6 @@ from roma_ds.backbone.request_set import requests_of
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig, config_hash
 from roma_ds.data.sample import Sample
-from roma_ds.index import Neighbourhood
 from roma_ds.storage.atomic import make_folder, writing
 from roma_ds.training.batch_order import BatchOrder
 from roma_ds.training.callbacks import Callback
@@ -26,7 +23,7 @@ from roma_ds.training.engine import RouterEngine
 from roma_ds.training.interruption import Interruption
 from roma_ds.training.loop import Training, check_batches
 from roma_ds.training.step import StepSettings
-from roma_ds.training.targets import ManifoldTargets
+from roma_ds.training.targets import Targets
 
 ROUTER_FILE = "router.safetensors"
 
@@ -46,11 +43,7 @@ def train(
     ds: Mapping[str, Any],
     samples: Sequence[Sample],
     tokenizer: Any,
-    routing: NDArray[np.floating],
-    routing_layers: Sequence[int],
-    neighbours: Neighbourhood,
-    sigma: float,
-    successful: int,
+    targets: Callable[[Sequence[int], int], Targets],
     method: str,
     model_hash: str,
     inputs: str,
@@ -62,9 +55,9 @@ def train(
 ) -> dict[str, Any]:
     """Train the chosen routers and write `folder`/router.safetensors. A collective.
 
-    routing: float16 [samples, MoE layers, experts] of the pretrained model, whose second axis is
-    `routing_layers`; `inputs`: fingerprint under which resume states are valid; `callbacks`: made on every
-    rank for the engine, called on rank 0; `cache`: hidden states of `requests_of` the encoded samples, with
+    targets: from the trained layers and the steps of an epoch, made on every rank; `inputs`: fingerprint
+    under which resume states are valid; `callbacks`: made on every rank for the engine, called on rank 0;
+    `cache`: hidden states of `requests_of` the encoded samples, with
     which only the layers from its first on are loaded and run. Returns facts for the stage's record.
     """
     with agreement(world):
@@ -72,17 +65,16 @@ def train(
         requests = requests_of(encode(samples, tokenizer, run.data.max_tokens))
         make_folder(folder)
     engine = RouterEngine(world, run, ds, cache.plan.first_layer if cache is not None else None)
-    columns = [list(routing_layers).index(layer) for layer in engine.layers]
+    order = BatchOrder(len(samples), run.train.epochs, global_batch, run.train.seed)
     training = Training(
         world=world,
         run=run,
         engine=engine,
         requests=requests,
         feed=Feed(requests.sequences, run.roma.tokens, cache),
-        targets=ManifoldTargets(routing, columns, neighbours, sigma),
-        successful=successful,
+        targets=targets(engine.layers, order.steps_per_epoch),
         settings=StepSettings(run.roma.layer_reduction, run.train.task_loss),
-        order=BatchOrder(len(samples), run.train.epochs, global_batch, run.train.seed),
+        order=order,
         folder=folder / "state",
         inputs=inputs,
         interruption=interruption,

@@ -7,7 +7,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,8 @@ from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, read_json, write_json
 
 TENSORS = "routers.safetensors"
+INDEX = "index."
+"""Prefix of the index's tensors there."""
 _NAME = re.compile(r"step-(\d+)$")
 
 
@@ -29,6 +31,8 @@ class ResumeState:
     step: int
     masters: Mapping[int, torch.Tensor]
     moments: Mapping[str, Mapping[int, torch.Tensor]]
+    index: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """S, its routing weights and what waits to be applied, where they follow training."""
 
 
 def save_state(folder: Path, state: ResumeState, inputs: str, keep: int) -> Path:
@@ -45,6 +49,7 @@ def save_state(folder: Path, state: ResumeState, inputs: str, keep: int) -> Path
         tensors = {f"master.{layer}": value.contiguous() for layer, value in state.masters.items()}
         for name, by_layer in state.moments.items():
             tensors |= {f"{name}.{layer}": value.contiguous() for layer, value in by_layer.items()}
+        tensors |= {f"{INDEX}{name}": value.contiguous() for name, value in state.index.items()}
         save_file(tensors, temporary / TENSORS)
         write_json(
             temporary / "state.json",
@@ -82,10 +87,14 @@ def _read(path: Path) -> tuple[ResumeState, str]:
     if path.name != f"step-{facts['step']}":
         raise UserError(f"{path / 'state.json'} names step {facts['step']}", "delete it")
     parts: dict[str, dict[int, torch.Tensor]] = {}
+    index: dict[str, torch.Tensor] = {}
     for key, value in load_file(path / TENSORS).items():
+        if key.startswith(INDEX):
+            index[key.removeprefix(INDEX)] = value
+            continue
         name, layer = key.rsplit(".", 1)
         parts.setdefault(name, {})[int(layer)] = value
-    return ResumeState(int(facts["step"]), parts.pop("master"), parts), str(facts["inputs"])
+    return ResumeState(int(facts["step"]), parts.pop("master"), parts, index), str(facts["inputs"])
 
 
 def load_newest(folder: Path, inputs: str, say: Callable[[str], None]) -> ResumeState | None:

@@ -13,7 +13,7 @@ from roma_ds.backbone.feed import Feed
 from roma_ds.backbone.request_set import Requests
 from roma_ds.manifold.loss import manifold_term
 from roma_ds.training.engine import RouterEngine
-from roma_ds.training.targets import ManifoldTargets
+from roma_ds.training.targets import Targets
 from roma_ds.training.term_gradients import TermGradient
 
 
@@ -59,9 +59,9 @@ def task_term(logits: torch.Tensor, batch: Batch, sequences: int) -> torch.Tenso
     return torch.zeros(sequences, device=device).index_add(0, owner, per_token) / counts
 
 
-def answered_right(logits: torch.Tensor, batch: Batch, prompts: Sequence[Prompt]) -> int:
-    """How many samples of a micro-batch are answered right: best option, or greedy match of free text."""
-    right = 0
+def answered_right(logits: torch.Tensor, batch: Batch, prompts: Sequence[Prompt]) -> list[bool]:
+    """Which samples of a micro-batch are answered right: best option, or greedy match of a text."""
+    right = []
     best = logits.detach().argmax(dim=-1).cpu()
     matched = best == batch.answer_ids
     for index, row in enumerate(batch.rows):
@@ -69,9 +69,9 @@ def answered_right(logits: torch.Tensor, batch: Batch, prompts: Sequence[Prompt]
         prompt = prompts[row]
         if prompt.single_token_options:
             ids = [option[0] for option in prompt.options]
-            right += int(logits[places[0], ids].argmax()) == prompt.answer
+            right.append(int(logits[places[0], ids].argmax()) == prompt.answer)
         else:
-            right += bool(matched[places].all())
+            right.append(bool(matched[places].all()))
     return right
 
 
@@ -79,7 +79,7 @@ def training_step(
     engine: RouterEngine,
     requests: Requests,
     feed: Feed,
-    targets: ManifoldTargets,
+    targets: Targets,
     micro_batches: Sequence[Sequence[int]],
     batch_samples: int,
     weight: float,
@@ -123,7 +123,9 @@ def training_step(
         if rows:
             sums.task += float(task.detach().sum())
             sums.manifold += float(manifold.detach().sum())
-            sums.correct += answered_right(output.logits, batch, requests.prompts)
+            right = answered_right(output.logits, batch, requests.prompts)
+            targets.observe(rows, right, output.routing)
+            sums.correct += sum(right)
             sums.samples += len(rows)
             sums.empty += int((~pull.present).sum())
             sums.tokens += batch.tokens

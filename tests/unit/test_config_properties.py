@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import types
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
@@ -99,7 +100,8 @@ def problems_of(values: Any, *overrides: str) -> str:
 def test_any_unknown_key_is_named(place: str, key: str, value: Any) -> None:
     hints = get_type_hints(RunConfig)
     known = keyed_fields(hints[place] if place else RunConfig)
-    assume(key not in known and key != "<<")
+    # YAML reads a key like 0E0 as a number, whose text is another one.
+    assume(key not in known and key != "<<" and not re.fullmatch(r"[-+.0-9eE_]+", key))
     values = {**VALID, place: {**VALID.get(place, {}), key: value}} if place else {**VALID, key: value}
     assert f"run.yaml: {f'{place}.' if place else ''}{key}: unknown key" in problems_of(values)
 
@@ -110,8 +112,8 @@ def test_a_valid_run_survives_yaml(values: dict[str, Any]) -> None:
     try:
         run = parse_run_config(yaml.safe_dump(values, allow_unicode=True), PATH)
     except UserError as error:
-        twice = ("more than once", "listed twice", "data.exclude")
-        assert all(any(words in line for words in twice) for line in error.message.splitlines()[-1:])
+        refused = ("more than once", "listed twice", "data.exclude", "second copy", "takes Flat only")
+        assert all(any(words in line for words in refused) for line in error.message.splitlines()[-1:])
         return
     assert parse_run_config(to_yaml(run), Path("/elsewhere/config.resolved.yaml")) == run
 

@@ -1,0 +1,207 @@
+"""The index over S while S changes: neighbours, routing vectors and updates, the same on every rank.
+
+Embeddings never change, so nothing is ever removed from a search structure: S is a flag by id, known on every
+rank, and an update carries a routing vector alone. Replicated, a rank keeps all vectors and searches alone;
+sharded, it keeps those of every size-th id, queries travel and routing vectors come back.
+
+Shapes: n samples, q queries, d numbers of an embedding, k neighbours, w numbers of a routing vector.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from roma_ds.comm import Transport, World, agreement
+from roma_ds.index import digest
+from roma_ds.index.neighbourhood import ABSENT, Neighbourhood
+from roma_ds.index.payload import Payload, PayloadType, Placement
+from roma_ds.index.shard import Shard
+from roma_ds.index.updates import ADD, REFRESH, REMOVE, UpdateError, Updates, merged
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """S and the routing vectors of its members, whatever the placement and the number of ranks."""
+
+    epoch: int
+    ids: NDArray[np.int64]
+    """[m], ascending"""
+    vectors: NDArray[np.float32]
+    """[m, w]; exact, since both types of a payload are exact in float32"""
+
+
+class LiveIndex:
+    """Methods are collectives, but for `load` and what only looks at this rank."""
+
+    def __init__(
+        self,
+        world: World,
+        transport: Transport,
+        embeddings: NDArray[np.float32],
+        groups: NDArray[np.int64],
+        width: int,
+        sharded: bool = False,
+        backend: str = "faiss",
+        factory: str = "Flat",
+        payload: PayloadType = "float32",
+        refreshed: bool = False,
+    ) -> None:
+        """embeddings [n, d] and groups [n] of all samples; they may be memory-mapped. S is empty.
+
+        refreshed: S will change, which not every index type of FAISS can follow.
+        """
+        self.world = world
+        self.transport = transport
+        self.placement = Placement(transport.rank, transport.size, sharded)
+        own = self.placement.own(len(embeddings))
+        vectors = np.ascontiguousarray(embeddings[own], np.float32)
+        nobody = np.zeros(len(own), np.bool_)
+        self.shard = Shard(own, vectors, groups[own], backend, factory, members=nobody, refreshed=refreshed)
+        self.payload = Payload(self.placement, len(embeddings), width, payload)
+        self.members: NDArray[np.bool_] = np.zeros(len(embeddings), np.bool_)
+        """[n], S; only `apply` and `load` change it"""
+        self.epoch = 0
+        """Number of `apply` calls so far."""
+        self.flags_digest = 0
+        """Of the ids in S, kept up to date by what was applied."""
+        self.rows_digest = 0
+        """Of the routing vectors that this rank keeps of members, kept up to date likewise."""
+
+    @property
+    def sharded(self) -> bool:
+        """Whether ranks keep different ids."""
+        return self.placement.sharded and self.placement.size > 1
+
+    @property
+    def size(self) -> int:
+        """Number of members of S."""
+        return int(np.count_nonzero(self.members))
+
+    def load(self, snapshot: Snapshot) -> None:
+        """Take S and routing vectors from a snapshot, the same on every rank. Not a collective."""
+        self.members[:] = False
+        self.members[snapshot.ids] = True
+        own = self.placement.own(len(self.members))
+        self.shard.set_members(own, self.members[own])
+        mine = self.placement.mine(snapshot.ids)
+        rows = self.payload.encoded(snapshot.vectors[mine])
+        self.payload.write(snapshot.ids[mine], rows)
+        self.epoch = snapshot.epoch
+        self.flags_digest = digest.of_ids(snapshot.ids)
+        self.rows_digest = digest.of_rows(snapshot.ids[mine], rows)
+
+    def snapshot(self) -> Snapshot | None:
+        """S and its routing vectors on rank 0, None elsewhere."""
+        mine = self._my_members()
+        part = (mine, self.payload.decoded(self.payload.read(mine)))
+        parts = self.world.gather_to_first(part) if self.sharded else [part]
+        if parts is None or not self.world.is_first:
+            return None
+        ids, vectors = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        order = np.argsort(ids)
+        return Snapshot(self.epoch, ids[order], vectors[order])
+
+    def _my_members(self) -> NDArray[np.int64]:
+        ids = np.flatnonzero(self.members)
+        return ids[self.placement.mine(ids)]
+
+    def apply(self, updates: Updates) -> None:
+        """Apply the updates of all ranks, or on a refusal none of them.
+
+        Raises UpdateError on every rank, with the id, for what `Updates.check` and `merged` refuse.
+        """
+        with agreement(self.world):
+            updates.check(self.members, self.payload.width)
+        sent = self.transport.gather(np.stack([updates.ids, updates.ops.astype(np.int64)], axis=1))
+        try:
+            ids, ops = merged(sent)
+        except UpdateError as error:
+            error.agreed = True
+            raise
+        with_vector = updates.ids[updates.carries]
+        rows = self._delivered(with_vector, self.payload.encoded(updates.vectors))
+        changed, carried = ids[ops != ADD], ids[ops != REMOVE]
+        self.flags_digest += digest.of_ids(ids[ops == ADD]) - digest.of_ids(ids[ops == REMOVE])
+        old, new = (part[self.placement.mine(part)] for part in (changed, carried))
+        self.rows_digest -= digest.of_rows(old, self.payload.read(old))
+        self.payload.write(new, rows)
+        self.rows_digest += digest.of_rows(new, rows)
+        self.flags_digest &= digest.MASK
+        self.rows_digest &= digest.MASK
+        self.members[ids] = ops != REMOVE
+        flipped = ids[ops != REFRESH]
+        flipped = flipped[self.placement.mine(flipped)]
+        self.shard.set_members(flipped, self.members[flipped])
+        self.epoch += 1
+
+    def _delivered(self, ids: NDArray[np.int64], rows: NDArray[np.generic]) -> NDArray[np.generic]:
+        """Of all ranks' rows those that this rank keeps, by id ascending."""
+        if self.sharded:
+            owner = self.placement.owner(ids)
+            ranks = range(self.placement.size)
+            all_ids = self.transport.exchange([ids[owner == rank] for rank in ranks])
+            all_rows = self.transport.exchange([rows[owner == rank] for rank in ranks])
+        else:
+            all_ids, all_rows = self.transport.gather(ids), self.transport.gather(rows)
+        found: NDArray[np.generic] = np.concatenate(all_rows)[np.argsort(np.concatenate(all_ids))]
+        return found
+
+    def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
+        """float32 [.., w], the routing vectors of `ids` [..]; any numbers where an id is ABSENT."""
+        flat = np.maximum(ids.reshape(-1), 0)
+        if not self.sharded:
+            rows = self.payload.read(flat)
+        else:
+            owner = self.placement.owner(flat)
+            asked = self.transport.exchange([flat[owner == rank] for rank in range(self.placement.size)])
+            answers = self.transport.exchange([self.payload.read(wanted) for wanted in asked])
+            rows = np.empty((len(flat), self.payload.width), self.payload.rows.dtype)
+            rows[np.argsort(owner, kind="stable")] = np.concatenate(answers)
+        return self.payload.decoded(rows).reshape(*ids.shape, self.payload.width)
+
+    def nearest(self, queries: NDArray[np.float32], groups: NDArray[np.int64], k: int) -> Neighbourhood:
+        """The k members nearest to each query [q, d], without those of its own group [q].
+
+        Inner product descending, then id ascending; fewer where S has no more.
+        """
+        if not self.sharded:
+            return self.shard.nearest(queries, groups, k)
+        return self._together(queries, groups, k, lambda part, own: self.shard.nearest(part, own, k))
+
+    def within(
+        self, queries: NDArray[np.float32], groups: NDArray[np.int64], least: float, cap: int
+    ) -> Neighbourhood:
+        """Members whose inner product with a query is at least `least`, at most the `cap` best of them."""
+        if not self.sharded:
+            return self.shard.within(queries, groups, least, cap)
+        # One more than the cap from every rank: so it shows where together they exceed it.
+        found = self._together(
+            queries, groups, cap + 1, lambda part, own: self.shard.within(part, own, least, cap + 1)
+        )
+        capped = int((found.ids[:, cap] != ABSENT).sum())
+        return Neighbourhood(found.ids[:, :cap], found.inner_products[:, :cap], capped)
+
+    def _together(
+        self,
+        queries: NDArray[np.float32],
+        groups: NDArray[np.int64],
+        width: int,
+        search: Callable[[NDArray[np.float32], NDArray[np.int64]], Neighbourhood],
+    ) -> Neighbourhood:
+        """Every rank searches its part for all ranks' queries; the best `width` of each."""
+        all_queries, all_groups = self.transport.gather(queries), self.transport.gather(groups)
+        found = search(np.concatenate(all_queries), np.concatenate(all_groups))
+        cuts = np.cumsum([len(part) for part in all_groups])[:-1]
+        ids = self.transport.exchange(np.split(found.ids, cuts))
+        products = self.transport.exchange(np.split(found.inner_products, cuts))
+        return best_of(np.concatenate(ids, axis=1), np.concatenate(products, axis=1), width)
+
+
+def best_of(ids: NDArray[np.int64], products: NDArray[np.float64], width: int) -> Neighbourhood:
+    """Of candidates [q, c] the best `width` a row: present ones, inner product descending, id ascending."""
+    order = np.lexsort((ids, -products, ids == ABSENT), axis=1)[:, :width]
+    return Neighbourhood(np.take_along_axis(ids, order, 1), np.take_along_axis(products, order, 1))
