@@ -42,7 +42,8 @@ class FaissBackend:
         self._faiss = faiss
         self._threads = torch.get_num_threads()
         self.exact = factory == EXACT
-        faiss.omp_set_num_threads(self._threads)
+        # Learning centroids is many searches among them.
+        self._use(multiply=self._threads < LOOPING_THREADS)
         self._index = filled_index(np.ascontiguousarray(vectors), factory, refreshed)
         self._lists = inverted_lists(self._index)
         self._restricts = restricts(self._index)
@@ -79,15 +80,18 @@ class FaissBackend:
         self, queries: NDArray[np.float32], least: float, among: NDArray[np.bool_] | None = None
     ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """See SearchBackend."""
-        self._choose_kernel(len(queries), among is not None)
-        selected = among if self._restricts else None
+        filtering = among is not None and (
+            not self._restricts or (self._multiplies(len(queries)) and 4 * among.sum() >= len(among))
+        )
+        selected = None if filtering else among
+        self._choose_kernel(len(queries), selected is not None)
         limits, _, positions = self._index.range_search(
             np.ascontiguousarray(queries),
             np.float32(least).item(),
             params=self._parameters(selected, self._probed),
         )
         rows = np.repeat(np.arange(len(queries)), np.diff(limits.astype(np.int64)))
-        if among is not None and selected is None:
+        if among is not None and filtering:
             rows, positions = rows[among[positions]], positions[among[positions]]
         return rows, np.asarray(positions, np.int64)
 
@@ -131,7 +135,7 @@ class FaissBackend:
     def _better_filtered(self, queries: int, asked: int) -> bool:
         """Whether to ask for more than is wanted and leave out those that are no members.
 
-        A selection costs the matrix products; and a flat index on a GPU may pass over a selector.
+        With a selector FAISS loops where it could multiply; and a flat index on a GPU may pass it over.
         """
         if self._gpu is not None:
             return asked <= GPU_MOST
@@ -141,11 +145,14 @@ class FaissBackend:
         return self.exact and queries >= FEW_QUERIES and self._threads < LOOPING_THREADS
 
     def _choose_kernel(self, queries: int, masked: bool) -> None:
-        """Matrix products in one thread or the loop in all of this process's: see LOOPING_THREADS.
+        self._use(multiply=not masked and self._multiplies(queries))
 
-        Several threads would fight inside the matrix product: two took 4 to 5 times as long as one.
+    def _use(self, multiply: bool) -> None:
+        """Matrix products in one thread, or the library's loop in all threads of this process.
+
+        Several threads would fight inside the matrix product: two took 4 to 5 times as long as one. Both
+        settings are the whole library's, so every search sets them.
         """
-        multiply = not masked and self._multiplies(queries)
         self._faiss.cvar.distance_compute_blas_threshold = 1 if multiply else 2**31 - 1
         self._faiss.omp_set_num_threads(1 if multiply else self._threads)
 

@@ -282,7 +282,6 @@ def test_faiss_keeps_to_the_threads_of_the_process(monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     vectors = np.eye(300, dtype=np.float32)
     backend = FaissBackend(vectors)
-    assert faiss.omp_get_max_threads() == 3
     backend.top(vectors[:2], 1)
     assert faiss.omp_get_max_threads() == 3
     # Threads fight in matrix products: one is left to do them.
@@ -290,9 +289,13 @@ def test_faiss_keeps_to_the_threads_of_the_process(monkeypatch: pytest.MonkeyPat
     assert faiss.omp_get_max_threads() == 1
     backend.top(vectors, 1, vectors[0] > 0)
     assert faiss.omp_get_max_threads() == 3
+    # Another index of the process, with more threads: its settings end with its searches.
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
-    FaissBackend(vectors)
+    FaissBackend(vectors).top(vectors, 1, vectors[0] > 0)
     assert faiss.omp_get_max_threads() == 1
+    backend.top(vectors[:2], 1)
+    assert faiss.omp_get_max_threads() == 3
+    faiss.omp_set_num_threads(1)
 
 
 def test_the_precision_of_torch_is_kept_high_for_a_search_and_given_back() -> None:
