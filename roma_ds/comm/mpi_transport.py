@@ -7,7 +7,9 @@ their number must fit; large payloads go in rounds, each below what implementati
 from __future__ import annotations
 
 import atexit
+import os
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,12 @@ ROUND_BYTES = 2**30
 """Most that a rank receives in one MPI call, unless one row from each rank is more."""
 
 _TORCH = "set index.transport=torch"
+_START = (
+    "let MPI start the run with RANK, WORLD_SIZE and LOCAL_RANK set for each process, as DeepSpeed's "
+    f"launchers mpich and impi do, or {_TORCH}"
+)
+# What starters set that speak for Open MPI, and for MPICH and its kin.
+_SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")
 
 
 class MpiWire:
@@ -126,6 +134,14 @@ def _check_same_ranks(mpi: Any, world: World) -> None:
     message = f"rank {world.rank} of {world.size} is rank {rank} of {size} in MPI's world"
     if size == 1:
         message += ": it was not started by MPI"
-    raise EnvironmentFault(
-        message, f"start the run through mpirun (deepspeed's launchers openmpi and mpich do), or {_TORCH}"
-    )
+    raise EnvironmentFault(message, _START)
+
+
+def check_alone(environment: Mapping[str, str] = os.environ) -> None:
+    """Raises EnvironmentFault where MPI started several processes and each takes itself for a whole run.
+
+    Looks at variables only: a process on its own needs no MPI.
+    """
+    size = next((environment[name] for name in _SIZES if name in environment), "1")
+    if size != "1":
+        raise EnvironmentFault(f"MPI started {size} processes, and each is a torch world of its own", _START)

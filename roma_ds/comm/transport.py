@@ -263,10 +263,13 @@ def open_transport(world: World, name: TransportName, timeout: timedelta | None 
     EnvironmentFault on all ranks where mpi4py is missing or MPI's ranks are not the world's.
     """
     wire: Wire | None = None
-    if world.size > 1 and name == "mpi":
-        from roma_ds.comm.mpi_transport import open_mpi
+    if name == "mpi":
+        from roma_ds.comm.mpi_transport import check_alone, open_mpi
 
-        wire = open_mpi(world)
+        if world.size > 1:
+            wire = open_mpi(world)
+        else:
+            check_alone()
     elif world.size > 1:
         from roma_ds.comm.torch_transport import open_gloo
 

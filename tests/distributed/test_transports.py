@@ -42,7 +42,9 @@ def every_behaviour(world: World, name: Any, programs: int) -> dict[str, Any]:
     assert int(second.reduce(1)) == world.size, "closing one leaves the other"
     second.close()
     third = open_transport(world, name)
-    assert int(third.reduce(1)) == world.size
+    # Below the size of most payloads, so that MPI needs several calls for them; nothing to torch.
+    mpi_transport.ROUND_BYTES = 100
+    assert all(run_program(third, seed) for seed in range(20))
     third.close()
     return found
 
@@ -107,20 +109,6 @@ def test_torch_between_processes(size: int) -> None:
 @pytest.mark.parametrize("size", [2, 3])
 def test_mpi_between_processes(size: int) -> None:
     check(on_mpi_ranks(size, every_behaviour, "mpi", 50, timeout_s=200))
-
-
-def in_small_rounds(world: World) -> int:
-    mpi_transport.ROUND_BYTES = 100
-    transport = open_transport(world, "mpi")
-    done = sum(run_program(transport, seed) for seed in range(20))
-    transport.close()
-    return done
-
-
-@needs_mpi
-def test_mpi_in_rounds() -> None:
-    first, second = on_mpi_ranks(2, in_small_rounds, timeout_s=200)
-    assert first == second > 20
 
 
 def lose_one(world: World, name: Any, how: str) -> None:
