@@ -15,8 +15,10 @@ from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
 from roma_ds.errors import UserError
 from roma_ds.index.candidates import Candidates
+from roma_ds.index.factories import EXACT
 from roma_ds.index.live import LiveIndex, Snapshot
 from roma_ds.index.neighbourhood import ABSENT, Neighbourhood, prompt_groups
+from roma_ds.index.shard import measured_recall
 from roma_ds.storage.atomic import make_folder, write_npy
 
 Search = Callable[[NDArray[np.float32], NDArray[np.int64]], Neighbourhood]
@@ -99,6 +101,9 @@ def build_neighbours(
     transport = open_transport(world, run.index.transport)
     index = open_index(world, transport, run, embeddings, groups)
     index.load(members_only(np.flatnonzero(successful)))
+    recall = _recall(index, embeddings, groups, roma.neighbours) if run.index.factory != EXACT else None
+    if recall is not None:
+        say(f"index: {run.index.factory} finds {100 * recall:.1f}% of the true nearest {roma.neighbours}")
 
     def neighbours(queries: NDArray[np.float32], own: NDArray[np.int64]) -> Neighbourhood:
         if least is None:
@@ -129,9 +134,17 @@ def build_neighbours(
                 "empty_neighbourhoods": whole[0].empty,
                 "capped_neighbourhoods": whole[0].capped,
                 "neighbours_mean": float(whole[0].present.sum(axis=1).mean()),
+                **({} if recall is None else {"recall": recall}),
             }
     shared: dict[str, Any] = world.from_first(facts)
     return shared
+
+
+def _recall(index: LiveIndex, embeddings: NDArray[np.float32], groups: NDArray[np.int64], k: int) -> float:
+    """The least recall at `k` of any rank's part, each against an exact search of that part. A collective."""
+    with agreement(index.world):
+        found = measured_recall(index.shard, embeddings, groups, k)
+    return float(index.transport.reduce(np.array(found), "min"))
 
 
 def _of_all(

@@ -59,9 +59,8 @@ class Updates:
                 f"updates from id {self.ids[:1].tolist()} on carry vectors of shape {self.vectors.shape}, "
                 f"wanted {(int(self.carries.sum()), width)}"
             )
-        _refuse(
-            self.ids[self.carries], ~np.isfinite(self.vectors).all(axis=1), "has a vector with NaN or inf"
-        )
+        unsound = np.asarray(~np.isfinite(self.vectors).all(axis=1))
+        _refuse(self.ids[self.carries], unsound, "has a vector with NaN or inf")
 
 
 def _refuse(ids: NDArray[np.int64], wrong: NDArray[np.bool_], what: str) -> None:

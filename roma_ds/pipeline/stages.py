@@ -123,7 +123,14 @@ def index_stage(session: Session) -> None:
             sigma = median_sigma(embeddings, run.train.seed) if roma.sigma == "median" else float(roma.sigma)
         least = None if roma.epsilon is None else least_inner_product(roma.epsilon, sigma)
         facts = build_neighbours(
-            session.world, run, samples, embeddings, _successful(session), least, folders.stage("index")
+            session.world,
+            run,
+            samples,
+            embeddings,
+            _successful(session),
+            least,
+            folders.stage("index"),
+            session.say,
         )
         session.say(
             f"index: {facts['neighbours_mean']:.1f} neighbours a sample, "

@@ -147,3 +147,7 @@ class LiveTargets:
             waiting = (arrays[f"waiting_{name}"] for name in ("ids", "right", "vectors"))
             for row, right, vector in zip(*waiting, strict=True):
                 self.outcomes.add(int(row), bool(right), vector)
+
+    def close(self) -> None:
+        """Leave the index's own transport. A collective."""
+        self.index.transport.close()

@@ -82,6 +82,7 @@ def train(
         say=say,
     )
     facts = training.run_loop()
+    training.targets.close()
     weights = engine.masters()
     with agreement(world):
         if world.is_first:

@@ -56,6 +56,9 @@ class Targets(Protocol):
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Go on from what `state` gave, on every rank."""
 
+    def close(self) -> None:
+        """Training is over. A collective."""
+
 
 def pulled(
     neighbours: Neighbourhood,
@@ -112,3 +115,6 @@ class ManifoldTargets:
 
     def restore(self, state: Mapping[str, torch.Tensor]) -> None:
         """Nothing to go on from."""
+
+    def close(self) -> None:
+        """Nothing is held."""
