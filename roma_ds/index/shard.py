@@ -13,6 +13,9 @@ from roma_ds.index.neighbourhood import ABSENT, Neighbourhood
 from roma_ds.index.search import TIE_TOLERANCE, exact_products, make_backend
 
 EMBED_AGAIN = "delete the embed folder and run again"
+MOST_PAIRS = 2**24
+"""Query-answer pairs held at once, at some 50 bytes each; a single query may have more."""
+
 NOWHERE = np.iinfo(np.int64).max
 """Sorts behind every id."""
 
@@ -103,8 +106,9 @@ class Shard:
         count = min(total, k + 4 + min(self._copies(groups), 64))
         while pending.size and count:
             unsure = []
-            for start in range(0, pending.size, chunk):
-                part = pending[start : start + chunk]
+            step = max(1, min(chunk, MOST_PAIRS // count))
+            for start in range(0, pending.size, step):
+                part = pending[start : start + step]
                 scores, positions = self.backend.top(queries[part], count, among)
                 found, values = self._ranked(queries[part], groups[part], positions, k)
                 sure = (positions[:, -1] < 0) | (count == total)
@@ -192,8 +196,8 @@ class Shard:
         return tolerance
 
     def _blocks(self, queries: int) -> Iterator[slice]:
-        """Blocks of queries with at most 4 million possible answers, or single queries."""
-        step = max(1, min(256, 2**22 // max(1, len(self.ids))))
+        """Blocks of queries that everyone could answer, or single queries."""
+        step = max(1, min(256, MOST_PAIRS // max(1, len(self.ids))))
         return (slice(start, start + step) for start in range(0, queries, step))
 
     def _check_queries(self, queries: NDArray[np.float32], groups: NDArray[np.int64]) -> None:
