@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
+from thread_worlds import ThreadWorld
 
-from roma_ds.comm import World
-from roma_ds.comm.ranks import Ranks
 from roma_ds.index.candidates import Candidates
 from roma_ds.index.live import LiveIndex, Snapshot
 from roma_ds.index.live_neighbours import LiveNeighbours
@@ -53,17 +50,13 @@ class CountingWire(ThreadWire):
         return found
 
 
-@dataclass(frozen=True)
-class ThreadWorld(World):
-    """Agreements over the same threads; their messages count, their few bytes do not."""
-
-    wire: Any = None
+class CountingWorld(ThreadWorld):
+    """Messages of agreements count, their few bytes do not."""
 
     def gather_objects(self, item: Any) -> list[Any]:
-        if self.size == 1:
-            return [item]
-        self.wire.messages += index_cost.AGREEMENT
-        return list(self.wire._all(item))
+        if self.wire is not None:
+            self.wire.messages += index_cost.AGREEMENT
+        return super().gather_objects(item)
 
 
 def opened(transport: Any, setting: IndexSetting) -> tuple[LiveIndex, Any]:
@@ -72,10 +65,9 @@ def opened(transport: Any, setting: IndexSetting) -> tuple[LiveIndex, Any]:
     if wire is not None:
         wire.__class__ = CountingWire
         wire.messages = wire.sent = 0
-    world = ThreadWorld(Ranks(rank=transport.rank, world_size=transport.size), torch.device("cpu"), wire)
     vectors = np.random.default_rng(0).standard_normal((setting.samples, setting.dim)).astype(np.float32)
     index = LiveIndex(
-        world,
+        CountingWorld.of(transport),
         transport,
         vectors,
         np.arange(setting.samples),
