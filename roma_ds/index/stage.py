@@ -174,9 +174,9 @@ def _interleave(parts: Sequence[Neighbourhood], total: int) -> Neighbourhood:
     return Neighbourhood(ids, products, sum(part.capped for part in parts))
 
 
-def load_candidates(folder: Path) -> Candidates:
-    """The candidate lists that the stage left in `folder`."""
+def load_candidates(folder: Path, factory: str) -> Candidates:
+    """The candidate lists that the stage left in `folder`, found by an index of type `factory`."""
     ids = np.load(folder / CANDIDATES[0], mmap_mode="r")
     products = np.load(folder / CANDIDATES[1], mmap_mode="r")
-    # A list with room left holds every sample that may be a neighbour.
-    return Candidates(ids, products, ids[:, -1] == ABSENT)
+    # A list with room left holds every sample that may be a neighbour, unless the search may miss some.
+    return Candidates(ids, products, (ids[:, -1] == ABSENT) & (factory == EXACT))

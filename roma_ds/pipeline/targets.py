@@ -68,7 +68,7 @@ def _live(
     experts = routing.shape[2]
     with agreement(world):
         embeddings = np.load(folders.stage("embed") / "embeddings.npy", mmap_mode="r")
-        candidates = load_candidates(folders.stage("index"))
+        candidates = load_candidates(folders.stage("index"), run.index.factory)
         seen = np.array([shows_outcome(prompt) for prompt in session.prompts("samples.parquet")], np.bool_)
     transport = open_transport(world, run.index.transport)
     index = open_index(world, transport, run, embeddings, groups, len(columns) * experts)

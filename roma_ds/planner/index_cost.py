@@ -8,6 +8,7 @@ Shapes: n samples, d numbers of an embedding, w of a routing vector, R ranks, k 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -91,8 +92,25 @@ def held(setting: IndexSetting) -> Held:
 
 
 def members_bytes(setting: IndexSetting) -> int:
-    """Bytes of the routing vectors that a rank keeps of members: what a check reads."""
+    """Bytes of the routing vectors that a rank keeps of members."""
     return round(setting.own * setting.member_share) * setting.row
+
+
+def check_bytes(setting: IndexSetting) -> int:
+    """What a check reads on a rank: those vectors, and the ids in S, which every rank knows all of.
+
+    While it lasts it takes about twice as much memory.
+    """
+    return members_bytes(setting) + round(setting.samples * setting.member_share) * INTEGER
+
+
+def dry_share(setting: IndexSetting) -> float:
+    """How many candidate lists hold fewer than k members, where membership has nothing to do with nearness."""
+    length, share = setting.candidates, setting.member_share
+    return math.fsum(
+        math.comb(length, count) * share**count * (1 - share) ** (length - count)
+        for count in range(min(setting.neighbours, length + 1))
+    )
 
 
 def file_bytes(setting: IndexSetting) -> dict[str, int]:
@@ -256,7 +274,7 @@ def apply_seconds(setting: IndexSetting, rates: Rates, updates: float, vectors: 
 
 def check_seconds(setting: IndexSetting, rates: Rates) -> float:
     """One comparison of the ranks."""
-    return members_bytes(setting) / rates.digest + rates.moving(checking(setting))
+    return check_bytes(setting) / rates.digest + rates.moving(checking(setting))
 
 
 def step_seconds(setting: IndexSetting, rates: Rates, every: int = 1, check_every: int = 100) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,6 +19,7 @@ from roma_ds.planner import index_cost
 from roma_ds.planner.index_cost import IndexSetting, Line, Rates, Traffic
 from roma_ds.testing.thread_ranks import ThreadWire, on_threads
 
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 SAMPLES, DIM, WIDTH, K = 48, 6, 5, 4
 
 
@@ -199,8 +202,8 @@ def test_seconds_follow_the_rates() -> None:
     assert index_cost.search_seconds(alone, rates, 16) == pytest.approx(0.5 + 2 * 16 * 1e5 / 1e9)
     assert index_cost.search_seconds(alone, rates, 8) == pytest.approx(0.25 + 2 * 8 * 1e5 / 1e8)
     assert index_cost.apply_seconds(alone, rates, 8) == pytest.approx(12e-3)
-    assert index_cost.check_seconds(alone, rates) == pytest.approx(500 * 100 / 1e6)
-    assert index_cost.step_seconds(alone, rates, 1, 10) == pytest.approx(5e-3 + 12e-3 + 5e-3)
+    assert index_cost.check_seconds(alone, rates) == pytest.approx(500 * 108 / 1e6)
+    assert index_cost.step_seconds(alone, rates, 1, 10) == pytest.approx(5e-3 + 12e-3 + 5.4e-3)
     pair = IndexSetting(1000, 2, sharded=True, dim=100, width=25)
     # Eight queries of each of two ranks arrive as sixteen.
     moved = rates.moving(index_cost.searching(pair, 8))
@@ -215,3 +218,25 @@ def test_a_line_through_two_points_has_no_time_before_its_start() -> None:
     assert Line.through((1.0, 5.0), (3.0, 3.0)).at(3.0) == pytest.approx(3.0)
     steep = Line.through((1.0, 0.5), (3.0, 3.0))
     assert steep.start == pytest.approx(0.0) and steep.rate == pytest.approx(1.0)
+
+
+@pytest.mark.parametrize("share", [0.05, 0.3, 0.9])
+def test_a_list_is_dry_as_often_as_counting_says(share: float) -> None:
+    alone = IndexSetting(1000, neighbours=1, candidates=12, member_share=share)
+    assert index_cost.dry_share(alone) == pytest.approx((1 - share) ** 12)
+    drawn = np.random.default_rng(0).random((40_000, 12)) < share
+    setting = IndexSetting(1000, neighbours=3, candidates=12, member_share=share)
+    assert index_cost.dry_share(setting) == pytest.approx((drawn.sum(axis=1) < 3).mean(), abs=0.01)
+    assert index_cost.dry_share(
+        IndexSetting(9, neighbours=3, candidates=2, member_share=share)
+    ) == pytest.approx(1)
+
+
+def test_the_page_shows_what_the_model_says() -> None:
+    spec = importlib.util.spec_from_file_location("index_tables", DOCS / "index_tables.py")
+    assert spec is not None and spec.loader is not None
+    printer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(printer)
+    page = (DOCS / "index.md").read_text()
+    for table in printer.tables():
+        assert table in page, f"docs/index.md lacks what python docs/index_tables.py prints:\n{table}"
