@@ -12,23 +12,25 @@ from hypothesis import HealthCheck, given, settings
 from index_programs import Problem, problems, run_program
 
 from roma_ds.comm import Transport, World, open_transport
+from roma_ds.comm.transport import TransportName
 from roma_ds.errors import RomaError
 from roma_ds.index.live import LiveIndex, Snapshot
 from roma_ds.index.replicas import ReplicasDiffer, check_replicas
 from roma_ds.index.updates import ADD, REFRESH, REMOVE, Updates
 from roma_ds.testing.local_ranks import RankFailed, on_ranks
+from roma_ds.testing.mpi_ranks import on_mpi_ranks, why_no_mpi
 
 EXAMPLES = {1: 150, 2: 120, 3: 60, 4: 50, 8: 20}
 SAMPLES, DIM, WIDTH = 30, 6, 4
 
 
-def all_programs(world: World, backend: str, examples: int) -> int:
+def all_programs(world: World, transport_name: TransportName, backend: str, examples: int) -> int:
     """Run drawn programs in step on all ranks; returns how many.
 
     Hypothesis draws the same examples everywhere, since it takes them from the function alone, and a rank
     that sees a difference tells the others, so that all fail, and shrink, together.
     """
-    transport = open_transport(world, "torch")
+    transport = open_transport(world, transport_name)
     ran = 0
 
     @settings(
@@ -56,9 +58,17 @@ def all_programs(world: World, backend: str, examples: int) -> int:
 @pytest.mark.parametrize("backend", ["faiss", "torch"])
 @pytest.mark.parametrize("size", list(EXAMPLES))
 def test_any_program_gives_what_one_process_gives(size: int, backend: str) -> None:
-    ran = on_ranks(size, all_programs, backend, EXAMPLES[size], timeout_s=240)
+    ran = on_ranks(size, all_programs, "torch", backend, EXAMPLES[size], timeout_s=240)
     assert len(set(ran)) == 1
     assert ran[0] >= EXAMPLES[size] // 2
+
+
+@pytest.mark.skipif(why_no_mpi() is not None, reason=str(why_no_mpi()))
+@pytest.mark.parametrize("size", [2, 3])
+def test_any_program_gives_the_same_over_mpi(size: int) -> None:
+    ran = on_mpi_ranks(size, all_programs, "mpi", "faiss", 60, timeout_s=240)
+    assert len(set(ran)) == 1
+    assert ran[0] >= 30
 
 
 def filled(world: World, transport: Transport, sharded: bool) -> LiveIndex:
