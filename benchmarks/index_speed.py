@@ -345,7 +345,8 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--micro-batch", type=int, default=8, help="samples of a rank in a step")
     add_options(parser, Shape)
     add_options(parser, Questions)
-    parser.set_defaults(experts=64, samples=50_000, tokens=16)
+    # Questions of one or two words would be the same text many times.
+    parser.set_defaults(experts=64, samples=50_000, tokens=20, spread=0.2)
     arguments = parser.parse_args(words)
     arguments.out, arguments.work = arguments.out.resolve(), arguments.work.resolve()
     {"search": search, "share": share}[arguments.command](arguments)

@@ -105,7 +105,7 @@ def check_bytes(setting: IndexSetting) -> int:
 
 
 def dry_share(setting: IndexSetting) -> float:
-    """How many candidate lists hold fewer than k members, where membership has nothing to do with nearness."""
+    """How many candidate lists hold fewer than k members, if membership says nothing about nearness."""
     length, share = setting.candidates, setting.member_share
     return math.fsum(
         math.comb(length, count) * share**count * (1 - share) ** (length - count)
