@@ -19,7 +19,8 @@ from prefix_worker import Shares, instrument
 NEIGHBOURS, OUTCOMES, UPDATES = "neighbours", "outcomes", "updates and checks"
 INDEX = (NEIGHBOURS, OUTCOMES, UPDATES)
 """What the live index takes; the first two happen within `steps`."""
-WAITING = "waiting for the slowest rank"
+WAITING, WAITING_INSIDE = "waiting for the slowest rank", "waiting before neighbours"
+"""The second is within `steps`."""
 
 
 def time_index(record: Record) -> None:
@@ -29,7 +30,7 @@ def time_index(record: Record) -> None:
     from roma_ds.training.live_targets import LiveTargets
 
     shares = Shares(record)
-    shares.wrap(LiveTargets, "of", NEIGHBOURS, WAITING)
+    shares.wrap(LiveTargets, "of", NEIGHBOURS, WAITING_INSIDE)
     shares.wrap(LiveTargets, "observe", OUTCOMES)
     shares.wrap(LiveTargets, "after_step", UPDATES, WAITING)
     shares.wrap(loop.Training, "_agree", "agreement", WAITING)

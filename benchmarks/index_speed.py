@@ -28,7 +28,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison import SHARED_STAGES, Project, Records, plain_steps, spread, write_result
-from index_share_worker import INDEX, NEIGHBOURS, OUTCOMES, UPDATES
+from index_share_worker import INDEX, NEIGHBOURS, OUTCOMES, UPDATES, WAITING_INSIDE
 from index_worker import Case, write_points
 from launched import launch, threads_of
 from shapes import Questions, Shape, add_options, from_options
@@ -69,7 +69,7 @@ def setting_of(case: Case, ranks: int) -> IndexSetting:
     )
 
 
-def rates_of(records: Records) -> Rates:
+def rates_of(case: Case, records: Records) -> Rates:
     """The slower rank's rates."""
     found = [record["rates"] for record in records]
 
@@ -91,6 +91,7 @@ def rates_of(records: Records) -> Rates:
         walk=slowest("walk"),
         fetch=slowest("fetch"),
         apply=line("apply"),
+        few_queries=case.micro_batch * (len(records) if case.sharded else 1),
     )
 
 
@@ -156,8 +157,8 @@ def search(arguments: argparse.Namespace) -> None:
                 records = start(of_place, ranks, arguments)
                 found = {
                     "measured": measured(of_place, ranks, records),
-                    "predicted": predicted(of_place, ranks, rates_of(records)),
-                    "rates": asdict(rates_of(records)),
+                    "predicted": predicted(of_place, ranks, rates_of(of_place, records)),
+                    "rates": asdict(rates_of(of_place, records)),
                     "built": max(record["built"] for record in records),
                     "dry": sum(record["dry"] for record in records),
                 }
@@ -290,14 +291,17 @@ def share(arguments: argparse.Namespace) -> None:
 def shares_of(records: Records) -> dict[str, Any]:
     """Of one training: the index's share of a step, mean over steps and ranks, checks included.
 
-    Left out are steps to warm up and those that are logged. The time of ranks that wait for the slowest one
-    between parts is in neither number, but for what lies inside a step.
+    Left out are steps to warm up and those that are logged, and the time for which ranks wait for the slowest
+    one before a part of the index; elsewhere a step keeps its waiting.
     """
     parts: dict[str, list[float]] = {}
+    names = [*INDEX, "steps", "agreement", "clock"]
+    if len(records) > 1:
+        names.append(WAITING_INSIDE)
     for record in records:
         rows = record["by_step"]
         steps = [
-            {name: after[name] - before.get(name, 0.0) for name in (*INDEX, "steps", "agreement", "clock")}
+            {name: after[name] - before.get(name, 0.0) for name in names}
             for before, after in itertools.pairwise(rows)
         ]
         # `by_step` begins behind the first step, so its difference number i is that of step i + 1.
@@ -306,7 +310,7 @@ def shares_of(records: Records) -> dict[str, Any]:
                 parts.setdefault(name, []).append(value)
     mean = {name: statistics.fmean(values) for name, values in parts.items()}
     # Neighbours and outcomes happen inside `steps`.
-    whole = mean["steps"] + mean["agreement"] + mean[UPDATES]
+    whole = mean["steps"] - mean.get(WAITING_INSIDE, 0.0) + mean["agreement"] + mean[UPDATES]
     return {
         "share": (mean[NEIGHBOURS] + mean[OUTCOMES] + mean[UPDATES]) / whole,
         "shares": {name: mean[name] / whole for name in INDEX},

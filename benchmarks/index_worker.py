@@ -260,7 +260,6 @@ def rates(case: Case, world: Any, transport: Any, points: Any) -> dict[str, Any]
     from roma_ds.comm.ranks import Ranks
     from roma_ds.index import digest
     from roma_ds.index.shard import Shard
-    from roma_ds.planner.index_cost import MANY
 
     part = min(0.5, case.seconds)
     found: dict[str, Any] = {"many": [], "few": [], "apply": []}
@@ -278,8 +277,8 @@ def rates(case: Case, world: Any, transport: Any, points: Any) -> dict[str, Any]
         inside = source.random(size) < 0.5
         shard = Shard(ids, vectors, ids, case.backend, members=inside, refreshed=True)
         for name, asking in (
-            ("many", max(MANY, case.queries // world.size * arriving)),
-            ("few", min(MANY - 1, case.micro_batch)),
+            ("many", max(1, case.queries // world.size) * arriving),
+            ("few", case.micro_batch * arriving),
         ):
             taken = repeated(
                 world,

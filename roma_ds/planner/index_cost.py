@@ -25,8 +25,8 @@ REPORT = 5
 """Integers that a rank reports in a check."""
 AGREEMENT = 2
 """Messages of an agreement: the sizes of what ranks have to say, then that."""
-MANY = 16
-"""From so many queries on, FAISS multiplies matrices (`FEW_QUERIES` of its backend)."""
+FEW_QUERIES = 16
+"""Below so many queries FAISS does not multiply matrices; the same as in its backend."""
 
 
 @dataclass(frozen=True)
@@ -233,9 +233,9 @@ class Rates:
     link: float
     """Bytes a second that leave a rank."""
     many: Line
-    """Search with `MANY` queries or more: operations."""
+    """Search of many queries at once: operations."""
     few: Line
-    """Search with fewer."""
+    """Search of at most `few_queries`."""
     digest: float
     """Bytes a second of routing vectors read for a check."""
     walk: float
@@ -244,6 +244,8 @@ class Rates:
     """Seconds to read its neighbours' routing vectors, without exchange."""
     apply: Line
     """Applying updates, without exchange: updates of all ranks together."""
+    few_queries: int = FEW_QUERIES - 1
+    """Queries that arrive on a rank for which `few` holds."""
 
     def moving(self, traffic: Traffic) -> float:
         """Seconds between ranks."""
@@ -253,7 +255,7 @@ class Rates:
 def search_seconds(setting: IndexSetting, rates: Rates, queries: int) -> float:
     """All ranks search for `queries` of each."""
     arriving = queries * (setting.ranks if setting.spread else 1)
-    line = rates.many if arriving >= MANY else rates.few
+    line = rates.few if arriving <= rates.few_queries else rates.many
     return line.at(search_operations(setting, queries)) + rates.moving(searching(setting, queries))
 
 

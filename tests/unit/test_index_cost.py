@@ -212,6 +212,12 @@ def test_seconds_follow_the_rates() -> None:
     assert index_cost.fetch_seconds(pair, rates) > 3e-3 + 4 * 1e-3
 
 
+def test_the_number_of_few_queries_is_the_backends() -> None:
+    from roma_ds.index import faiss_backend
+
+    assert index_cost.FEW_QUERIES == faiss_backend.FEW_QUERIES
+
+
 def test_a_line_through_two_points_has_no_time_before_its_start() -> None:
     assert Line.through((1.0, 3.0), (3.0, 5.0)) == Line(2.0, 1.0)
     # More work in less time, or more than in proportion: noise, and all of it is rate.
