@@ -295,9 +295,7 @@ def shares_of(records: Records) -> dict[str, Any]:
     one before a part of the index; elsewhere a step keeps its waiting.
     """
     parts: dict[str, list[float]] = {}
-    names = [*INDEX, "steps", "agreement", "clock"]
-    if len(records) > 1:
-        names.append(WAITING_INSIDE)
+    names = (*INDEX, WAITING_INSIDE, "steps", "agreement", "clock")
     for record in records:
         rows = record["by_step"]
         steps = [
@@ -310,7 +308,7 @@ def shares_of(records: Records) -> dict[str, Any]:
                 parts.setdefault(name, []).append(value)
     mean = {name: statistics.fmean(values) for name, values in parts.items()}
     # Neighbours and outcomes happen inside `steps`.
-    whole = mean["steps"] - mean.get(WAITING_INSIDE, 0.0) + mean["agreement"] + mean[UPDATES]
+    whole = mean["steps"] - mean[WAITING_INSIDE] + mean["agreement"] + mean[UPDATES]
     return {
         "share": (mean[NEIGHBOURS] + mean[OUTCOMES] + mean[UPDATES]) / whole,
         "shares": {name: mean[name] / whole for name in INDEX},

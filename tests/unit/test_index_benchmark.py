@@ -131,7 +131,8 @@ def test_the_share_of_a_step_leaves_out_warm_up_and_log_lines() -> None:
         rows.append(
             {
                 "neighbours": 0.1 * total, "outcomes": 0.05 * total, "updates and checks": 0.25 * total,
-                "steps": 1.5 * total, "waiting before neighbours": 0.5 * total, "agreement": 0.0, "clock": 2 * total, "successful": turn,
+                "steps": 1.5 * total, "waiting before neighbours": 0.5 * total, "agreement": 0.0,
+                "clock": 2 * total, "successful": turn,
             }
         )  # fmt: skip
     record = {
