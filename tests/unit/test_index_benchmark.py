@@ -123,7 +123,7 @@ def test_the_share_of_a_step_leaves_out_warm_up_and_log_lines() -> None:
     from index_speed import shares_of
 
     # Sums behind each step: 0.1 s neighbours, 0.05 outcomes, 0.5 waiting, all within 1.5 s of step, 0.25
-    # updates; agreement none. Step 2 is logged and takes ten times as long, and so do the first two.
+    # updates; agreement none. The fifth step is logged and takes ten times as long, as do the first two.
     slow = (10, 10, 1, 1, 10, 1, 1)
     rows, total = [], 0.0
     for turn, times in enumerate(slow):
