@@ -22,6 +22,9 @@ from roma_ds.index.payload import Payload, PayloadType, Placement
 from roma_ds.index.shard import Shard
 from roma_ds.index.updates import ADD, REFRESH, REMOVE, UpdateError, Updates, merged
 
+BLOCK = 1 << 14
+"""Rows that are read at once for a digest."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -58,7 +61,7 @@ class LiveIndex:
         self.transport = transport
         self.placement = Placement(transport.rank, transport.size, sharded)
         own = self.placement.own(len(embeddings))
-        vectors = np.ascontiguousarray(embeddings[own], np.float32)
+        vectors = np.ascontiguousarray(embeddings[own] if sharded else embeddings, np.float32)
         nobody = np.zeros(len(own), np.bool_)
         self.shard = Shard(own, vectors, groups[own], backend, factory, members=nobody, refreshed=refreshed)
         self.payload = Payload(self.placement, len(embeddings), width, payload)
@@ -92,14 +95,16 @@ class LiveIndex:
         self.payload.write(snapshot.ids[mine], rows)
         self.epoch = snapshot.epoch
         self.flags_digest = digest.of_ids(snapshot.ids)
-        self.rows_digest = digest.of_rows(snapshot.ids[mine], rows)
+        self.rows_digest = self.digest_held()
 
     def snapshot(self) -> Snapshot | None:
         """S and its routing vectors on rank 0, None elsewhere."""
+        if not self.sharded and not self.world.is_first:
+            return None
         mine = self._my_members()
         part = (mine, self.payload.decoded(self.payload.read(mine)))
         parts = self.world.gather_to_first(part) if self.sharded else [part]
-        if parts is None or not self.world.is_first:
+        if parts is None:
             return None
         ids, vectors = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         order = np.argsort(ids)
@@ -108,6 +113,12 @@ class LiveIndex:
     def _my_members(self) -> NDArray[np.int64]:
         ids = np.flatnonzero(self.members)
         return ids[self.placement.mine(ids)]
+
+    def digest_held(self) -> int:
+        """Of the routing vectors that this rank holds of members, read anew. Not a collective."""
+        mine = self._my_members()
+        blocks = (mine[start : start + BLOCK] for start in range(0, len(mine), BLOCK))
+        return sum(digest.of_rows(block, self.payload.read(block)) for block in blocks) & digest.MASK
 
     def apply(self, updates: Updates) -> None:
         """Apply the updates of all ranks, or on a refusal none of them.

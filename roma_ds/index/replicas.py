@@ -51,9 +51,7 @@ def check_replicas(index: LiveIndex, repair: bool = False) -> list[Damage]:
 
 def _report(index: LiveIndex) -> np.ndarray:
     """uint64 [1, 5]: epoch; digests of flags and of routing vectors, each as held and as applied."""
-    members = np.flatnonzero(index.members)
-    mine = members[index.placement.mine(members)]
-    held = (digest.of_ids(members), digest.of_rows(mine, index.payload.read(mine)))
+    held = (digest.of_ids(np.flatnonzero(index.members)), index.digest_held())
     return np.array([[index.epoch, held[0], index.flags_digest, held[1], index.rows_digest]], dtype=np.uint64)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import numpy as np
@@ -10,7 +11,7 @@ from numpy.typing import NDArray
 from roma_ds.errors import UserError
 from roma_ds.index.factories import EXACT
 from roma_ds.index.neighbourhood import ABSENT, Neighbourhood
-from roma_ds.index.search import TIE_TOLERANCE, exact_products, make_backend
+from roma_ds.index.search import TIE_TOLERANCE, SearchBackend, exact_products, make_backend
 
 EMBED_AGAIN = "delete the embed folder and run again"
 MOST_PAIRS = 2**24
@@ -57,9 +58,15 @@ class Shard:
         self.groups = groups
         self.members: NDArray[np.bool_] = np.ones(len(ids), np.bool_) if members is None else members.copy()
         """[n], who is in S; may be written to in place."""
-        self.backend = make_backend(backend, self.vectors, factory, refreshed, device)
+        self._made_by = (backend, factory, refreshed, device)
         self._group_numbers, self._group_sizes = np.unique(groups, return_counts=True)
         self._longest = _lengths(self.vectors).max(initial=0.0)
+
+    @functools.cached_property
+    def backend(self) -> SearchBackend:
+        """What searches, made when first asked for. Raises UserError where the factory cannot be used."""
+        name, factory, refreshed, device = self._made_by
+        return make_backend(name, self.vectors, factory, refreshed, device)
 
     @classmethod
     def of_successful(

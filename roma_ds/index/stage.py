@@ -55,10 +55,14 @@ def open_index(
     embeddings: NDArray[np.float32],
     groups: NDArray[np.int64],
     width: int = 0,
+    searched: bool = True,
 ) -> LiveIndex:
-    """The index as the config wants it, S empty, routing vectors of `width` numbers. A collective."""
+    """The index as the config wants it, S empty, routing vectors of `width` numbers. A collective.
+
+    searched: False where it hardly will be, so that what searches is made only if it comes to that.
+    """
     with agreement(world):
-        return LiveIndex(
+        index = LiveIndex(
             world,
             transport,
             embeddings,
@@ -70,6 +74,9 @@ def open_index(
             payload=run.index.payload,
             refreshed=run.roma.refresh != "never",
         )
+        if searched:
+            index.shard.backend  # noqa: B018 - made here, where all ranks agree on what is wrong with it
+        return index
 
 
 def members_only(ids: NDArray[np.int64]) -> Snapshot:

@@ -71,7 +71,7 @@ def _live(
         candidates = load_candidates(folders.stage("index"), run.index.factory)
         seen = np.array([shows_outcome(prompt) for prompt in session.prompts("samples.parquet")], np.bool_)
     transport = open_transport(world, run.index.transport)
-    index = open_index(world, transport, run, embeddings, groups, len(columns) * experts)
+    index = open_index(world, transport, run, embeddings, groups, len(columns) * experts, searched=False)
     members = np.flatnonzero(successful)
     vectors = routing[members][:, columns].reshape(len(members), -1).astype(np.float32)
     index.load(Snapshot(0, members, vectors))

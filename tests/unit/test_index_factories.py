@@ -154,8 +154,9 @@ def test_too_few_vectors_are_refused_before_faiss_complains(
 
 def test_torch_has_one_type() -> None:
     vectors, groups = clustered(400), np.arange(400)
+    shard = Shard(groups, vectors, groups, "torch", "IVF8,Flat")
     with pytest.raises(UserError, match="torch backend does not have") as caught:
-        Shard(groups, vectors, groups, "torch", "IVF8,Flat")
+        shard.nearest(vectors[:2], groups[:2], 1)
     assert "index.backend=faiss" in str(caught.value.fix)
 
 
