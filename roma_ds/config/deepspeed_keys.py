@@ -71,7 +71,7 @@ AUTO = {
     "zero_optimization.reduce_bucket_size": 20_000_000,
     "zero_optimization.allgather_bucket_size": 500_000_000,
     "zero_optimization.sub_group_size": 1_000_000_000,
-    "zero_optimization.stage3_prefetch_bucket_size": 50_000_000,
+    "zero_optimization.stage3_prefetch_bucket_size": 5_000_000,
     "zero_optimization.stage3_param_persistence_threshold": 1_000_000,
     "zero_optimization.stage3_max_live_parameters": 1_000_000_000,
     "zero_optimization.stage3_max_reuse_distance": 1_000_000_000,
@@ -79,5 +79,7 @@ AUTO = {
 """What `auto` stands for where neither the run config nor the number of ranks decides it.
 
 The reduce bucket is small because it holds the gradients of routers alone; the persistence threshold is above
-the size of any router, so that routers stay whole on every rank. The others are DeepSpeed's defaults.
+the size of any router, so that routers stay whole on every rank. The prefetch bucket is a tenth of DeepSpeed's
+default: one parameter is always fetched ahead, however large, and experts are large; more ahead is memory
+that a small suffix does not save. The others are DeepSpeed's defaults.
 """
