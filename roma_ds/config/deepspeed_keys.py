@@ -79,7 +79,7 @@ AUTO = {
 """What `auto` stands for where neither the run config nor the number of ranks decides it.
 
 The reduce bucket is small because it holds the gradients of routers alone; the persistence threshold is above
-the size of any router, so that routers stay whole on every rank. The prefetch bucket is a tenth of DeepSpeed's
-default: one parameter is always fetched ahead, however large, and experts are large; more ahead is memory
-that a small suffix does not save. The others are DeepSpeed's defaults.
+the size of any router, so that routers stay whole on every rank. The prefetch bucket is a tenth of
+DeepSpeed's default: one parameter is always fetched ahead, however large, and experts are large; more ahead
+is memory that a small suffix does not save. The others are DeepSpeed's defaults.
 """
