@@ -170,6 +170,32 @@ def test_resumes_under_another_stage_and_another_number_of_ranks(
     assert largest_difference(project.routers(), uninterrupted(0).routers()) <= 1e-5
 
 
+def test_a_live_index_goes_on_from_a_killed_rank(long_run: Project, tmp_path: Path) -> None:
+    """S and its routing weights follow training: a part of them on each of two ranks, then all on one rank,
+    then parts on four, and S is at every logged step what it is without interruption."""
+    live = ("roma.refresh=1", "index.check_every=1", "train.lr=3.0e-2", "roma.lambda=0.5")
+    sharded, alone, four = (
+        (*live, "index.placement=sharded"),
+        (*live, "train.gradient_accumulation=2"),
+        (*live, "index.placement=sharded", "train.micro_batch=4"),
+    )
+    reference = long_run.copied(tmp_path / "reference")
+    done = reference.run("train", "deepspeed=zero0", *SETTINGS, *live)
+    assert done.code == 0, done
+    members = [line["successful"] for line in reference.metrics()]
+    assert len(set(members)) > 2, members
+
+    project = long_run.copied(tmp_path / "out")
+    saved = Attempt(project, 0, more=sharded).with_a_killed_rank(20)
+    done, saved_next = Attempt(project, 0, ranks=1, more=alone).signalled(signal.SIGTERM, 40)
+    says_resumed(done, saved)
+    done = Attempt(project, 0, ranks=4, more=four).finished()
+    says_resumed(done, saved_next)
+    each_log_step_once(project)
+    assert [line["successful"] for line in project.metrics()] == members
+    assert largest_difference(project.routers(), reference.routers()) <= 1e-5
+
+
 def test_another_global_batch_is_not_resumed(long_run: Project, tmp_path: Path) -> None:
     project = long_run.copied(tmp_path / "out")
     words = ("train.epochs=1", *SETTINGS)
