@@ -8,6 +8,7 @@ from roma_ds.backbone.experts import use_frozen_experts
 from roma_ds.backbone.head import use_frozen_head
 from roma_ds.backbone.norms import use_frozen_norms
 from roma_ds.backbone.packing import use_packed_attention
+from roma_ds.backbone.rotary import refuse_switching_rotary
 from roma_ds.families import family_of
 
 
@@ -16,7 +17,10 @@ def use_frozen_modules(network: Any) -> None:
 
     Its forward then takes `packing`. All engines call this, so that they compute the same function.
     """
+    family = family_of(network.config)
     use_packed_attention(network)
     use_frozen_experts(network)
-    use_frozen_norms(network, family_of(network.config).norm_class)
+    if family.norm_class is not None:
+        use_frozen_norms(network, family.norm_class)
+    refuse_switching_rotary(network.get_submodule(family.rotary), network.config)
     use_frozen_head(network.get_output_embeddings())

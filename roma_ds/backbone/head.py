@@ -39,6 +39,16 @@ def _forward(head: Any, hidden: torch.Tensor) -> torch.Tensor:
     return logits
 
 
+def logits_of(network: Any, hidden: torch.Tensor, divisor: float = 1.0) -> torch.Tensor:
+    """float32 [A, V] from what the final norm gave, [A, H]; divisor: `Family.logit_divisor`.
+
+    A part of a network without a head gives `hidden` itself, in float32.
+    """
+    head = network.get_output_embeddings()
+    logits: torch.Tensor = head(hidden).float()
+    return logits if divisor == 1.0 or isinstance(head, nn.Identity) else logits / divisor
+
+
 def use_frozen_head(head: nn.Module) -> None:
     """Let a linear head run as `_FewRows` where that is faster: [A, H] -> [A, V], of the same dtype."""
     if type(head) is nn.Linear:

@@ -15,7 +15,9 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from roma_ds.backbone.frozen_modules import use_frozen_modules
+from roma_ds.backbone.head import logits_of
 from roma_ds.backbone.packing import ROWS_ONLY, Packing
+from roma_ds.backbone.routing_weights import routing_weights as weights_of
 from roma_ds.families import MoELayout
 
 
@@ -33,6 +35,15 @@ def exact_buffers(module: nn.Module) -> Iterator[None]:
             buffer.data = kept[name].to(buffer.device)
 
 
+def _present(layer: nn.Module, names: tuple[str, ...]) -> Iterator[nn.Module]:
+    """The modules of a layer at these paths, but those that are None there."""
+    for name in names:
+        parent, _, own = name.rpartition(".")
+        module = getattr(layer.get_submodule(parent), own)
+        if module is not None:
+            yield module
+
+
 @dataclass
 class RoutedOutput:
     """What one forward pass gives, on the model's device, with gradient where it flows.
@@ -44,7 +55,7 @@ class RoutedOutput:
     logits: torch.Tensor
     """float32 [A, V], at the batch's answer positions"""
     routing: torch.Tensor
-    """float32 [B, M, E], softmax over all routed experts, averaged over the chosen prompt tokens"""
+    """float32 [B, M, E], r over all routed experts, averaged over the chosen prompt tokens"""
     load: torch.Tensor
     """float32 [M, E], share of the top-k choices that fall on each expert; in the network's last layer those
     of the tokens that are read"""
@@ -83,9 +94,11 @@ class RoutedLM(nn.Module):
             router.register_forward_hook(self._raw_recorder(layer))
         last = network.base_model.layers[-1]
         self.last_layer = first + len(network.base_model.layers) - 1
-        setattr(last.get_submodule(layout.family.attention), ROWS_ONLY, True)
-        for name in layout.family.row_modules:
-            module = last.get_submodule(name)
+        self._rows_only = bool(layout.family.row_modules)
+        if self._rows_only:
+            setattr(last.get_submodule(layout.family.attention), ROWS_ONLY, True)
+        self._divisor = layout.family.logit_divisor(network.config)
+        for module in _present(last, layout.family.row_modules):
             module.register_forward_pre_hook(self._take_rows)
             module.register_forward_hook(self._put_rows)
 
@@ -100,9 +113,11 @@ class RoutedLM(nn.Module):
         self._tokens = inputs[0].shape[1]
         return (inputs[0].index_select(1, self._rows), *inputs[1:])
 
-    def _put_rows(self, module: nn.Module, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
-        room = output.new_zeros(1, self._tokens, output.shape[-1])
-        return room.index_copy(1, self._rows, output)
+    def _put_rows(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        # Some blocks give out more beside the hidden states.
+        rows, *more = output if isinstance(output, tuple) else (output,)
+        room = rows.new_zeros(1, self._tokens, rows.shape[-1]).index_copy(1, self._rows, rows)
+        return (room, *more) if isinstance(output, tuple) else room
 
     def _raw_recorder(self, layer: int) -> Any:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
@@ -162,12 +177,13 @@ class RoutedLM(nn.Module):
             **source, position_ids=position_ids[None], use_cache=False, packing=packing
         ).last_hidden_state[0]
         # A contiguous [A, hidden]: a strided slice would copy the head's weight for every sample on a CPU.
-        logits = self.network.get_output_embeddings()(hidden[answer_position]).float()
+        logits = logits_of(self.network, hidden[answer_position], self._divisor)
         routing, load = [], []
         for layer in self.layers:
             router_logits, indices = self._outputs[layer]
-            read = packing.row_of[routing_positions] if layer == self.last_layer else routing_positions
-            chosen = torch.softmax(router_logits[read].float(), dim=-1)
+            by_row = self._rows_only and layer == self.last_layer
+            read = packing.row_of[routing_positions] if by_row else routing_positions
+            chosen = weights_of(router_logits[read], self.layout.family.scoring)
             routing.append((chosen * routing_weights[..., None]).sum(dim=1))
             counts = torch.bincount(indices.reshape(-1), minlength=chosen.shape[-1]).float()
             load.append(counts / counts.sum())

@@ -24,11 +24,13 @@ from roma_ds.backbone.blueprint import Blueprint
 from roma_ds.backbone.checkpoint_files import CheckpointFiles
 from roma_ds.backbone.found import Found, Record
 from roma_ds.backbone.frozen_modules import use_frozen_modules
+from roma_ds.backbone.head import logits_of
 from roma_ds.backbone.prefix_cache import PrefixCache
 from roma_ds.backbone.read_ahead import ReadAhead
 from roma_ds.backbone.release import release
 from roma_ds.backbone.request_set import Requests, read_results
 from roma_ds.backbone.routed import RoutedLM
+from roma_ds.backbone.routing_weights import routing_weights
 from roma_ds.backbone.span import Span, SpanLoader
 from roma_ds.backbone.stream_journal import StreamJournal
 from roma_ds.comm import World
@@ -240,6 +242,7 @@ class _Run:
 
         use_frozen_modules(network)
         seen: list[torch.Tensor] = []
+        scoring = self.job.whole.layout.family.scoring
         if sparse:
             router = network.get_submodule(detect(network).sites[0].module)
             router.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
@@ -248,7 +251,7 @@ class _Run:
             hidden = self._base(network, batch, inputs_embeds=hidden)
             if last:
                 hidden = hidden[batch.answer_position.to(self.device)]
-            return hidden, _routing(batch, seen.pop()) if sparse else None
+            return hidden, _routing(batch, seen.pop(), scoring) if sparse else None
 
         return work
 
@@ -256,20 +259,21 @@ class _Run:
         use_frozen_modules(network)
         records: list[Record] = []
         experts = self.job.whole.layout.experts
+        divisor = self.job.whole.layout.family.logit_divisor(network.config)
         for index, numbers in enumerate(self.job.batches):
             batch = self._batch(index)
             entering = self.store.read(index, self.answers[index]).to(self.device)
             at_answers = replace(batch, position_ids=batch.position_ids[batch.answer_position])
             hidden = self._base(network, at_answers, inputs_embeds=entering)
-            logits = network.get_output_embeddings()(hidden).float()
+            logits = logits_of(network, hidden, divisor)
             none = torch.empty(len(numbers), 0, experts)
             records += read_results(self.job.requests, numbers, batch, logits, none)
             self.progress.advance(len(numbers))
         return records
 
 
-def _routing(batch: Batch, router_logits: torch.Tensor) -> torch.Tensor:
-    """float32 [B, E], softmax over all routed experts, averaged over the chosen prompt tokens."""
+def _routing(batch: Batch, router_logits: torch.Tensor, scoring: str) -> torch.Tensor:
+    """float32 [B, E], r over all routed experts, averaged over the chosen prompt tokens."""
     device = router_logits.device
-    chosen = torch.softmax(router_logits[batch.routing_positions.to(device)].float(), dim=-1)
+    chosen = routing_weights(router_logits[batch.routing_positions.to(device)], scoring)
     return (chosen * batch.routing_weights.to(device)[..., None]).sum(dim=1)

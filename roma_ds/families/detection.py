@@ -6,7 +6,8 @@ import re
 from typing import Any
 
 from roma_ds.errors import UserError
-from roma_ds.families.family import Family, MoELayout, RouterSite
+from roma_ds.families.family import Family
+from roma_ds.families.layout import MoELayout, RouterSite
 from roma_ds.families.registry import FAMILIES
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
@@ -63,4 +64,10 @@ def detect(model: Any) -> MoELayout:
                 f"router {site.module} has shape {(site.experts, site.hidden)}, the config says {wanted}",
                 "use a config.json that belongs to these weights",
             )
+    found, stated = tuple(site.layer for site in sites), family.sparse_layers(model.config)
+    if found != stated:
+        raise UserError(
+            f"layers {list(found)} have routers, by the config it would be layers {list(stated)}",
+            "use a config.json that belongs to these weights",
+        )
     return MoELayout(family, tuple(sites), family.top_k(model.config))

@@ -2,39 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
-from roma_ds.errors import UserError
+from roma_ds.families.capability import Limit
+from roma_ds.families.dense_layers import DenseLayers, NoDenseLayers
 
 
 @dataclass(frozen=True)
 class Family:
     """How the routers of a family are found, named in checkpoints, and scored.
 
-    All families here score by a softmax over all routed experts, followed by a top-k choice.
+    In all families a router is a module with a weight [E, hidden] and the scores start as its product with
+    the hidden states, the logits. Only that weight is trained.
     """
 
     name: str
     model_types: tuple[str, ...]
     router_class: str
     """Class name of the router, whose forward returns (logits [T, E], scores [T, k], indices [T, k])."""
-    norm_class: str
-    """Class name of its norms: weight * (x / sqrt(mean(x^2) + variance_epsilon)) in float32."""
     gate_key: str
     """Name of a router's weight in saved checkpoints, with `{layer}`."""
     experts_attribute: str
     """Name of the config attribute that holds the number of routed experts."""
+    selection: str
+    """How the model picks a token's experts and weighs them, in words."""
+    scoring: str = "softmax"
+    """How r [E] comes from the logits, in float32: `softmax`, or `sigmoid`: sigmoids divided by their sum."""
     top_k_attribute: str = "num_experts_per_tok"
+    norm_class: str | None = None
+    """Class name of its norms where they are weight * (x / sqrt(mean(x^2) + variance_epsilon)), the bracket in
+    float32 and rounded before the weight comes; None for others, which run as the library has them."""
+    frozen_router_parts: tuple[str, ...] = ()
+    """Further parameters and buffers of a router, under its path; they never change."""
+    dense: DenseLayers = NoDenseLayers()
+    """Which layers have no router."""
+    shared: tuple[str, ...] = ()
+    """Modules of a sparse layer that every token goes through beside its routed experts. No part of r."""
     attention: str = "self_attn"
     """Name of the attention module in a decoder layer."""
     row_modules: tuple[str, ...] = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
     """Modules of a decoder layer that work on each token alone, and in the last layer are wanted only for
-    the tokens that are read."""
-    support: str = "supported"
-    """`supported` or `experimental`."""
+    the tokens that are read. One that a config leaves out is None in the layer. Without any, the last layer
+    does the work of all tokens."""
+    limits: tuple[Limit, ...] = ()
+    """What is experimental or cannot be done."""
     layers: str = "model.layers"
     """Path of the list of decoder layers in the network, and before a layer's number its checkpoint keys."""
     embedding: str = "model.embed_tokens"
@@ -47,10 +60,25 @@ class Family:
     """Path of the position embedding, which no checkpoint holds: it is computed from the config."""
     per_layer_attributes: tuple[str, ...] = ("layer_types",)
     """Names of config attributes that hold one value a layer, where a config has them."""
-    dense_attribute: str | None = None
-    """Name of the config attribute that lists the numbers of dense layers."""
-    sparse_step_attribute: str | None = None
-    """Name of the config attribute s by which only layers s - 1, 2 s - 1, ... are sparse."""
+    embedding_factor_attribute: str | None = None
+    """Name of the config attribute that what enters the first layer is multiplied by, also where it is given
+    as `inputs_embeds`."""
+    logit_divisor_attribute: str | None = None
+    """Name of the config attribute that the head's product is divided by."""
+
+    @property
+    def support(self) -> str:
+        """`supported`, or `experimental` where there are limits."""
+        return "experimental" if self.limits else "supported"
+
+    @property
+    def reason(self) -> str:
+        """Why it is not simply supported, in one line; empty where it is."""
+        return "; ".join(f"{limit.capability} {limit.level}: {limit.reason}" for limit in self.limits)
+
+    def limit(self, capability: str) -> Limit | None:
+        """What stands against a capability."""
+        return next((limit for limit in self.limits if limit.capability == capability), None)
 
     def experts(self, config: Any) -> int:
         """Number of routed experts per MoE layer, from a model config."""
@@ -60,82 +88,30 @@ class Family:
         """Experts that each token goes to, from a model config."""
         return int(getattr(config, self.top_k_attribute))
 
-    def truncated(self, config: Any, first: int, last: int) -> Any:
-        """A copy of a model config with decoder layers `first` to `last` - 1 alone, numbered from 0."""
+    def sparse_layers(self, config: Any) -> tuple[int, ...]:
+        """Numbers of the layers that have a router, from a model config."""
+        return tuple(
+            layer for layer in range(int(config.num_hidden_layers)) if self.dense.is_sparse(config, layer)
+        )
+
+    def logit_divisor(self, config: Any) -> float:
+        """What the head's product is divided by, from a model config."""
+        return float(getattr(config, self.logit_divisor_attribute)) if self.logit_divisor_attribute else 1.0
+
+    def truncated(self, config: Any, first: int, last: int, embedding: bool | None = None) -> Any:
+        """A copy of a model config with decoder layers `first` to `last` - 1 alone, numbered from 0.
+
+        embedding: whether token ids enter; by default where the first layer is there.
+        """
         short = deepcopy(config)
         for name in self.per_layer_attributes:
             if getattr(config, name, None) is not None:
                 setattr(short, name, getattr(config, name)[first:last])
-        if self.dense_attribute is not None:
-            dense = set(getattr(config, self.dense_attribute) or ())
-            if self.sparse_step_attribute is not None:
-                # Which layers the step skips depends on their numbers in the whole model: they are listed.
-                step = int(getattr(config, self.sparse_step_attribute))
-                dense |= {layer for layer in range(first, last) if (layer + 1) % step}
-                setattr(short, self.sparse_step_attribute, 1)
-            inside = sorted(layer - first for layer in dense if first <= layer < last)
-            setattr(short, self.dense_attribute, inside)
+        self.dense.cut(config, short, first, last)
+        if self.embedding_factor_attribute is not None and not (
+            first == 0 if embedding is None else embedding
+        ):
+            # Hidden states between two layers are not multiplied again.
+            setattr(short, self.embedding_factor_attribute, 1.0)
         short.num_hidden_layers = last - first
         return short
-
-
-@dataclass(frozen=True)
-class RouterSite:
-    """One router in a model: its layer number, module path and weight shape [experts, hidden]."""
-
-    layer: int
-    module: str
-    experts: int
-    hidden: int
-
-
-@dataclass(frozen=True)
-class MoELayout:
-    """The routers detected in a model, in layer order, and the family that describes them."""
-
-    family: Family
-    sites: tuple[RouterSite, ...]
-    top_k: int
-
-    def shifted(self, first: int) -> MoELayout:
-        """The same routers under the numbers of the whole model, of which this is the part from `first`."""
-        sites = tuple(replace(site, layer=site.layer + first) for site in self.sites)
-        return replace(self, sites=sites)
-
-    @property
-    def layers(self) -> tuple[int, ...]:
-        """Numbers of the MoE layers."""
-        return tuple(site.layer for site in self.sites)
-
-    @property
-    def experts(self) -> int:
-        """Routed experts per MoE layer."""
-        return self.sites[0].experts
-
-    def gate_key(self, layer: int) -> str:
-        """Checkpoint key of the router weight of `layer`."""
-        return self.family.gate_key.format(layer=layer)
-
-    def choose(self, layers: str | Sequence[int]) -> tuple[int, ...]:
-        """The layer numbers that `roma.layers` names: `lastN`, `firstN`, `all`, or a list of numbers.
-
-        Counts MoE layers only. Raises UserError when the model has fewer, or a number is no MoE layer.
-        """
-        available = self.layers
-        if not isinstance(layers, str):
-            missing = [layer for layer in layers if layer not in available]
-            if missing:
-                raise UserError(
-                    f"roma.layers names {missing}, which have no router; MoE layers are {list(available)}",
-                    "choose from those, or use lastN",
-                )
-            return tuple(sorted(set(layers)))
-        if layers == "all":
-            return available
-        count = int(layers.removeprefix("last").removeprefix("first"))
-        if count > len(available):
-            raise UserError(
-                f"roma.layers is {layers}, but the model has {len(available)} MoE layers",
-                f"use last{len(available)} or all",
-            )
-        return available[-count:] if layers.startswith("last") else available[:count]

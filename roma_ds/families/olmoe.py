@@ -9,4 +9,5 @@ FAMILY = Family(
     norm_class="OlmoeRMSNorm",
     gate_key="model.layers.{layer}.mlp.gate.weight",
     experts_attribute="num_experts",
+    selection="top-k of a softmax over all, renormalised where `norm_topk_prob`",
 )

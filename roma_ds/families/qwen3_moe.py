@@ -1,5 +1,6 @@
 """Qwen3-MoE: 128 routed experts, top-8, scores renormalised; layers may be dense by config."""
 
+from roma_ds.families.dense_layers import ListedDenseLayers
 from roma_ds.families.family import Family
 
 FAMILY = Family(
@@ -9,6 +10,6 @@ FAMILY = Family(
     norm_class="Qwen3MoeRMSNorm",
     gate_key="model.layers.{layer}.mlp.gate.weight",
     experts_attribute="num_experts",
-    dense_attribute="mlp_only_layers",
-    sparse_step_attribute="decoder_sparse_step",
+    selection="top-k of a softmax over all, renormalised where `norm_topk_prob`",
+    dense=ListedDenseLayers("mlp_only_layers", "decoder_sparse_step"),
 )

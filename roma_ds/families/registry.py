@@ -2,15 +2,47 @@
 
 from __future__ import annotations
 
-from roma_ds.families import olmoe, qwen3_moe
+from roma_ds.families import (
+    deepseek_moe,
+    deepseek_v2,
+    deepseek_v3,
+    ernie4_5_moe,
+    flex_olmo,
+    glm4_moe,
+    gpt_oss,
+    granite_moe,
+    mixtral,
+    olmoe,
+    phimoe,
+    qwen2_moe,
+    qwen3_moe,
+)
+from roma_ds.families.capability import CAPABILITIES, LEVELS
 from roma_ds.families.family import Family
+
+SCORINGS = ("softmax", "sigmoid")
+
+
+def _faults(family: Family) -> list[str]:
+    """What is wrong with one family."""
+    found = []
+    if family.gate_key.count("{layer}") != 1 or not family.gate_key.startswith(f"{family.layers}."):
+        found.append(f"gate_key {family.gate_key} is none of a layer in {family.layers}")
+    if family.scoring not in SCORINGS:
+        found.append(f"scoring {family.scoring} is none of {SCORINGS}")
+    if not family.model_types or not family.selection:
+        found.append("model_types or selection is empty")
+    for limit in family.limits:
+        if limit.capability not in CAPABILITIES or limit.level not in LEVELS or not limit.reason:
+            found.append(f"{limit} names no known capability and level, or no reason")
+    return found
 
 
 def _checked(families: tuple[Family, ...]) -> tuple[Family, ...]:
     seen: dict[str, str] = {}
     for family in families:
-        if "{layer}" not in family.gate_key:
-            raise ValueError(f"family {family.name}: gate_key has no {{layer}}")
+        for fault in _faults(family):
+            raise ValueError(f"family {family.name}: {fault}")
         for model_type in family.model_types:
             if model_type in seen:
                 raise ValueError(f"{model_type} belongs to {seen[model_type]} and {family.name}")
@@ -18,4 +50,20 @@ def _checked(families: tuple[Family, ...]) -> tuple[Family, ...]:
     return families
 
 
-FAMILIES: tuple[Family, ...] = _checked((olmoe.FAMILY, qwen3_moe.FAMILY))
+FAMILIES: tuple[Family, ...] = _checked(
+    (
+        olmoe.FAMILY,
+        flex_olmo.FAMILY,
+        qwen3_moe.FAMILY,
+        qwen2_moe.FAMILY,
+        mixtral.FAMILY,
+        granite_moe.FAMILY,
+        phimoe.FAMILY,
+        deepseek_moe.FAMILY,
+        deepseek_v2.FAMILY,
+        deepseek_v3.FAMILY,
+        glm4_moe.FAMILY,
+        ernie4_5_moe.FAMILY,
+        gpt_oss.FAMILY,
+    )
+)

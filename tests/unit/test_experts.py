@@ -8,37 +8,29 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig
 
-from roma_ds.backbone.experts import FROZEN_EXPERTS, ROWS, rows_run, use_frozen_experts
+from roma_ds.backbone.experts import FROZEN_EXPERTS, ROWS, _fits, rows_run, use_frozen_experts
 from roma_ds.families import FAMILIES
+from roma_ds.testing.tiny_models import tiny_config
 
 HIDDEN, WIDTH, EXPERTS = 16, 8, 6
-TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
+GROUPS = {"n_group": 2, "topk_group": 1}
+TYPES = ["olmoe", "qwen3_moe"]
+ALL_TYPES = [model_type for family in FAMILIES for model_type in family.model_types]
 
 
 def block(model_type: str, dtype: torch.dtype = torch.float64, **more: Any) -> Any:
     """The experts of one layer, with random weights."""
     from transformers import AutoModelForCausalLM
 
-    config = AutoConfig.for_model(
-        model_type,
-        vocab_size=8,
-        hidden_size=HIDDEN,
-        intermediate_size=WIDTH,
-        moe_intermediate_size=WIDTH,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_experts=EXPERTS,
-        pad_token_id=0,
-        eos_token_id=1,
-        **more,
-    )
+    sizes = {"intermediate_size": WIDTH, "moe_intermediate_size": WIDTH, "first_k_dense_replace": 0}
+    sizes |= {"mlp_only_layers": [], "moe_layer_start_index": 0}
+    config = tiny_config(model_type, 8, 1, EXPERTS, HIDDEN, **sizes, **GROUPS, **more)
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config)
     use_frozen_experts(network)
-    experts = network.base_model.layers[0].mlp.experts.to(dtype)
+    (experts,) = (part for part in network.modules() if hasattr(part, "gate_up_proj"))
+    experts.to(dtype)
     for parameter in experts.parameters():
         torch.nn.init.normal_(parameter, std=0.3)
         parameter.requires_grad_(False)
@@ -82,6 +74,17 @@ def test_as_transformers_runs_them(
         assert (found is None) == (value is None)
         if value is not None:
             torch.testing.assert_close(found, value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("model_type", ALL_TYPES)
+def test_the_experts_of_every_family(model_type: str) -> None:
+    """By this function where they are what it computes, else by the library's."""
+    experts = block(model_type, torch.float32)
+    inputs = pairs(11, 3, 5, torch.float32)
+    wanted = run(experts, "eager", inputs, (True, True))
+    for found, value in zip(run(experts, FROZEN_EXPERTS, inputs, (True, True)), wanted, strict=True):
+        torch.testing.assert_close(found, value, rtol=1e-4, atol=1e-5)
+    assert _fits(experts, inputs[0]) == (not experts.has_bias)
 
 
 @pytest.mark.parametrize("learn", [(True, True), (False, True)])

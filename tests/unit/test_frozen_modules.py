@@ -9,32 +9,22 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoModelForCausalLM
 
 from roma_ds.backbone import head as frozen_head
+from roma_ds.backbone.frozen_modules import use_frozen_modules
 from roma_ds.backbone.head import MOST_ROWS, use_frozen_head
 from roma_ds.backbone.norms import use_frozen_norms
 from roma_ds.families import FAMILIES, Family
+from roma_ds.testing.tiny_models import tiny_config
 
 HIDDEN = 24
+WITH_NORMS = [family for family in FAMILIES if family.norm_class is not None]
 
 
 def network_of(family: Family) -> Any:
     """One decoder layer, all of it frozen, with norm weights that are not 1."""
-    config = AutoConfig.for_model(
-        family.model_types[0],
-        vocab_size=50,
-        hidden_size=HIDDEN,
-        intermediate_size=8,
-        moe_intermediate_size=8,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_experts=4,
-        num_experts_per_tok=2,
-        pad_token_id=0,
-        eos_token_id=1,
-    )
+    config = tiny_config(family.model_types[0], vocabulary=50, layers=1, hidden=HIDDEN)
     torch.manual_seed(0)
     network = AutoModelForCausalLM.from_config(config).eval().requires_grad_(False)
     for parameter in network.parameters():
@@ -55,7 +45,7 @@ def with_gradient(module: nn.Module, hidden: torch.Tensor, upward: torch.Tensor)
     return [result.detach(), source.grad]
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", WITH_NORMS, ids=lambda family: family.name)
 def test_every_norm_of_a_family_is_found(family: Family) -> None:
     network = network_of(family)
     named = {name for name, part in network.named_modules() if "norm" in name.rpartition(".")[2]}
@@ -63,9 +53,10 @@ def test_every_norm_of_a_family_is_found(family: Family) -> None:
     assert named
 
 
-@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+@pytest.mark.parametrize("family", WITH_NORMS, ids=lambda family: family.name)
 def test_norms_as_transformers_runs_them(family: Family) -> None:
     own, ours = network_of(family), network_of(family)
+    assert family.norm_class is not None
     use_frozen_norms(ours, family.norm_class)
     found = norms_of(ours, family)
     for name, norm in norms_of(own, family).items():
@@ -92,6 +83,7 @@ def test_gradient_of_a_norm_is_that_of_finite_differences(seed: int, rows: int, 
 
 def test_bfloat16_norms_round_as_transformers_does() -> None:
     family = FAMILIES[0]
+    assert family.norm_class is not None
     own, ours = (network_of(family).to(torch.bfloat16) for _ in range(2))
     use_frozen_norms(ours, family.norm_class)
     hidden = torch.randn(64, HIDDEN, dtype=torch.bfloat16)
@@ -104,6 +96,7 @@ def test_bfloat16_norms_round_as_transformers_does() -> None:
 
 def test_a_norm_that_learns_runs_as_the_library_has_it() -> None:
     family = FAMILIES[0]
+    assert family.norm_class is not None
     network = network_of(family)
     use_frozen_norms(network, family.norm_class)
     norm: Any = network.get_submodule(family.norm)
@@ -134,3 +127,13 @@ def test_a_head_that_learns_or_has_a_bias_is_left_alone() -> None:
         use_frozen_head(head)
         result = head(torch.randn(4, HIDDEN, requires_grad=True))
         assert "_FewRows" not in type(result.grad_fn).__name__
+
+
+@pytest.mark.parametrize(
+    "family", [family for family in FAMILIES if family.norm_class is None], ids=lambda family: family.name
+)
+def test_other_norms_are_left_to_the_library(family: Family) -> None:
+    network = network_of(family)
+    use_frozen_modules(network)
+    norms = [part for name, part in network.named_modules() if "norm" in name.rpartition(".")[2]]
+    assert norms and not any("forward" in vars(norm) for norm in norms)

@@ -1,0 +1,25 @@
+"""DeepSeek-V3 and R1: 256 routed experts in 8 groups, top-8 by sigmoid; latent attention; 3 dense layers."""
+
+from roma_ds.families.capability import Limit
+from roma_ds.families.dense_layers import LeadingDenseLayers
+from roma_ds.families.family import Family
+
+FAMILY = Family(
+    name="DeepSeek-V3",
+    model_types=("deepseek_v3",),
+    router_class="DeepseekV3TopkRouter",
+    norm_class="DeepseekV3RMSNorm",
+    gate_key="model.layers.{layer}.mlp.gate.weight",
+    experts_attribute="n_routed_experts",
+    selection="top-k of sigmoids plus a correction bias, within the groups whose two best add up to most; "
+    "weighed by the sigmoids, renormalised where `norm_topk_prob`, times `routed_scaling_factor`",
+    scoring="sigmoid",
+    frozen_router_parts=("e_score_correction_bias",),
+    dense=LeadingDenseLayers("first_k_dense_replace"),
+    shared=("mlp.shared_experts",),
+    row_modules=("self_attn.q_proj", "self_attn.q_a_proj", "self_attn.q_b_proj", "self_attn.o_proj", "mlp"),
+    limits=(
+        Limit("load", "experimental", "the published weights are FP8: a copy in bfloat16 is needed"),
+        Limit("route", "experimental", "the paper has no sigmoid routers; r is the sigmoids over their sum"),
+    ),
+)

@@ -1,0 +1,223 @@
+"""Every family, on a tiny checkpoint in the key layout of its publisher, against stock transformers."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from family_models import MODEL_TYPES, SEQUENCES, Reference, checkpoint
+from safetensors import safe_open
+from tiny_runs import model_config, stock_network
+from transformers import AutoModelForCausalLM
+
+from roma_ds.backbone.batches import Batch, collate, routing_positions
+from roma_ds.backbone.routed import RoutedLM, RoutedOutput
+from roma_ds.backbone.span import Span, load_span
+from roma_ds.export.merge import merge
+from roma_ds.families import MoELayout, detect, family_of
+from roma_ds.families.own_models import register_own_models
+from roma_ds.training.stage import write_router_file
+
+CPU = torch.device("cpu")
+DEPTH = 4
+pytestmark = pytest.mark.parametrize("model_type", MODEL_TYPES)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Any:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def loaded(model_type: str, first: int = 0, dtype: str = "float32") -> RoutedLM:
+    network = load_span(model_config(checkpoint(model_type), dtype), Span.suffix(first, DEPTH), None, CPU)
+    layout = detect(network).shifted(first)
+    return RoutedLM(network, layout, layout.layers, first).attach()
+
+
+def run(routed: RoutedLM, batch: Batch) -> RoutedOutput:
+    with torch.no_grad():
+        output: RoutedOutput = routed(**batch.inputs(CPU))
+    return output
+
+
+def assert_as_reference(output: RoutedOutput, batch: Batch, reference: Reference, tokens: str) -> None:
+    for row, sequence in enumerate(SEQUENCES):
+        places = routing_positions(len(sequence.prompt), tokens)
+        wanted = reference.routing[row, places].mean(dim=0)
+        torch.testing.assert_close(output.routing[row], wanted, rtol=0, atol=2e-6)
+        first = len(sequence.prompt) - 1
+        predicted = reference.logits[row, first : first + len(sequence.continuation)]
+        found = output.logits[batch.answer_sequence == row]
+        torch.testing.assert_close(found, predicted, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("tokens", ["last1", "middle3"])
+def test_packed_is_as_the_stock_model_padded(model_type: str, tokens: str) -> None:
+    """Live routing is the family's scoring of h W^T done by hand, and logits are the model's own."""
+    stock = stock_network(model_config(checkpoint(model_type)))
+    reference, batch = Reference(stock, SEQUENCES), collate(SEQUENCES, tokens)
+    output = run(loaded(model_type), batch)
+    assert_as_reference(output, batch, reference, tokens)
+    assert output.routing.dtype == torch.float32
+    torch.testing.assert_close(output.routing.sum(dim=-1), torch.ones(output.routing.shape[:2]))
+    # The comparison has teeth: r is far from uniform, and far from that of another layer.
+    assert float(output.routing.std(dim=-1).min()) > 0.01
+    assert float((output.routing[:, 0] - output.routing[:, 1]).abs().max()) > 0.05
+
+
+@pytest.mark.parametrize("cut", [1, 2, 3])
+def test_prefix_and_suffix_are_the_whole(model_type: str, cut: int) -> None:
+    whole, batch = loaded(model_type), collate(SEQUENCES, "last3")
+    whole.capture(cut)
+    wanted = run(whole, batch)
+    assert wanted.entering is not None
+    model = model_config(checkpoint(model_type))
+    before = RoutedFree(load_span(model, Span(0, cut, embedding=True, head=False), None, CPU))
+    hidden = before(batch)
+    torch.testing.assert_close(hidden, wanted.entering, rtol=0, atol=1e-6)
+    suffix = loaded(model_type, cut)
+    output = run(suffix, Batch(**{**vars(batch), "hidden_states": wanted.entering}))
+    torch.testing.assert_close(output.logits, wanted.logits, rtol=0, atol=1e-6)
+    kept = [place for place, layer in enumerate(whole.layers) if layer >= cut]
+    assert suffix.layers == tuple(whole.layers[place] for place in kept)
+    torch.testing.assert_close(output.routing, wanted.routing[:, kept], rtol=0, atol=1e-6)
+
+
+class RoutedFree:
+    """A span without a head, as the frozen pass runs it."""
+
+    def __init__(self, network: Any) -> None:
+        from roma_ds.backbone.frozen_modules import use_frozen_modules
+
+        use_frozen_modules(network)
+        self.base = network.base_model
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        with torch.no_grad():
+            found: torch.Tensor = self.base(
+                input_ids=batch.input_ids[None],
+                position_ids=batch.position_ids[None],
+                packing=batch.packing,
+                use_cache=False,
+            ).last_hidden_state[0]
+        return found
+
+
+def test_every_tensor_is_that_of_the_stock_model(model_type: str) -> None:
+    """In bfloat16 too, where some families keep a tensor in float32."""
+    for dtype in ("float32", "bfloat16"):
+        model = model_config(checkpoint(model_type), dtype)
+        wanted = dict(stock_network(model).state_dict())
+        for first in (0, 2):
+            network = load_span(model, Span.suffix(first, DEPTH), None, CPU)
+            for name, tensor in network.state_dict().items():
+                head, mark, rest = name.partition(".layers.")
+                number, _, tail = rest.partition(".")
+                stored = f"{head}{mark}{int(number) + first}.{tail}" if mark else name
+                assert tensor.dtype == wanted[stored].dtype, name
+                assert torch.equal(tensor, wanted[stored]), name
+            if first == 0:
+                assert network.state_dict().keys() == wanted.keys()
+
+
+def gates(network: Any, layout: MoELayout) -> dict[int, Any]:
+    return {site.layer: network.get_submodule(site.module).weight for site in layout.sites}
+
+
+def test_training_moves_the_chosen_routers_alone(model_type: str) -> None:
+    routed = loaded(model_type)
+    chosen = routed.layout.choose("last2")
+    before = {name: value.clone() for name, value in routed.network.state_dict().items()}
+    routers = routed.routers()
+    learning = [routers[layer].requires_grad_(True) for layer in chosen]
+    optimizer = torch.optim.AdamW(learning, lr=0.01)
+    batch = collate(SEQUENCES, "last1")
+    losses = []
+    for _ in range(4):
+        output = routed(**batch.inputs(CPU))
+        task = torch.nn.functional.cross_entropy(output.logits, batch.answer_ids)
+        pull = output.routing[:, [routed.layers.index(layer) for layer in chosen]].square().sum()
+        losses.append(float(task + pull))
+        optimizer.zero_grad()
+        (task + pull).backward()
+        optimizer.step()
+    assert losses[-1] < losses[0]
+    names = {f"{site.module}.weight" for site in routed.layout.sites if site.layer in chosen}
+    after = routed.network.state_dict()
+    assert {name for name in after if not torch.equal(after[name], before[name])} == names
+    assert len(names) == 2
+
+
+def test_gradient_of_r_is_that_of_finite_differences(model_type: str) -> None:
+    routed = loaded(model_type)
+    layer = routed.layers[-1]
+    weight = routed.routers()[layer].requires_grad_(True)
+    batch = collate(SEQUENCES, "last1")
+
+    def term() -> torch.Tensor:
+        found: torch.Tensor = routed(**batch.inputs(CPU)).routing[:, -1].square().sum()
+        return found
+
+    term().backward()
+    assert weight.grad is not None
+    step = weight.grad / weight.grad.norm()
+    with torch.no_grad():
+        kept = weight.clone()
+        weight.copy_(kept + 0.02 * step)
+        more = term()
+        weight.copy_(kept - 0.02 * step)
+        less = term()
+    assert float(weight.grad.norm()) == pytest.approx(float(more - less) / 0.04, rel=0.02)
+
+
+def test_a_merged_checkpoint_is_the_tuned_model(model_type: str, tmp_path: Path) -> None:
+    base = checkpoint(model_type)
+    stock = stock_network(model_config(base))
+    layout = detect(stock)
+    source = torch.Generator().manual_seed(1)
+    tuned = {
+        layer: weight + 0.3 * torch.randn(weight.shape, generator=source)
+        for layer, weight in gates(stock, layout).items()
+        if layer in layout.choose("last2")
+    }
+    keys = {layer: layout.gate_key(layer) for layer in tuned}
+    write_router_file(tmp_path / "router.safetensors", tuned, keys, {"method": "roma"})
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        before = stock(input_ids=ids).logits
+        for layer, weight in tuned.items():
+            gates(stock, layout)[layer].copy_(weight)
+        wanted = stock(input_ids=ids).logits
+    merge(base, tmp_path / "router.safetensors", tmp_path / "merged")
+    merged, report = AutoModelForCausalLM.from_pretrained(
+        tmp_path / "merged", dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"] and not report["unexpected_keys"]
+    with torch.no_grad():
+        found = merged.eval()(input_ids=ids).logits
+    torch.testing.assert_close(found, wanted, rtol=0, atol=0)
+    assert float((found - before).abs().max()) > 1e-3
+
+
+def test_what_the_family_says_is_in_the_model(model_type: str) -> None:
+    register_own_models()
+    stock = stock_network(model_config(checkpoint(model_type)))
+    layout, family = detect(stock), family_of(stock.config)
+    assert layout.layers == family.sparse_layers(stock.config)
+    with safe_open(checkpoint(model_type) / "model.safetensors", framework="pt") as file:
+        for site in layout.sites:
+            router = stock.get_submodule(site.module)
+            assert torch.equal(file.get_tensor(layout.gate_key(site.layer)), router.weight)
+            own = {name for name, _ in (*router.named_parameters(), *router.named_buffers())}
+            assert own == {"weight", *family.frozen_router_parts}
+            layer = stock.base_model.layers[site.layer]
+            for name in (*family.shared, family.attention):
+                layer.get_submodule(name)
+    dense = set(range(DEPTH)) - set(layout.layers)
+    for number in dense:
+        assert not any("experts" in name for name, _ in stock.base_model.layers[number].named_modules())
