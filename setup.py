@@ -33,6 +33,7 @@ setup(
         "roma_ds": ["py.typed"],
         "roma_ds.config": ["presets/*.yaml", "deepspeed/*.json"],
         "roma_ds.demo": ["model/*"],
+        "roma_ds.families": ["published_models/*.json"],
         "roma_ds.monitor": ["*.html", "templates/*.html"],
     },
     zip_safe=False,

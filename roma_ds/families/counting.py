@@ -1,0 +1,102 @@
+"""Parameters of a network by what they are for, total and active; no weight is read."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import Any, Literal, get_args
+
+from roma_ds.families.detection import family_of
+from roma_ds.families.family import Family
+
+Kind = Literal[
+    "embedding", "attention", "dense MLP", "routed experts", "shared experts", "router", "norm", "head"
+]
+KINDS: tuple[Kind, ...] = get_args(Kind)
+
+
+@dataclass(frozen=True)
+class Counted:
+    """One parameter of a network."""
+
+    name: str
+    """Path in the network."""
+    kind: Kind
+    """Gates of shared experts count as shared experts, norms inside attention as norm."""
+    layer: int | None
+    """Number of its decoder layer in this network; None outside the layers."""
+    numel: int
+    """Number of values, of the whole parameter where ZeRO-3 has partitioned it."""
+
+
+def counted(network: Any) -> tuple[Counted, ...]:
+    """Every parameter of `network` (a transformers causal LM, or a span of one), in its own order.
+
+    Tied weights are one parameter, the embedding. Raises UserError where the model is none of a known family,
+    ValueError for a parameter whose purpose does not follow from its place.
+    """
+    family = family_of(network.config)
+    modules = dict(network.named_modules())
+    found = []
+    for name, parameter in network.named_parameters():
+        match = re.match(rf"{re.escape(family.layers)}\.(\d+)\.(.*)", name)
+        inside = match[2] if match else None
+        found.append(
+            Counted(
+                name,
+                _kind(family, modules, name, inside),
+                int(match[1]) if match else None,
+                prod(getattr(parameter, "ds_shape", parameter.shape)),
+            )
+        )
+    return tuple(found)
+
+
+def _kind(family: Family, modules: dict[str, Any], name: str, inside: str | None) -> Kind:
+    """What a parameter is for; inside: its name within a decoder layer."""
+    owner = modules[name.rpartition(".")[0]]
+    if name.startswith(f"{family.embedding}."):
+        return "embedding"
+    if name.startswith(f"{family.head}."):
+        return "head"
+    if "Norm" in type(owner).__name__:
+        return "norm"
+    if inside is None:
+        raise ValueError(f"{name} is none of the embedding, the layers, a norm or the head")
+    parts = name.split(".")
+    above = [modules[".".join(parts[:end])] for end in range(1, len(parts))]
+    if any(family.router_class in (base.__name__ for base in type(module).__mro__) for module in above):
+        return "router"
+    if inside.startswith(f"{family.attention}."):
+        return "attention"
+    if any(inside.startswith(f"{module}.") for module in family.shared):
+        return "shared experts"
+    # Routed experts are stacked: a module with a weight of three dimensions, and its biases.
+    stacked = (getattr(weight, "ds_shape", weight.shape) for weight in owner.parameters(recurse=False))
+    return "routed experts" if any(len(shape) == 3 for shape in stacked) else "dense MLP"
+
+
+def by_kind(parameters: Iterable[Counted]) -> dict[Kind, int]:
+    """Number of values of each kind, in the order of `KINDS`; 0 where there are none."""
+    totals: dict[Kind, int] = dict.fromkeys(KINDS, 0)
+    for parameter in parameters:
+        totals[parameter.kind] += parameter.numel
+    return totals
+
+
+def active_parameters(network: Any, embedding: bool = True) -> int:
+    """Values that one token meets: all but those of the routed experts that it does not go to.
+
+    embedding: count the token embedding, of which a token reads one row; where the head is tied to it, it is
+    counted either way. Raises as `counted` does.
+    """
+    totals = by_kind(counted(network))
+    family = family_of(network.config)
+    experts, top_k = family.experts(network.config), family.top_k(network.config)
+    routed, left = divmod(totals["routed experts"] * top_k, experts)
+    assert left == 0, "experts of one model differ in size"
+    tied = totals["head"] == 0
+    dropped = 0 if embedding or tied else totals["embedding"]
+    return sum(totals.values()) - totals["routed experts"] + routed - dropped

@@ -1,0 +1,157 @@
+"""The published configs, built without weights, have the sizes that their publishers state."""
+
+from __future__ import annotations
+
+from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
+from functools import cache
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from roma_ds.errors import UserError
+from roma_ds.families import FAMILIES, detect, family_of, published
+from roma_ds.families.counting import KINDS, active_parameters, by_kind, counted
+
+
+@cache
+def built(name: str) -> Any:
+    """On the meta device: shapes alone."""
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(published.config(name), dtype=torch.bfloat16)
+
+
+def spelled(count: int, like: str) -> set[str]:
+    """A count in the unit and significant digits of `like`, such as 6.9B: rounded, and cut."""
+    exact = Decimal(count) / {"B": 10**9, "M": 10**6}[like[-1]]
+    step = Decimal(1).scaleb(int(Decimal(like[:-1]).normalize().as_tuple().exponent))
+    ways = (ROUND_HALF_UP, ROUND_DOWN)
+    return {f"{(exact / step).quantize(Decimal(1), way) * step:f}{like[-1]}" for way in ways}
+
+
+def test_digits_are_rounded_or_cut() -> None:
+    assert spelled(6_919_161_856, "6.9B") == {"6.9B"}
+    assert spelled(21_825_437_888, "21B") == {"21B", "22B"}
+    assert spelled(428_658_688, "400M") == {"400M"}
+    assert spelled(20_914_757_184, "20.91B") == {"20.91B"}
+
+
+@pytest.mark.parametrize("name", published.names())
+def test_counts_are_those_of_the_publisher(name: str) -> None:
+    model, network = published.published_model(name), built(name)
+    total = sum(by_kind(counted(network)).values())
+    assert total == sum(parameter.numel() for parameter in network.parameters())
+    active = active_parameters(network, embedding=model.embedding_is_active)
+    stated = [(total, model.total)] + ([(active, model.active)] if model.active else [])
+    for count, text in stated:
+        assert text in spelled(count, text), f"{count:,} is not {text}"
+        if len(Decimal(text[:-1]).normalize().as_tuple().digits) > 2:
+            assert count == pytest.approx(float(text[:-1]) * 1e9, rel=0.01)
+    assert model.config_source
+    assert model.size_source
+
+
+@pytest.mark.parametrize("name", published.names())
+def test_every_value_of_a_config_is_used(name: str) -> None:
+    written, config = published.published_model(name).config, published.config(name)
+    known = type(config)().to_dict()
+    for key, value in written.items():
+        if key in ("rope_theta", "rope_scaling", "partial_rotary_factor"):
+            continue
+        assert key in known or key in config.attribute_map or key == "head_dim", f"{name} has no {key}"
+        assert getattr(config, key) == value
+    rotary = config.rope_parameters
+    # Per kind of layer where a model has several.
+    for values in [rotary] if "rope_theta" in rotary else rotary.values():
+        assert values["rope_theta"] == written["rope_theta"]
+        for key, value in written.get("rope_scaling", {}).items():
+            assert values.get(key, values.get(f"rope_{key}")) == value
+        assert values.get("partial_rotary_factor") == written.get("partial_rotary_factor")
+
+
+@pytest.mark.parametrize("name", published.names())
+def test_routers_are_where_the_config_says(name: str) -> None:
+    network = built(name)
+    layout = detect(network)
+    routers = {parameter.layer for parameter in counted(network) if parameter.kind == "router"}
+    assert tuple(sorted(layer for layer in routers if layer is not None)) == layout.layers
+    assert layout.layers == layout.family.sparse_layers(network.config)
+    routed = by_kind(counted(network))["routed experts"]
+    assert routed > 0.5 * sum(parameter.numel() for parameter in network.parameters())
+
+
+def test_every_family_has_a_published_model() -> None:
+    found = {family_of(published.config(name)).name for name in published.names()}
+    assert found == {family.name for family in FAMILIES}
+
+
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [("olmoe-1b-7b", "0.0095%"), ("deepseekmoe-16b", "0.0040%"), ("qwen3-30b-a3b", "0.0043%")],
+)
+def test_trained_routers_are_the_share_that_the_paper_states(name: str, share: str) -> None:
+    # arXiv 2511.07419, table of models: routers of the last 5 layers.
+    layout = detect(built(name))
+    chosen = layout.choose("last5")
+    trained = sum(site.experts * site.hidden for site in layout.sites if site.layer in chosen)
+    assert f"{trained / sum(weight.numel() for weight in built(name).parameters()):.4%}" == share
+    if name == "olmoe-1b-7b":
+        assert trained == 655_360
+
+
+def test_kinds_are_counted_as_the_architecture_says() -> None:
+    hidden, sparse = 2048, 27
+    totals = by_kind(counted(built("deepseekmoe-16b")))
+    assert totals == {
+        "embedding": 102400 * hidden,
+        "attention": 28 * 4 * hidden * hidden,
+        "dense MLP": 3 * hidden * 10944,
+        "routed experts": sparse * 64 * 3 * hidden * 1408,
+        "shared experts": sparse * 3 * hidden * 2 * 1408,
+        "router": sparse * 64 * hidden,
+        "norm": (2 * 28 + 1) * hidden,
+        "head": 102400 * hidden,
+    }
+    assert tuple(totals) == KINDS
+    # gpt-oss model card, arXiv 2508.10925, table 1: MLP 19.12B, attention 0.64B, both embeddings 1.16B.
+    totals = by_kind(counted(built("gpt-oss-20b")))
+    assert f"{(totals['routed experts'] + totals['router']) / 1e9:.2f}" == "19.12"
+    assert f"{totals['attention'] / 1e9:.2f}" == "0.64"
+    assert f"{(totals['embedding'] + totals['head']) / 1e9:.2f}" == "1.16"
+
+
+def test_layers_and_order_of_the_parameters() -> None:
+    network = built("qwen1.5-moe-a2.7b")
+    found = counted(network)
+    assert [parameter.name for parameter in found] == [name for name, _ in network.named_parameters()]
+    kinds = {
+        parameter.name.partition(".mlp.")[2]: parameter.kind for parameter in found if parameter.layer == 7
+    }
+    assert kinds["gate.weight"] == "router"
+    assert kinds["shared_expert_gate.weight"] == kinds["shared_expert.up_proj.weight"] == "shared experts"
+    assert kinds["experts.down_proj"] == "routed experts"
+    assert {parameter.kind for parameter in found if parameter.layer is None} == {"embedding", "norm", "head"}
+
+
+def test_a_tied_head_is_counted_once() -> None:
+    totals = by_kind(counted(built("granite-3.1-1b-a400m")))
+    assert totals["head"] == 0
+    assert totals["embedding"] == 49155 * 1024
+
+
+def test_a_parameter_in_an_unknown_place_is_no_guess() -> None:
+    config = published.config("granite-3.1-1b-a400m")
+    config.num_hidden_layers = 1
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+        network.model.extra = nn.Linear(2, 2)
+    with pytest.raises(ValueError, match=r"model\.extra\.weight is none of"):
+        counted(network)
+
+
+def test_unknown_names_are_refused_with_those_there_are() -> None:
+    with pytest.raises(UserError, match="no published model is called 'olmoe'") as caught:
+        published.published_model("olmoe")
+    assert all(name in str(caught.value.fix) for name in published.names())
