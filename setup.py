@@ -42,6 +42,7 @@ setup(
     install_requires=[
         "torch>=2.9",
         "transformers>=5.20,<6",
+        "huggingface-hub>=1.31",
         "deepspeed>=0.19.8,<0.20",
         "accelerate>=1.10",
         "datasets>=4.0",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -155,3 +157,14 @@ def test_unknown_names_are_refused_with_those_there_are() -> None:
     with pytest.raises(UserError, match="no published model is called 'olmoe'") as caught:
         published.published_model("olmoe")
     assert all(name in str(caught.value.fix) for name in published.names())
+
+
+def test_the_page_shows_what_the_families_and_configs_say() -> None:
+    docs = Path(__file__).resolve().parents[2] / "docs"
+    spec = importlib.util.spec_from_file_location("model_tables", docs / "model_tables.py")
+    assert spec is not None and spec.loader is not None
+    printer = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(printer)
+    page = (docs / "models.md").read_text()
+    for table in printer.tables({name: built(name) for name in published.names()}):
+        assert table in page, f"docs/models.md lacks what python docs/model_tables.py prints:\n{table}"
