@@ -72,7 +72,11 @@ class CheckpointFiles:
                 f"model.path: {model.path} has neither {WHOLE} nor {INDEX}",
                 "use a checkpoint in the safetensors format",
             )
-        self.keys = read_json(index).get("weight_map", {})
+        content = read_json(index)
+        placed = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+            raise UserError(f"model.path: {index} has no weight_map", _COMPLETE)
+        self.keys = placed
 
     @cached_property
     def config(self) -> Any:
@@ -135,21 +139,54 @@ class CheckpointFiles:
         """Bytes in the files of all tensors whose key starts with `prefix`."""
         return sum(self.stored(key).size for key in self.under(prefix))
 
+    @property
+    def is_local(self) -> bool:
+        """Whether all files are here, so that looking at one fetches nothing."""
+        return Path(checkpoint(self.model)).is_dir()
+
+    def check_shards(self) -> None:
+        """Open every file and look for every tensor in it.
+
+        Raises UserError that names each file that is absent or damaged, and each that lacks a tensor which
+        the index places there.
+        """
+        problems = []
+        for name in sorted(set(self.keys.values())):
+            try:
+                header = self._header(name)
+            except UserError as error:
+                problems.append(error.message)
+                continue
+            lost = [key for key, place in self.keys.items() if place == name and key not in header]
+            if lost:
+                problems.append(
+                    f"model.path: {name} of {self.model.path} lacks {lost[0]}, which the index places there"
+                    + (f", and {len(lost) - 1} more" if len(lost) > 1 else "")
+                )
+        if problems:
+            raise UserError("\n".join(problems), _COMPLETE)
+
     def read(self, key: str) -> torch.Tensor:
         """The tensor of that key, on the CPU in its stored type, in memory of its own.
 
         Raises UserError where the file ends too early.
         """
         place = self.stored(key)
-        tensor = torch.empty(place.shape, dtype=place.dtype)
-        values: Any = tensor.reshape(-1).view(torch.uint8).numpy() if place.size else b""
+        return self.read_flat(key, 0, prod(place.shape)).reshape(place.shape)
+
+    def read_flat(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """Values `start` to `stop` - 1 of the flattened tensor, as `read` does; no other byte is read."""
+        place = self.stored(key)
+        tensor = torch.empty(stop - start, dtype=place.dtype)
+        size, begin = tensor.nbytes, place.start + start * place.dtype.itemsize
+        values: Any = tensor.view(torch.uint8).numpy() if size else b""
         buffer = memoryview(values)
         done = 0
         try:
             handle = os.open(place.file, os.O_RDONLY)
             try:
-                while done < place.size:
-                    count = os.preadv(handle, [buffer[done:]], place.start + done)
+                while done < size:
+                    count = os.preadv(handle, [buffer[done:]], begin + done)
                     if not count:
                         raise EOFError(f"it ends within {key}")
                     done += count
@@ -161,13 +198,10 @@ class CheckpointFiles:
 
 
 def _typed_places(path: Path) -> dict[str, StoredTensor]:
-    """Places of the tensors in a file, whose sizes must be what shapes and types take."""
+    """Places of the tensors in a file, whose types torch must have."""
     tensors = {}
     for key, place in read_header(path)[1].items():
         if place.dtype not in _DTYPES:
             raise ValueError(f"{key} has the type {place.dtype}, which is not supported")
-        tensor = StoredTensor(path, _DTYPES[place.dtype], place.shape, place.start)
-        if tensor.size != place.size:
-            raise ValueError(f"{key} does not fit in it")
-        tensors[key] = tensor
+        tensors[key] = StoredTensor(path, _DTYPES[place.dtype], place.shape, place.start)
     return tensors

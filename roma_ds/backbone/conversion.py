@@ -1,7 +1,7 @@
 """Tensors of a checkpoint as a transformers network wants them: renamed, fused, in its types.
 
 transformers' own rules say what becomes of what; they are applied target by target, and lists of experts
-piece by piece, so that little more than the finished tensors is in memory.
+piece by piece, so that little more than what is asked for is read and in memory.
 """
 
 from __future__ import annotations
@@ -9,15 +9,30 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 
-from roma_ds.errors import UserError
-
 PIECE_BYTES = 1 << 20
 """Of experts fused at once: larger pieces are no faster, and the allocator keeps the memory they took."""
+READ_BYTES = 1 << 22
+"""Of a tensor read at once that is taken as it is."""
 Read = Callable[[str], torch.Tensor]
+Piece = tuple[str, int, torch.Tensor]
+"""Name of a tensor of the network, number of the first value in the flattened tensor, values."""
+
+
+class Stored(Protocol):
+    """Stored tensors by local key."""
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """Of the tensor."""
+
+    def read(self, key: str) -> torch.Tensor:
+        """The tensor, in its stored type."""
+
+    def read_flat(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """Values `start` to `stop` - 1 of the flattened tensor."""
 
 
 @dataclass
@@ -65,49 +80,72 @@ class Conversion:
     def _rule(self, pattern: str) -> Any:
         return next(rule for rule in self.converters if pattern in rule.source_patterns)
 
-    def convert(
-        self, target: Target, read: Read, wanted: Mapping[str, torch.Tensor]
-    ) -> Iterator[tuple[str, torch.Tensor]]:
-        """(name, tensor) of all that `target`'s sources give, on the CPU, in the types of `wanted`.
+    def problem(self, target: Target, stored: Stored, wanted: Mapping[str, torch.Tensor]) -> str | None:
+        """What keeps `target` from being made as `wanted` has it, in words; no value is read."""
+        like, (rule, lists) = wanted[target.name], self._made_by(target)
+        if rule is None:
+            shape = stored.shape(target.sources[None][-1])
+            return _unlike(target.name, shape, like)
+        counts = {pattern: len(lists.get(pattern, ())) for pattern in rule.source_patterns}
+        if len(set(counts.values())) > 1:
+            parts = ", ".join(f"{count} of {pattern}" for pattern, count in counts.items())
+            return f"{target.name} is made from {parts}"
+        experts = counts[rule.source_patterns[0]]
+        if _piecewise(rule) and experts != like.shape[0]:
+            return f"{target.name} has {experts} experts, the config says {like.shape[0]}"
 
-        read: gives a stored tensor by its local key. Raises UserError where sources are not complete.
+        def empty(key: str) -> torch.Tensor:
+            return torch.empty(stored.shape(key), dtype=like.dtype, device="meta")
+
+        try:
+            made = dict(self._applied(rule, target, lists, empty))
+        except (RuntimeError, ValueError, IndexError) as error:
+            return f"{target.name} cannot be made from its parts: {str(error).splitlines()[0]}"
+        found = (_unlike(name, tuple(made[name].shape), wanted[name]) for name in made if name in wanted)
+        return next((text for text in found if text is not None), None)
+
+    def pieces(
+        self,
+        target: Target,
+        stored: Stored,
+        wanted: Mapping[str, torch.Tensor],
+        spans: Sequence[tuple[int, int]],
+    ) -> Iterator[Piece]:
+        """What `target`'s sources give, on the CPU, in the types of `wanted`.
+
+        spans: (start, stop) of what is needed of the flattened target, which the pieces cover. Experts that
+        are fused come whole, and all of what no other rule can make in parts.
         """
-        like = wanted[target.name]
+        like, (rule, lists) = wanted[target.name], self._made_by(target)
+        if rule is None:
+            key, step = target.sources[None][-1], READ_BYTES // like.itemsize
+            for start, stop in spans:
+                for first in range(start, stop, step):
+                    values = stored.read_flat(key, first, min(first + step, stop))
+                    yield target.name, first, values.to(like.dtype)
+            return
 
         def typed(key: str) -> torch.Tensor:
-            return read(key).to(like.dtype)
+            return stored.read(key).to(like.dtype)
 
-        patterns = [pattern for pattern in target.sources if pattern is not None]
-        if not patterns:
-            yield target.name, typed(target.sources[None][-1])
-            return
-        rule = self._rule(patterns[0])
-        lists = {pattern: target.sources[pattern] for pattern in patterns}
-        absent = set(rule.source_patterns) - set(patterns)
-        if absent or len({len(keys) for keys in lists.values()}) > 1:
-            raise UserError(
-                f"the checkpoint does not have all tensors that {target.name} is made from: "
-                + ", ".join(
-                    f"{len(lists.get(pattern, ()))} of {pattern}" for pattern in rule.source_patterns
-                ),
-                "use a complete checkpoint that belongs to this config.json",
-            )
         if not _piecewise(rule):
-            yield from self._applied(rule, target, lists, typed)
+            for name, value in self._applied(rule, target, lists, typed):
+                yield name, 0, value.reshape(-1)
             return
-        count = len(lists[patterns[0]])
-        if count != like.shape[0]:
-            raise UserError(
-                f"the checkpoint has {count} parts of {target.name}, the model needs {like.shape[0]}",
-                "use a complete checkpoint that belongs to this config.json",
-            )
-        whole = torch.empty(like.shape, dtype=like.dtype)
-        step = max(1, count * PIECE_BYTES // max(1, whole.nbytes))
-        for start in range(0, count, step):
-            some = {pattern: keys[start : start + step] for pattern, keys in lists.items()}
-            for _, piece in self._applied(rule, target, some, typed):
-                whole[start : start + step].copy_(piece)
-        yield target.name, whole
+        expert = like[0].numel()
+        step = max(1, PIECE_BYTES // max(1, expert * like.itemsize))
+        for start, stop in spans:
+            behind = -(-stop // expert)
+            for first in range(start // expert, behind, step):
+                last = min(first + step, behind)
+                some = {pattern: keys[first:last] for pattern, keys in lists.items()}
+                for _, piece in self._applied(rule, target, some, typed):
+                    yield target.name, first * expert, piece.reshape(-1)
+
+    def _made_by(self, target: Target) -> tuple[Any, dict[str, list[str]]]:
+        """The rule that makes `target`, None where it is taken as it is, and its local keys by pattern."""
+        lists = {pattern: keys for pattern, keys in target.sources.items() if pattern is not None}
+        return (self._rule(next(iter(lists))) if lists else None), lists
 
     def _applied(
         self, rule: Any, target: Target, lists: Mapping[str, list[str]], typed: Read
@@ -119,6 +157,11 @@ class Conversion:
         made = rule.convert(target.name, model=self.network, config=self.network.config)
         for name, value in made.items():
             yield name, value[0] if isinstance(value, list) else value
+
+
+def _unlike(name: str, shape: tuple[int, ...], like: torch.Tensor) -> str | None:
+    wanted = tuple(like.shape)
+    return None if shape == wanted else f"{name} has shape {shape}, the config says {wanted}"
 
 
 def _piecewise(rule: Any) -> bool:

@@ -11,14 +11,15 @@ import torch
 
 from roma_ds.backbone.batches import Batch, in_batches
 from roma_ds.backbone.blueprint import blueprint
+from roma_ds.backbone.checkpoint_files import CheckpointFiles
 from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.feed import Feed
 from roma_ds.backbone.found import Record
-from roma_ds.backbone.loading import load_model
 from roma_ds.backbone.prefix_cache import PrefixCache
 from roma_ds.backbone.release import release, return_freed_memory
 from roma_ds.backbone.request_set import read_results, requests_of
 from roma_ds.backbone.routed import RoutedLM, RoutedOutput, exact_buffers
+from roma_ds.backbone.router_check import check_routers
 from roma_ds.backbone.scores import Scores
 from roma_ds.backbone.span import Span, load_span
 from roma_ds.comm import World, agreement
@@ -42,12 +43,10 @@ def load_part(
 
     depth: layers of the whole.
     """
-    if first is None:
-        network = load_model(model, zero3, world.device)
-    else:
-        network = load_span(model, Span.suffix(first, depth), zero3, world.device, world)
+    network = load_span(model, Span.suffix(first or 0, depth), zero3, world.device, world)
     with agreement(world):
         layout = detect(network).shifted(first or 0)
+        check_routers(network, layout, CheckpointFiles(model), world.rank)
     return network, layout
 
 

@@ -1,4 +1,4 @@
-"""Load a checkpoint as it is, whole or partitioned by ZeRO-3, and refuse one that does not fit."""
+"""Config and tokenizer of a checkpoint, and what to say where it cannot be loaded."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
 from roma_ds.config import ModelConfig
 from roma_ds.errors import EnvironmentFault, UserError
-from roma_ds.storage.atomic import read_json
+from roma_ds.families.own_models import register_own_models
 
 PACKAGED = Path(__file__).parent.parent / "demo" / "model"
 
@@ -22,7 +23,9 @@ def checkpoint(model: ModelConfig) -> str:
 
 
 def _explain(error: Exception, model: ModelConfig) -> Exception:
-    text = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
+    # Of transformers' checks of a config the first line only names the check.
+    text = " ".join(lines) if isinstance(error, StrictDataclassError) else lines[0]
     if Path(checkpoint(model)).exists():
         return UserError(
             f"model.path: {model.path} cannot be loaded: {text}", "check the files of the checkpoint"
@@ -37,11 +40,12 @@ def load_config(model: ModelConfig) -> Any:
     """The transformers config of the checkpoint, without weights. Raises UserError when it is not there."""
     from transformers import AutoConfig
 
+    register_own_models()
     try:
         return AutoConfig.from_pretrained(
             checkpoint(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
         raise _explain(error, model) from error
 
 
@@ -49,31 +53,13 @@ def load_tokenizer(model: ModelConfig) -> Any:
     """The checkpoint's tokenizer. Raises UserError when it is not there."""
     from transformers import AutoTokenizer
 
+    register_own_models()
     try:
         return AutoTokenizer.from_pretrained(
             checkpoint(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise _explain(error, model) from error
-
-
-def check_files(model: ModelConfig) -> None:
-    """Raises UserError when a local checkpoint names weight files that are not there.
-
-    For every rank to call before loading, which under ZeRO-3 is a collective and must not fail on one alone.
-    """
-    folder = Path(checkpoint(model))
-    index = folder / "model.safetensors.index.json"
-    if not folder.is_dir() or not index.exists():
-        return
-    shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-    missing = [shard for shard in shards if not (folder / shard).exists()]
-    if missing:
-        raise UserError(
-            f"model.path: {index} names {missing[0]}, which is not there "
-            f"({len(missing)} of {len(shards)} files are missing)",
-            "complete the checkpoint",
-        )
 
 
 @contextmanager
@@ -89,44 +75,3 @@ def memory_faults(model: ModelConfig) -> Iterator[None]:
         raise EnvironmentFault(
             f"not enough memory to load {model.path}: {error}", "use more ranks, or collect.engine=stream"
         ) from error
-
-
-def load_model(model: ModelConfig, zero3: dict[str, Any] | None, device: torch.device) -> Any:
-    """The causal LM with every parameter frozen, in eval mode.
-
-    With `zero3`, a resolved DeepSpeed config of stage 3, weights are partitioned over the ranks while
-    they are read (transformers' zero.Init path); otherwise they are placed on `device`.
-
-    Raises UserError when tensors are missing or the checkpoint cannot be read, EnvironmentFault when
-    memory does not suffice.
-    """
-    from transformers import AutoModelForCausalLM
-    from transformers.integrations import HfDeepSpeedConfig
-
-    # transformers looks this object up through a weak reference: it must outlive from_pretrained.
-    partitioning = HfDeepSpeedConfig(zero3) if zero3 is not None else None
-    try:
-        with memory_faults(model):
-            network, report = AutoModelForCausalLM.from_pretrained(
-                checkpoint(model),
-                revision=model.revision,
-                trust_remote_code=model.trust_remote_code,
-                dtype=getattr(torch, model.dtype),
-                output_loading_info=True,
-            )
-    except (OSError, ValueError, KeyError) as error:
-        raise _explain(error, model) from error
-    finally:
-        del partitioning
-    missing = sorted(report["missing_keys"])
-    if missing:
-        raise UserError(
-            f"{model.path} lacks {len(missing)} tensors that the model needs, first {missing[0]}",
-            "use a complete checkpoint that belongs to this config.json",
-        )
-    for parameter in network.parameters():
-        parameter.requires_grad_(False)
-    network.config.use_cache = False
-    if zero3 is None:
-        network.to(device)
-    return network.eval()

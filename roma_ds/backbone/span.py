@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import nullcontext
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,19 @@ import torch
 from torch import nn
 
 from roma_ds.backbone.checkpoint_files import CheckpointFiles
-from roma_ds.backbone.conversion import Conversion
+from roma_ds.backbone.conversion import Conversion, Target
+from roma_ds.backbone.load_report import LoadReport
 from roma_ds.backbone.loading import load_config, memory_faults
+from roma_ds.backbone.partition import Partition
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import Family, family_of
+from roma_ds.progress import Progress
+
+MB = 1_000_000
+SHOWN_BYTES = 256 * MB
+"""A smaller network is loaded without a progress line."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +60,12 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
             "use the checkpoint in bfloat16 or float32",
         )
     if span is not None:
-        config = family.truncated(config, span.first, span.last)
+        config = family.truncated(config, span.first, span.last, span.embedding)
     with torch.device("meta"):
         network = AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
         )
+    _keep_exact(network, getattr(torch, model.dtype))
     if span is not None and not span.embedding:
         _replace(network, family.embedding, None)
     if span is not None and not span.head:
@@ -83,25 +91,44 @@ def load_span(
 ) -> Any:
     """A transformers causal LM of the span alone, frozen, in eval mode; its layers are numbered from 0.
 
-    Weights are those that `load_model` gives. They are read one decoder layer at a time. With `zero3`, a
-    resolved DeepSpeed config of stage 3, each layer is partitioned over the ranks as soon as it is read: a
-    collective, where with `world` rank 0 alone reads, and an error there is raised on every rank.
+    With `zero3`, a resolved DeepSpeed config of stage 3, the network is partitioned over the ranks while it
+    is read, and each rank reads its own share alone. A collective where `world` is given: an error on one
+    rank is raised on every rank.
 
     Raises UserError when tensors are missing, have other shapes or cannot be read, EnvironmentFault when
     memory does not suffice.
     """
-    with agreement(world) if world is not None and zero3 is not None else nullcontext():
+    partition = Partition(zero3) if zero3 is not None else None
+    with agreement(world) if world is not None else nullcontext():
         loader = SpanLoader(model, span, device)
-    for part in loader.parts():
-        with agreement(world) if world is not None and zero3 is not None else nullcontext():
-            loader.fill(part, values=zero3 is None or world is None or world.is_first)
-        if zero3 is not None:
-            import deepspeed
-
-            deepspeed.zero.Init(
-                module=loader.network.get_submodule(part), config_dict_or_path=deepcopy(zero3)
-            )
+        sizes = {part: loader.size(part) for part in loader.parts()}
+        shown = (world is None or world.is_first) and sum(sizes.values()) >= SHOWN_BYTES
+        with Progress(sum(sizes.values()) // MB, "load", "MB", enabled=shown) as progress:
+            for part, size in sizes.items():
+                loader.fill(part, partition)
+                progress.advance(size // MB)
     return loader.network
+
+
+@dataclass(frozen=True)
+class StoredPart:
+    """The stored tensors of one part of a network, by the names that they have there."""
+
+    files: CheckpointFiles
+    keys: dict[str, str]
+    """Checkpoint keys by local key."""
+
+    def shape(self, key: str) -> tuple[int, ...]:
+        """As `CheckpointFiles.stored` has it."""
+        return self.files.stored(self.keys[key]).shape
+
+    def read(self, key: str) -> torch.Tensor:
+        """As `CheckpointFiles.read`."""
+        return self.files.read(self.keys[key])
+
+    def read_flat(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """As `CheckpointFiles.read_flat`."""
+        return self.files.read_flat(self.keys[key], start, stop)
 
 
 class SpanLoader:
@@ -120,7 +147,7 @@ class SpanLoader:
         self.family: Family = family_of(self.network.config)
         self.conversion = Conversion(self.network)
         _make_rotary(self.network, self.family, device)
-        self._check_keys()
+        self.report().refuse(model.path)
 
     def load(self) -> Any:
         """The network with all its weights. Raises as `load_span` does."""
@@ -137,8 +164,7 @@ class SpanLoader:
             *([self.family.norm, self.family.head] if self.span.head else []),
         ]
 
-    def _stored_keys(self, part: str) -> dict[str, str]:
-        """Checkpoint keys of a part by the name that they have in the network."""
+    def _stored(self, part: str) -> StoredPart:
         stored = part
         if part.startswith(f"{self.family.layers}."):
             number = int(part.rpartition(".")[2])
@@ -148,67 +174,112 @@ class SpanLoader:
         if not keys and part in ends and getattr(self.network.config, "tie_word_embeddings", False):
             other = ends[1 - ends.index(part)]
             keys = {part + key[len(other) :]: key for key in self.files.under(f"{other}.")}
-        return keys
+        return StoredPart(self.files, keys)
 
     def _wanted(self, part: str) -> dict[str, torch.Tensor]:
         module = self.network.get_submodule(part)
         return {f"{part}.{name}": tensor for name, tensor in module.state_dict(keep_vars=True).items()}
 
-    def _check_keys(self) -> None:
-        missing: list[str] = []
-        for part in self.parts():
-            wanted = self._wanted(part)
-            targets = self.conversion.targets(list(self._stored_keys(part)), wanted)
-            found = {name for target in targets for name in self.conversion.names(target)}
-            missing.extend(sorted(wanted.keys() - found))
-        if missing:
-            raise UserError(
-                f"{self.model.path} lacks {len(missing)} tensors that the model needs, first {missing[0]}",
-                "use a complete checkpoint that belongs to this config.json",
-            )
+    def size(self, part: str) -> int:
+        """Bytes of a part in memory, whole."""
+        return sum(tensor.nbytes for tensor in self._wanted(part).values())
 
-    def fill(self, part: str, values: bool = True) -> None:
-        """Give a part its weights; without `values`, memory for them."""
-        wanted = self._wanted(part)
+    def report(self) -> LoadReport:
+        """What keeps this span from being made of the files, and for a whole model what is left of them."""
+        missing: list[str] = []
+        unfit: list[str] = []
+        used: set[str] = set()
+        for part in self.parts():
+            wanted, stored = self._wanted(part), self._stored(part)
+            targets = self.conversion.targets(list(stored.keys), wanted)
+            found = {name for target in targets for name in self.conversion.names(target)}
+            missing.extend(self._in_whole(name) for name in sorted(wanted.keys() - found))
+            problems = (self.conversion.problem(target, stored, wanted) for target in targets)
+            unfit.extend(self._in_whole(text) for text in problems if text is not None)
+            lists = (keys for target in targets for keys in target.sources.values())
+            used.update(stored.keys[key] for keys in lists for key in keys)
+        return LoadReport(tuple(missing), tuple(unfit), tuple(self._left(used)))
+
+    def _left(self, used: set[str]) -> list[str]:
+        """Keys that nothing in the whole model takes, but for those that its class is known to leave."""
+        if self.span != Span.suffix(0, int(self.files.config.num_hidden_layers)):
+            return []
+        known = [*(self.network._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
+        pattern = re.compile("|".join(f"(?:{one})" for one in known))
+        return sorted(key for key in self.files.keys if key not in used and not pattern.search(key))
+
+    def _in_whole(self, text: str) -> str:
+        """`text` that starts with a layer of the span, with the number that it has in the whole model."""
+        head, _, rest = text.removeprefix(f"{self.family.layers}.").partition(".")
+        if not head.isdigit():
+            return text
+        return f"{self.family.layers}.{int(head) + self.span.first}.{rest}"
+
+    def fill(self, part: str, partition: Partition | None = None) -> None:
+        """Give a part its weights, or with `partition` this rank's share of them."""
         if self._is_tied(part):
             self._put(f"{part}.weight", self.network.get_submodule(self.family.embedding).weight)
             return
-        with memory_faults(self.model):
-            if not values:
-                for name, like in wanted.items():
-                    self._put(name, torch.empty(like.shape, dtype=like.dtype, device=self.device))
-                return
-            stored = self._stored_keys(part)
-            for target in self.conversion.targets(list(stored), wanted):
-                made = self.conversion.convert(target, lambda key: self.files.read(stored[key]), wanted)
-                for name, tensor in made:
-                    if tensor.shape != wanted[name].shape:
-                        raise UserError(
-                            f"model.path: {name} of {self.model.path} has shape {tuple(tensor.shape)}, "
-                            f"the model needs {tuple(wanted[name].shape)}",
-                            "use a config.json that belongs to these weights",
-                        )
-                    self._put(name, tensor.to(self.device, wanted[name].dtype))
+        wanted, stored = self._wanted(part), self._stored(part)
+        with memory_faults(self.model), torch.no_grad():
+            for target in self.conversion.targets(list(stored.keys), wanted):
+                self._make(target, stored, wanted, partition)
+
+    def _make(
+        self,
+        target: Target,
+        stored: StoredPart,
+        wanted: dict[str, torch.Tensor],
+        partition: Partition | None,
+    ) -> None:
+        """Put in place what a target's sources give."""
+        made, spans = {}, {}
+        for name in self.conversion.names(target):
+            like = wanted[name]
+            # Where a rank fills only its share on a CPU, the rest of it never becomes resident memory.
+            made[name] = torch.empty(like.shape, dtype=like.dtype, device=self.device)
+            cut = partition is not None and isinstance(like, nn.Parameter)
+            spans[name] = partition.spans(like.numel()) if partition and cut else [(0, like.numel())]
+        for name, first, values in self.conversion.pieces(target, stored, wanted, spans[target.name]):
+            flat = made[name].view(-1)
+            for start, stop in spans[name]:
+                low, high = max(start, first), min(stop, first + len(values))
+                if low < high:
+                    flat[low:high].copy_(values[low - first : high - first])
+        for name, tensor in made.items():
+            put = self._put(name, tensor)
+            if partition is not None and isinstance(put, nn.Parameter):
+                partition.take(put)
 
     def _is_tied(self, part: str) -> bool:
         """Whether the part is a head that is the span's embedding: one tensor in memory, as in the files."""
         if part != self.family.head or not self.span.embedding:
             return False
         tied = getattr(self.network.config, "tie_word_embeddings", False)
-        ends = [list(self._stored_keys(end).values()) for end in (part, self.family.embedding)]
+        ends = [list(self._stored(end).keys.values()) for end in (part, self.family.embedding)]
         return bool(tied) and ends[0] == ends[1]
 
-    def _put(self, name: str, tensor: torch.Tensor) -> None:
+    def _put(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         path, _, own = name.rpartition(".")
         module = self.network.get_submodule(path)
         if own not in module._buffers and not isinstance(tensor, nn.Parameter):
             tensor = nn.Parameter(tensor, requires_grad=False)
         setattr(module, own, tensor)
+        return tensor
 
 
 def _replace(network: Any, path: str, module: nn.Module | None) -> None:
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, module)
+
+
+def _keep_exact(network: Any, dtype: torch.dtype) -> None:
+    """Give the tensors that transformers keeps in float32 beside weights of `dtype` that type, on meta."""
+    plan = network._get_dtype_plan(dtype)
+    for part in (*network.named_parameters(), *network.named_buffers()) if plan else ():
+        for pattern, wanted in plan.items():
+            if re.search(pattern.replace("*", ".*"), part[0]):
+                part[1].data = part[1].data.to(wanted)
 
 
 def _make_rotary(network: Any, family: Family, device: torch.device) -> None:

@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 from roma_ds.backbone.blueprint import blueprint
+from roma_ds.backbone.checkpoint_check import check_checkpoint
+from roma_ds.backbone.checksums import checksums, refuse_changed, sampled_keys
 from roma_ds.backbone.encoding import Prompt, encode
 from roma_ds.backbone.frozen import FrozenModel, is_zero3
-from roma_ds.backbone.loading import check_files, checkpoint, load_config, load_tokenizer
+from roma_ds.backbone.loading import checkpoint, load_config, load_tokenizer
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
 from roma_ds.data.store import load_samples
+from roma_ds.errors import UserError
 from roma_ds.families import family_of
 from roma_ds.pipeline.folders import Folders
 from roma_ds.pipeline.prefixes import Part, Prefixes
@@ -43,7 +46,7 @@ class Session:
             model_config = load_config(run.model)
             self.family = family_of(model_config)
             self.tokenizer = load_tokenizer(run.model)
-            check_files(run.model)
+            self.files = check_checkpoint(run.model)
             self.whole = blueprint(run.model)
         commit = getattr(model_config, "_commit_hash", None)
         location = Path(checkpoint(run.model))
@@ -52,6 +55,35 @@ class Session:
             if location.is_dir()
             else fingerprint.of_json([str(location), commit])
         )
+        self._refuse_changed_weights()
+
+    def _refuse_changed_weights(self) -> None:
+        """Compare sampled weights with those that routing was collected from; each host looks at its own."""
+        recorded: dict[str, str] = self.world.from_first(self._recorded_sums() if self.world.is_first else {})
+        ranks = self.world.ranks
+        with agreement(self.world):
+            refuse_changed(self.files, recorded, sorted(recorded)[ranks.local_rank :: ranks.local_world_size])
+
+    def _recorded_sums(self) -> dict[str, str]:
+        """Of the checkpoint as it is here; none where nothing was collected from it."""
+        record = self.folders.record("collect")
+        if not record.path.exists():
+            return {}
+        try:
+            content = record.read()
+            mine = content["inputs"]["model"] == self.model_hash
+            return dict(content["extra"].get("checksums", {})) if mine else {}
+        except (UserError, KeyError, TypeError, ValueError, AttributeError):
+            # The collection says itself that its record is damaged.
+            return {}
+
+    def checksums(self) -> dict[str, str]:
+        """SHA-256 of sampled weights by checkpoint key, on every rank; each rank reads some."""
+        with agreement(self.world):
+            keys = sampled_keys(self.files, self.whole.layout)
+            mine = checksums(self.files, keys[self.world.rank :: self.world.size])
+        parts = self.world.gather_objects(mine)
+        return {key: value for part in parts for key, value in part.items()}
 
     def say(self, text: str) -> None:
         """Print on rank 0."""

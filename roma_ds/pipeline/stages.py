@@ -86,7 +86,7 @@ def collect_stage(session: Session) -> None:
             f"collect: {facts['successful']} of {facts['samples']} training samples answered right"
             f" ({100 * facts['accuracy']:.1f}%)"
         )
-        return facts
+        return {**facts, "checksums": session.checksums()}
 
     session.stage("collect", folders.record("collect"), inputs, COLLECT_OUTPUTS, work, cache="collect")
     session.prefixes.forget_unfinished("collect")

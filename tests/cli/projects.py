@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import random
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -201,6 +203,25 @@ def run_command(command: Sequence[str], cwd: Path, timeout_s: float = 280) -> Fi
 def roma_ds(*arguments: str, cwd: Path, timeout_s: float = 280) -> Finished:
     """`roma-ds ...` as a user types it."""
     return run_command([str(BIN / "roma-ds"), *arguments], cwd, timeout_s)
+
+
+def roma_ds_here(arguments: Sequence[str]) -> Finished:
+    """The same within this process, on one rank: what is only refused needs no process of its own."""
+    from roma_ds.cli.main import main
+
+    out, err, before = io.StringIO(), io.StringIO(), dict(os.environ)
+    handlers = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        with redirect_stdout(out), redirect_stderr(err):
+            code = main(list(arguments))
+    finally:
+        # A run takes over signals and variables.
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for name in os.environ.keys() - before.keys():
+            del os.environ[name]
+        os.environ.update(before)
+    return Finished(code, out.getvalue(), err.getvalue())
 
 
 def contents(folder: Path, without: Sequence[str] = DESCRIPTIONS) -> dict[str, str]:

@@ -11,11 +11,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from tiny_runs import model_config
+from tiny_runs import model_config, stock_network
 
 from roma_ds.backbone.batches import collate
 from roma_ds.backbone.encoding import Encoded
-from roma_ds.backbone.loading import load_model
 from roma_ds.backbone.routed import RoutedLM
 from roma_ds.errors import UserError
 from roma_ds.families import detect
@@ -149,7 +148,7 @@ def test_gradient_at_the_routers_of_a_real_model_equals_finite_differences(
     tiny_model: Path, tokens: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the network: a router also moves the hidden states that later routers see."""
-    network = load_model(model_config(tiny_model), None, CPU).double()
+    network = stock_network(model_config(tiny_model)).double()
     network.config._experts_implementation = "eager"
     # Norms and routers compute in torch.float32 by name, too coarse for differences.
     monkeypatch.setattr(torch, "float32", torch.float64)

@@ -5,12 +5,11 @@ from typing import Any
 
 import pytest
 import torch
-from tiny_runs import model_config
+from tiny_runs import model_config, stock_network
 from transformers import AutoModelForCausalLM
 
 from roma_ds.backbone.batches import TOKEN_CHOICES, Batch, collate, routing_positions
 from roma_ds.backbone.encoding import Encoded
-from roma_ds.backbone.loading import load_model
 from roma_ds.backbone.routed import RoutedLM, RoutedOutput
 from roma_ds.families import detect
 
@@ -24,7 +23,7 @@ SEQUENCES = [
 
 
 def routed_model(folder: Path) -> RoutedLM:
-    network = load_model(model_config(folder), None, CPU)
+    network = stock_network(model_config(folder))
     layout = detect(network)
     return RoutedLM(network, layout, layout.layers).attach()
 
@@ -140,7 +139,7 @@ def test_load_counts_the_choices_of_tokens_in_the_last_layer_of_those_read(
 
 def test_only_the_chosen_layers_are_read(tiny_model: Path) -> None:
     whole = run(routed_model(tiny_model), collate(SEQUENCES, "last1"))
-    network = load_model(model_config(tiny_model), None, CPU)
+    network = stock_network(model_config(tiny_model))
     chosen = RoutedLM(network, detect(network), (1, 3)).attach()
     part = run(chosen, collate(SEQUENCES, "last1"))
     torch.testing.assert_close(part.routing, whole.routing[:, [1, 3]], rtol=0, atol=0)
@@ -172,7 +171,7 @@ def test_the_loaded_network_is_frozen_and_routing_carries_a_gradient(routed: Rou
 
 
 def test_routers_may_run_in_bfloat16(tiny_model: Path) -> None:
-    network = load_model(model_config(tiny_model, "bfloat16"), None, CPU)
+    network = stock_network(model_config(tiny_model, "bfloat16"))
     layout = detect(network)
     output = run(RoutedLM(network, layout, layout.layers).attach(), collate(SEQUENCES, "last1"))
     assert output.routing.dtype == output.logits.dtype == torch.float32

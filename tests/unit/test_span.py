@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from tiny_runs import stock_network
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from roma_ds.backbone.checkpoint_files import CheckpointFiles
 from roma_ds.backbone.conversion import Conversion
-from roma_ds.backbone.loading import load_model
 from roma_ds.backbone.span import Span, load_span, skeleton, total_parameters
 from roma_ds.config import ModelConfig
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.families import detect, family_of
+from roma_ds.families.dense_layers import NoDenseLayers
 from roma_ds.testing.tiny_models import save_tiny
 
 CPU = torch.device("cpu")
@@ -54,7 +55,7 @@ def renamed(name: str, first: int) -> str:
 
 
 def assert_equal_to_whole(folder: Path, span: Span, dtype: str = "float32") -> Any:
-    whole = load_model(configured(folder, dtype), None, CPU)
+    whole = stock_network(configured(folder, dtype))
     network = load_span(configured(folder, dtype), span, None, CPU)
     wanted, found = whole.state_dict(), network.state_dict()
     for name, tensor in found.items():
@@ -65,7 +66,8 @@ def assert_equal_to_whole(folder: Path, span: Span, dtype: str = "float32") -> A
         for number in range(span.last - span.first)
         for name in whole.base_model.layers[0].state_dict()
     }
-    assert sum(".layers." in name for name in found) == len(layers) or family_of(whole.config).dense_attribute
+    all_sparse = isinstance(family_of(whole.config).dense, NoDenseLayers)
+    assert not all_sparse or sum(".layers." in name for name in found) == len(layers)
     assert ("model.embed_tokens.weight" in found) == span.embedding
     assert ("lm_head.weight" in found) == ("model.norm.weight" in found) == span.head
     assert not any(parameter.requires_grad for parameter in network.parameters())
@@ -93,7 +95,7 @@ def test_sharded_checkpoints_in_either_type(model_type: str, saved: str, tmp_pat
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_positions_are_computed_in_float32(tiny_model: Path, dtype: str) -> None:
-    whole = load_model(configured(tiny_model, dtype), None, CPU)
+    whole = stock_network(configured(tiny_model, dtype))
     network = load_span(configured(tiny_model, dtype), Span.suffix(3, DEPTH), None, CPU)
     for name, buffer in whole.named_buffers():
         found = network.get_buffer(name)
@@ -106,7 +108,7 @@ def test_two_spans_in_turn_are_the_whole_network(tiny_model: Path, cut: int) -> 
     torch.manual_seed(0)
     tokens = torch.randint(0, 100, (2, 11))
     positions = torch.arange(11)[None]
-    whole = load_model(configured(tiny_model), None, CPU)
+    whole = stock_network(configured(tiny_model))
     before = load_span(configured(tiny_model), Span(0, cut, embedding=True, head=False), None, CPU)
     after = load_span(configured(tiny_model), Span(cut, DEPTH, embedding=False, head=True), None, CPU)
     with torch.no_grad():
@@ -128,7 +130,7 @@ def test_two_spans_in_turn_are_the_whole_network(tiny_model: Path, cut: int) -> 
 )
 def test_dense_layers_stay_where_they_are(tiny_qwen3: Path, changes: dict[str, Any], tmp_path: Path) -> None:
     folder = changed(tiny_qwen3, tmp_path, **changes)
-    whole = load_model(configured(folder), None, CPU)
+    whole = stock_network(configured(folder))
     depth = whole.config.num_hidden_layers
     routers = detect(whole).layers
     assert len(routers) < depth
@@ -180,8 +182,10 @@ def test_the_prefix_is_never_read(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_only_the_span_s_tensors_are_read(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    read = CheckpointFiles.read
-    monkeypatch.setattr(CheckpointFiles, "read", lambda files, key: seen.append(key) or read(files, key))
+    read = CheckpointFiles.read_flat
+    monkeypatch.setattr(
+        CheckpointFiles, "read_flat", lambda files, key, *span: seen.append(key) or read(files, key, *span)
+    )
     load_span(configured(tiny_model), Span(1, 3, embedding=False, head=False), None, CPU)
     assert len(seen) == len(set(seen))
     assert {key.split(".")[2] for key in seen} == {"1", "2"}
@@ -192,11 +196,15 @@ def test_only_the_span_s_tensors_are_read(tiny_model: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("key", "message"),
     [
-        ("model.layers.2.input_layernorm.weight", "lacks 1 tensors that the model needs, first"),
-        ("model.norm.weight", "first model.norm.weight"),
-        ("lm_head.weight", "first lm_head.weight"),
-        ("model.layers.3.mlp.experts.5.up_proj.weight", "8 of .*7 of"),
-        ("model.layers.3.mlp.experts.5.down_proj.weight", "7 parts of .*needs 8"),
+        (
+            "model.layers.2.input_layernorm.weight",
+            "1 tensors are missing: model.layers.2.input_layernorm.weight",
+        ),
+        ("model.layers.3.mlp.gate.weight", "1 tensors are missing: model.layers.3.mlp.gate.weight"),
+        ("model.norm.weight", "missing: model.norm.weight"),
+        ("lm_head.weight", "missing: lm_head.weight"),
+        ("model.layers.3.mlp.experts.5.up_proj.weight", "model.layers.3.*8 of .*7 of"),
+        ("model.layers.3.mlp.experts.5.down_proj.weight", "model.layers.3.*has 7 experts, .* 8"),
     ],
 )
 def test_missing_tensors_are_refused(tiny_model: Path, key: str, message: str, tmp_path: Path) -> None:
@@ -216,7 +224,7 @@ def test_weights_of_another_shape_are_refused(tiny_model: Path, tmp_path: Path) 
     tensors = load_file(folder / "model.safetensors")
     tensors["model.layers.1.self_attn.q_proj.weight"] = torch.zeros(3, 5)
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match=r"q_proj.weight .* has shape \(3, 5\), the model needs \(32, 32\)"):
+    with pytest.raises(UserError, match=r"q_proj.weight has shape \(3, 5\), the config says \(32, 32\)"):
         load_span(configured(folder), Span.suffix(0, DEPTH), None, CPU)
 
 
@@ -250,10 +258,10 @@ def test_quantized_weights_are_refused(tiny_olmoe: Path, tmp_path: Path) -> None
 def test_too_little_memory_is_a_fault_of_the_environment(
     tiny_olmoe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(files: CheckpointFiles, key: str) -> torch.Tensor:
+    def full(files: CheckpointFiles, key: str, start: int, stop: int) -> torch.Tensor:
         return torch.empty(1 << 55, dtype=torch.uint8)
 
-    monkeypatch.setattr(CheckpointFiles, "read", full)
+    monkeypatch.setattr(CheckpointFiles, "read_flat", full)
     with pytest.raises(EnvironmentFault, match="not enough memory"):
         load_span(configured(tiny_olmoe), Span.suffix(3, DEPTH), None, CPU)
 
@@ -262,7 +270,10 @@ def test_files_read_as_the_library_reads_them(tiny_model: Path, tmp_path: Path) 
     files = CheckpointFiles(configured(tiny_model))
     stored = load_file(tiny_model / "model.safetensors")
     assert set(files.keys) == set(stored)
-    assert all(torch.equal(files.read(key), tensor) for key, tensor in stored.items())
+    for key, tensor in stored.items():
+        assert torch.equal(files.read(key), tensor)
+        part = files.read_flat(key, 3, 8)
+        assert torch.equal(part, tensor.reshape(-1)[3:8]) and part.untyped_storage().nbytes() == part.nbytes
     layer = "model.layers.1."
     wanted = sum(tensor.nbytes for key, tensor in stored.items() if key.startswith(layer))
     assert files.bytes_of(layer) == wanted
@@ -293,14 +304,15 @@ def test_experts_are_fused_alike_in_pieces_of_any_size(
         return applied(*arguments)
 
     monkeypatch.setattr(Conversion, "_applied", counted)
+    monkeypatch.setattr(Conversion, "problem", lambda *arguments: None)
     assert_equal_to_whole(tiny_model, Span.suffix(3, DEPTH))
     assert max(sizes) == {1: 1, 1 << 30: 8}.get(piece_bytes, max(sizes))
     assert len(sizes) >= 2
 
 
 def test_parameters_are_counted_without_weights(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = load_model(configured(tiny_model), None, CPU)
-    monkeypatch.setattr(CheckpointFiles, "read", None)
+    whole = stock_network(configured(tiny_model))
+    monkeypatch.setattr(CheckpointFiles, "read_flat", None)
     assert total_parameters(configured(tiny_model)) == sum(p.numel() for p in whole.parameters())
     assert all(tensor.is_meta for tensor in skeleton(configured(tiny_model)).parameters())
     assert detect(skeleton(configured(tiny_model))) == detect(whole)

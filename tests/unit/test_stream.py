@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from tiny_runs import stock_network
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from roma_ds.backbone import activations
@@ -20,7 +21,6 @@ from roma_ds.backbone.batches import collate, in_batches
 from roma_ds.backbone.blueprint import blueprint
 from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.found import COLUMNS, Found
-from roma_ds.backbone.loading import load_model
 from roma_ds.backbone.prefix_cache import PrefixCache, open_plan, plan_cache
 from roma_ds.backbone.request_set import read_results, requests_of
 from roma_ds.backbone.routed import RoutedLM
@@ -95,7 +95,7 @@ class Setting:
 
     def resident(self) -> tuple[Found, dict[int, torch.Tensor]]:
         """What the whole network gives on the same batches, and the hidden states by sequence."""
-        network = load_model(self.model, None, CPU)
+        network = stock_network(self.model)
         routed = RoutedLM(network, self.whole.layout, self.whole.layout.layers)
         routed.capture(self.first)
         routed.attach()
@@ -368,9 +368,9 @@ def test_memory_is_given_back_without_the_collector(
     counts: list[int] = []
     fill = SpanLoader.fill
 
-    def noted(loader: SpanLoader, part: str, values: bool = True) -> None:
+    def noted(loader: SpanLoader, part: str) -> None:
         counts.append(sum(storage() is not None for storage in seen))
-        fill(loader, part, values)
+        fill(loader, part)
         for parameter in loader.network.get_submodule(part).parameters():
             if parameter.ndim == 3:
                 memory = parameter.detach().numpy()
@@ -475,7 +475,7 @@ def test_a_missing_layer_is_said(setting: Setting, tiny_model: Path, tmp_path: P
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.2.mlp.gate.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-    with pytest.raises(UserError, match="lacks 1 tensors"):
+    with pytest.raises(UserError, match=r"1 tensors are missing: model\.layers\.2\.mlp\.gate\.weight"):
         setting.streamed(model=ModelConfig(path=str(folder), dtype="float32")).run()
 
 

@@ -58,6 +58,16 @@ def model_config(folder: Path, dtype: Any = "float32") -> ModelConfig:
     return ModelConfig(path=str(folder), dtype=dtype)
 
 
+def stock_network(model: ModelConfig) -> Any:
+    """The model as transformers itself loads it, frozen: what our own loading is held against."""
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    network = AutoModelForCausalLM.from_pretrained(model.path, dtype=getattr(torch, model.dtype)).eval()
+    network.config.use_cache = False
+    return network.requires_grad_(False)
+
+
 def tiny_run(model: Path, folder: Path, *overrides: str) -> RunConfig:
     """A float32 run on `model` at ZeRO stage 0; its data files need not exist."""
     text = f"""\

@@ -1,0 +1,43 @@
+"""Parameters cut over the ranks by ZeRO-3 while they are made, each rank knowing its own share alone."""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class Partition:
+    """How ZeRO-3 cuts each parameter: flat, padded to a multiple of the ranks, one share a rank."""
+
+    def __init__(self, zero3: dict[str, Any]) -> None:
+        """zero3: a resolved DeepSpeed config of stage 3. A collective."""
+        import deepspeed
+
+        self._init: Any = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=deepcopy(zero3))
+
+    def spans(self, size: int) -> list[tuple[int, int]]:
+        """(start, stop) of the values that this rank keeps of a flattened parameter with `size` of them."""
+        init = self._init
+        shares = [(init.rank, init.dp_world_size)]
+        if init.zero_param_process_group is not None:
+            # ZeRO++ keeps a second, larger share, for gathering within a group of ranks.
+            shares.append((init.rank_in_group, init.num_ranks_in_param_group))
+        padded = -(-size // init.dp_world_size) * init.dp_world_size
+        found = []
+        for rank, ranks in shares:
+            share = padded // ranks
+            found.append((min(size, rank * share), min(size, (rank + 1) * share)))
+        return [(start, stop) for start, stop in dict.fromkeys(found) if start < stop]
+
+    def take(self, parameter: nn.Parameter) -> None:
+        """Keep this rank's share of a parameter and free the rest, of which no value is looked at.
+
+        What deepspeed.zero.Init does with a parameter, without sending rank 0's values to all. No collective.
+        """
+        self._init._convert_to_deepspeed_param(parameter)
+        partitioned: Any = parameter
+        with torch.no_grad():
+            partitioned.partition()
