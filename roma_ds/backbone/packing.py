@@ -82,13 +82,13 @@ def _window(module: Any) -> int | None:
 
 
 def _within(window: int, mask: torch.Tensor) -> torch.Tensor:
-    """`mask` [..., queries, keys], where a query sees all keys up to its own, for the last `window` of them."""
+    """`mask` [..., queries, keys], where a query sees all keys to its own, for the last `window` alone."""
     own = mask.sum(dim=-1, keepdim=True) - 1
     return mask & (torch.arange(mask.shape[-1], device=mask.device) > own - window)
 
 
 def _with_sinks(mask: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
-    """bool [n, 1, queries, keys], n being B or 1, and sinks [h] as one term of scores [n, h, queries, keys + 1]."""
+    """bool [n, 1, queries, keys] and sinks [h] as one term of scores [n, h, queries, keys + 1]; n: B or 1."""
     term = torch.zeros(mask.shape, dtype=sinks.dtype, device=mask.device).masked_fill(~mask, float("-inf"))
     sequences, _, queries, _ = mask.shape
     last = sinks[None, :, None, None].expand(sequences, -1, queries, 1)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from roma_ds.families.capability import Limit
@@ -32,11 +32,11 @@ class Family:
     """How r [E] comes from the logits, in float32: `softmax`, or `sigmoid`: sigmoids divided by their sum."""
     top_k_attribute: str = "num_experts_per_tok"
     norm_class: str | None = None
-    """Class name of its norms where they are weight * (x / sqrt(mean(x^2) + variance_epsilon)), the bracket in
-    float32 and rounded before the weight comes; None for others, which run as the library has them."""
+    """Class name of its norms where they are weight * (x / sqrt(mean(x^2) + variance_epsilon)), the bracket
+    in float32 and rounded before the weight comes; None for others, which run as the library has them."""
     frozen_router_parts: tuple[str, ...] = ()
     """Further parameters and buffers of a router, under its path; they never change."""
-    dense: DenseLayers = NoDenseLayers()
+    dense: DenseLayers = field(default_factory=NoDenseLayers)
     """Which layers have no router."""
     shared: tuple[str, ...] = ()
     """Modules of a sparse layer that every token goes through beside its routed experts. No part of r."""
@@ -108,9 +108,8 @@ class Family:
             if getattr(config, name, None) is not None:
                 setattr(short, name, getattr(config, name)[first:last])
         self.dense.cut(config, short, first, last)
-        if self.embedding_factor_attribute is not None and not (
-            first == 0 if embedding is None else embedding
-        ):
+        inside = first > 0 if embedding is None else not embedding
+        if inside and self.embedding_factor_attribute is not None:
             # Hidden states between two layers are not multiplied again.
             setattr(short, self.embedding_factor_attribute, 1.0)
         short.num_hidden_layers = last - first

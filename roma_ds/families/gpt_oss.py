@@ -1,4 +1,4 @@
-"""GPT-OSS: 32 or 128 routed experts, top-4, a softmax over the selected; sinks, windows in every other layer."""
+"""GPT-OSS: 32 or 128 routed experts, top-4, a softmax over the selected; attention sinks, windows."""
 
 from roma_ds.families.capability import Limit
 from roma_ds.families.family import Family

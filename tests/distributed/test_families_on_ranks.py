@@ -1,0 +1,111 @@
+"""Every family learns under ZeRO-3 on two ranks what one rank learns without partitions."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from roma_ds.comm import World
+from roma_ds.families import FAMILIES
+from roma_ds.testing.local_ranks import on_ranks
+from roma_ds.testing.tiny_models import save_tiny
+
+pytestmark = pytest.mark.timeout(600)
+
+MODEL_TYPES = [family.model_types[0] for family in FAMILIES]
+CHOSEN = (2, 3)
+RUN = """\
+model: {{path: {model}, dtype: float32}}
+data: {{train: [{{path: train.jsonl}}]}}
+roma: {{layers: last2}}
+train: {{micro_batch: {micro}, lr: 0.01, clip: 1000000.0}}
+eval: {{tasks: [{{name: mine, path: test.jsonl}}]}}
+deepspeed: zero{stage}
+output_dir: out
+"""
+
+
+def trained(world: World, folders: dict[str, str], stage: int) -> dict[str, dict[str, Any]]:
+    """By model type: routers after two steps, what they make of a batch, and a digest of all the rest."""
+    return {model_type: _trained(world, folder, stage) for model_type, folder in folders.items()}
+
+
+def _trained(world: World, folder: str, stage: int) -> dict[str, Any]:
+    import deepspeed
+
+    from roma_ds.backbone.batches import collate
+    from roma_ds.backbone.encoding import Encoded
+    from roma_ds.config import parse_run_config, resolve_deepspeed
+    from roma_ds.training.engine import RouterEngine
+
+    source = torch.Generator().manual_seed(5)
+    sequences = []
+    for row in range(4):
+        ids = torch.randint(3, 180, (5 + 3 * row,), generator=source).tolist()
+        sequences.append(Encoded(row, tuple(ids[:-2]), tuple(ids[-2:])))
+    text = RUN.format(model=folder, micro=4 // world.size, stage=stage)
+    run = parse_run_config(text, Path(folder) / "run.yaml", [])
+    engine = RouterEngine(world, run, resolve_deepspeed(run, world.size))
+    assert engine.layers == CHOSEN
+    batch = collate(sequences[world.rank :: world.size], "last1")
+    losses = []
+    for _ in range(2):
+        output = engine.forward(batch)
+        task = torch.nn.functional.cross_entropy(output.logits, batch.answer_ids)
+        loss = task + output.routing.square().sum(dim=(1, 2)).mean()
+        losses.append(float(loss))
+        engine.backward(loss, last=True)
+        engine.step(0.01)
+    everything = collate(sequences, "last1")
+    with torch.no_grad():
+        routing = engine.forward(everything).routing
+    learning = {id(weight) for weight in engine.routers.values()}
+    digest = hashlib.sha256()
+    network = engine.routed.network
+    for name, parameter in network.named_parameters():
+        if id(parameter) not in learning:
+            with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
+                digest.update(name.encode() + parameter.detach().numpy().tobytes())
+    for name, buffer in network.named_buffers():
+        digest.update(name.encode() + buffer.numpy().tobytes())
+    found = {
+        "masters": {layer: weight.numpy() for layer, weight in engine.masters().items()},
+        "routing": routing.numpy(),
+        "rest": digest.hexdigest(),
+        "fell": losses[-1] < losses[0],
+        "held": sum(parameter.ds_tensor.numel() for parameter in network.parameters()) if stage == 3 else 0,
+        "total": sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in network.parameters()),
+    }
+    engine.close()
+    return found
+
+
+@pytest.fixture(scope="module")
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
+    """Of one rank at stage 0, then of both ranks at stage 3."""
+    folders = {
+        model_type: str(save_tiny(tmp_path_factory.mktemp(model_type), model_type, seed=3))
+        for model_type in MODEL_TYPES
+    }
+    alone = on_ranks(1, trained, folders, 0, timeout_s=240)
+    return [*alone, *on_ranks(2, trained, folders, 3, timeout_s=300)]
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_two_ranks_under_zero3_are_one_rank(
+    results: list[dict[str, dict[str, Any]]], model_type: str
+) -> None:
+    alone, *partitioned = (result[model_type] for result in results)
+    assert alone["fell"]
+    assert tuple(alone["masters"]) == CHOSEN
+    for rank in partitioned:
+        assert 0 < rank["held"] < 0.51 * rank["total"] == 0.51 * alone["total"]
+        assert rank["rest"] == alone["rest"]
+        np.testing.assert_allclose(rank["routing"], alone["routing"], rtol=0, atol=1e-5)
+        for layer, weight in alone["masters"].items():
+            np.testing.assert_allclose(rank["masters"][layer], weight, rtol=0, atol=1e-5)
