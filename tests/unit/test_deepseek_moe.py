@@ -305,6 +305,8 @@ def test_random_weights_are_as_the_config_says() -> None:
         ({"scoring_func": "sigmoid"}, "scores by softmax"),
         ({"num_experts_per_tok": 65}, "64 routed experts"),
         ({"moe_layer_freq": 2}, "moe_layer_freq is 2"),
+        # As the first DeepSeek-V2 checkpoints had it.
+        ({"kv_lora_rank": 512, "q_lora_rank": 1536}, "latent attention"),
         ({"num_hidden_layers": "many"}, "num_hidden_layers"),
     ],
 )

@@ -90,6 +90,8 @@ class DeepseekConfig(PreTrainedConfig):
             raise ValueError(f"scoring_func is {self.scoring_func!r}; this architecture scores by softmax")
         if self.moe_layer_freq != 1:
             raise ValueError(f"moe_layer_freq is {self.moe_layer_freq}; no published model has any but 1")
+        if getattr(self, "kv_lora_rank", None):
+            raise ValueError("kv_lora_rank asks for latent attention, which model_type deepseek_v2 has")
         if self.num_experts_per_tok > self.n_routed_experts:
             raise ValueError(
                 f"num_experts_per_tok is {self.num_experts_per_tok}, and there are "
