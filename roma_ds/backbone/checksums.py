@@ -33,7 +33,7 @@ def checksums(files: CheckpointFiles, keys: Iterable[str]) -> dict[str, str]:
     for key in keys:
         place = files.stored(key)
         values = files.read_flat(key, 0, min(prod(place.shape), SAMPLE_BYTES // place.dtype.itemsize))
-        found[key] = _sha256(values.view(torch.uint8).numpy())
+        found[key] = _sha256(memoryview(values.view(torch.uint8).numpy()))
     return found
 
 
@@ -52,5 +52,5 @@ def refuse_changed(files: CheckpointFiles, recorded: Mapping[str, str], keys: It
         )
 
 
-def _sha256(content: bytes | memoryview) -> str:
+def _sha256(content: bytes | memoryview[int]) -> str:
     return hashlib.sha256(content).hexdigest()

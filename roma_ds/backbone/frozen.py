@@ -15,11 +15,11 @@ from roma_ds.backbone.checkpoint_files import CheckpointFiles
 from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.feed import Feed
 from roma_ds.backbone.found import Record
+from roma_ds.backbone.loaded_weights import check_loaded
 from roma_ds.backbone.prefix_cache import PrefixCache
 from roma_ds.backbone.release import release, return_freed_memory
 from roma_ds.backbone.request_set import read_results, requests_of
 from roma_ds.backbone.routed import RoutedLM, RoutedOutput, exact_buffers
-from roma_ds.backbone.router_check import check_routers
 from roma_ds.backbone.scores import Scores
 from roma_ds.backbone.span import Span, load_span
 from roma_ds.comm import World, agreement
@@ -43,10 +43,12 @@ def load_part(
 
     depth: layers of the whole.
     """
-    network = load_span(model, Span.suffix(first or 0, depth), zero3, world.device, world)
+    # What is fed with hidden states needs no embedding, from layer 0 on neither.
+    span = Span.suffix(0, depth) if first is None else Span(first, depth, embedding=False, head=True)
+    network = load_span(model, span, zero3, world.device, world)
     with agreement(world):
         layout = detect(network).shifted(first or 0)
-        check_routers(network, layout, CheckpointFiles(model), world.rank)
+        check_loaded(network, layout, CheckpointFiles(model), world)
     return network, layout
 
 

@@ -15,8 +15,14 @@ class Partition:
     def __init__(self, zero3: dict[str, Any]) -> None:
         """zero3: a resolved DeepSpeed config of stage 3. A collective."""
         import deepspeed
+        from deepspeed.utils import groups
 
-        self._init: Any = deepspeed.zero.Init(module=nn.Module(), config_dict_or_path=deepcopy(zero3))
+        cut_twice = zero3["zero_optimization"].get("zero_hpz_partition_size", 1) > 1
+        # ZeRO++'s groups of ranks are made once in a process; a second Init that made them again would fail.
+        group = groups._get_zero_param_intra_parallel_group() if cut_twice else None
+        self._init: Any = deepspeed.zero.Init(
+            module=nn.Module(), config_dict_or_path=deepcopy(zero3), zero_param_parallel_group=group
+        )
 
     def spans(self, size: int) -> list[tuple[int, int]]:
         """(start, stop) of the values that this rank keeps of a flattened parameter with `size` of them."""

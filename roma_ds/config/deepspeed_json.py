@@ -7,7 +7,15 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from roma_ds.config.deepspeed_keys import AUTO, KNOWN, REMOVED, UNSUPPORTED, ZERO_KNOWN, ZERO_REMOVED
+from roma_ds.config.deepspeed_keys import (
+    AUTO,
+    KNOWN,
+    REMOVED,
+    UNSUPPORTED,
+    ZERO_KNOWN,
+    ZERO_REMOVED,
+    ZERO_UNSUPPORTED,
+)
 from roma_ds.config.packaged import deepspeed_file, deepspeed_names
 from roma_ds.config.schema import RunConfig
 from roma_ds.config.spelling import did_you_mean
@@ -148,6 +156,26 @@ class _Resolution:
             zero.setdefault("leaf_module", {"classes": [], "names": [], "name_suffixes": []})
             if "param_persistence_threshold" not in zero:
                 zero.setdefault("stage3_param_persistence_threshold", "auto")
+        for key, reason in ZERO_UNSUPPORTED.items():
+            value = zero.get(key)
+            if value not in (None, False) and not (isinstance(value, dict) and _is_off(value)):
+                self._problem(f"zero_optimization.{key}", f"not supported: {reason}; delete it")
+        self._offload(zero, stage)
+        group = zero.get("zero_hpz_partition_size", 1)
+        if isinstance(group, int) and 1 < group < self.world_size and self.world_size % group:
+            self._problem(
+                "zero_optimization.zero_hpz_partition_size",
+                f"is {group}, which does not divide the {self.world_size} ranks",
+            )
+
+    def _offload(self, zero: Json, stage: Any) -> None:
+        offload = zero.get("offload_param")
+        if not isinstance(offload, dict) or _is_off(offload):
+            return
+        if stage != 3:
+            self._problem("zero_optimization.offload_param", f"needs stage 3, not {json.dumps(stage)}")
+        if offload.get("device") == "nvme" and offload.get("nvme_path", "auto") == "auto":
+            offload["nvme_path"] = str(Path(self.run.output_dir) / "swap")
 
     def _tensorboard(self) -> None:
         board = self._section("tensorboard")
@@ -167,6 +195,10 @@ class _Resolution:
                 content[key] = AUTO[here]
             elif value == "auto":
                 self._problem(here, '"auto" is decided by nothing here; write a value or delete the key')
+
+
+def _is_off(offload: Json) -> bool:
+    return offload.get("device") in (None, "none")
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

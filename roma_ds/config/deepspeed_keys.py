@@ -67,6 +67,16 @@ UNSUPPORTED = {
 }
 """Top-level keys that would change what is trained, each with the reason."""
 
+ZERO_UNSUPPORTED = {
+    "offload_optimizer": "optimizer states of routers alone are a few megabytes; see offload_param",
+    "cpu_offload": "an older name of offload_optimizer, which is not supported",
+    "cpu_offload_param": "an older name of offload_param",
+    "zero_quantized_weights": "frozen weights would no longer be those that were collected from",
+    "zero_quantized_nontrainable_weights": "frozen weights would no longer be those that were collected from",
+    "zero_quantized_gradients": "gradients of routers alone are a few megabytes",
+}
+"""Keys of zero_optimization that are refused, each with the reason."""
+
 AUTO = {
     "zero_optimization.reduce_bucket_size": 20_000_000,
     "zero_optimization.allgather_bucket_size": 500_000_000,

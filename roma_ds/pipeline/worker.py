@@ -80,6 +80,7 @@ def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
     from roma_ds.comm import agreement, start_world
     from roma_ds.pipeline import stages
     from roma_ds.pipeline.folders import describe_run
+    from roma_ds.pipeline.machine_support import check_machine
     from roma_ds.pipeline.session import Session
     from roma_ds.training.interruption import Interruption
 
@@ -90,6 +91,7 @@ def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
     torch.manual_seed(run.train.seed)
     with agreement(world):
         ds = resolve_deepspeed(run, world.size)
+        check_machine(ds)
     session = Session(world, run, ds, interruption)
     with agreement(world):
         if world.is_first:

@@ -42,8 +42,11 @@ def partitioned(world: World, folder: str, dtype: str) -> dict[str, Any]:
     from transformers import AutoModelForCausalLM
 
     from roma_ds.backbone.checkpoint_files import CheckpointFiles
+    from roma_ds.backbone.loaded_weights import check_loaded
     from roma_ds.backbone.span import Span, load_span
     from roma_ds.config import ModelConfig
+    from roma_ds.errors import RomaError
+    from roma_ds.families import detect
 
     class Tail(torch.nn.Module):
         def __init__(self, network: Any) -> None:
@@ -81,6 +84,21 @@ def partitioned(world: World, folder: str, dtype: str) -> dict[str, Any]:
     # A rank's share begins and ends within an expert, which is read whole.
     assert bytes_read <= whole_bytes / world.size + (DEPTH - FIRST) * 2 * one_expert
     assert world.size > 1 or bytes_read == whole_bytes
+    layout = detect(network).shifted(FIRST)
+    check_loaded(network, layout, files, world)
+    expert = -(-8 * world.rank // world.size)
+    for path, first in (
+        (layout.sites[0].module + ".weight", 0),
+        ("model.layers.0.mlp.experts.down_proj", expert),
+    ):
+        parameter = network.get_parameter(path)
+        share = parameter.ds_tensor
+        place = max(0, first * parameter.ds_numel // 8 - world.rank * len(share))
+        kept = share[place].item()
+        share[place] = kept + 1
+        with pytest.raises(RomaError, match="is not where it belongs"):
+            check_loaded(network, layout, files, world)
+        share[place] = kept
     held = 0
     for parameter in network.parameters():
         assert parameter.numel() == 0 and not parameter.requires_grad

@@ -11,7 +11,14 @@ from typing import Any
 import pytest
 
 from roma_ds.config import RunConfig, deepspeed_names, parse_run_config, resolve_deepspeed
-from roma_ds.config.deepspeed_keys import KNOWN, REMOVED, UNSUPPORTED, ZERO_KNOWN, ZERO_REMOVED
+from roma_ds.config.deepspeed_keys import (
+    KNOWN,
+    REMOVED,
+    UNSUPPORTED,
+    ZERO_KNOWN,
+    ZERO_REMOVED,
+    ZERO_UNSUPPORTED,
+)
 from roma_ds.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -250,9 +257,10 @@ FILES = sorted(ROOT.glob("ds_configs/**/*.json"))
 
 
 def test_all_files_are_tested() -> None:
-    assert [file.name for file in FILES] == [f"zero{stage}.json" for stage in range(4)]
-    assert deepspeed_names() == tuple(file.stem for file in FILES)
-    assert len(list(ROOT.glob("roma_ds/config/**/*.json"))) == 4
+    names = ["cpu", *(f"zero{stage}" for stage in range(4)), "zero3_hpz", "zero3_nvme", "zero3_offload_cpu"]
+    assert [file.stem for file in FILES] == names
+    assert deepspeed_names() == tuple(names)
+    assert len(list(ROOT.glob("roma_ds/config/**/*.json"))) == len(names)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
@@ -261,7 +269,8 @@ def test_each_file_resolves_and_equals_the_packaged_copy(file: Path, dtype: str)
     run = parse_run_config(RUN, ROOT / "run.yaml", [f"deepspeed={file}", f"model.dtype={dtype}"])
     resolved = resolve_deepspeed(run, 4)
     assert not autos(resolved)
-    assert resolved["zero_optimization"]["stage"] == int(file.stem[-1])
+    stage = 3 if file.stem == "cpu" else int(file.stem.removeprefix("zero")[0])
+    assert resolved["zero_optimization"]["stage"] == stage
     assert resolved["bf16"]["enabled"] is (dtype == "bfloat16")
     assert (ROOT / "roma_ds" / "config" / "deepspeed" / file.name).read_bytes() == file.read_bytes()
 
@@ -284,6 +293,36 @@ def test_the_readme_explains_every_key() -> None:
 def test_lists_of_keys_do_not_overlap() -> None:
     assert not KNOWN & REMOVED and not ZERO_KNOWN & ZERO_REMOVED
     assert set(UNSUPPORTED) <= KNOWN
+    assert set(ZERO_UNSUPPORTED) <= ZERO_KNOWN
+
+
+def test_a_swap_folder_of_the_run_s_own(resolve: Resolve, tmp_path: Path) -> None:
+    for given, path in (("auto", str(tmp_path / "out" / "swap")), ("/disk", "/disk")):
+        offload = {"device": "nvme", "nvme_path": given}
+        zero = resolve({"zero_optimization": {"stage": 3, "offload_param": offload}})["zero_optimization"]
+        assert zero["offload_param"] == {"device": "nvme", "nvme_path": path}
+
+
+@pytest.mark.parametrize(
+    ("zero", "ranks", "message"),
+    [
+        ({"stage": 2, "offload_param": {"device": "cpu"}}, 2, "offload_param: needs stage 3, not 2"),
+        ({"stage": 3, "offload_optimizer": {"device": "cpu"}}, 2, "offload_optimizer: not supported"),
+        ({"stage": 3, "zero_quantized_weights": True}, 2, "zero_quantized_weights: not supported"),
+        ({"stage": 3, "zero_hpz_partition_size": 4}, 6, "is 4, which does not divide the 6 ranks"),
+    ],
+    ids=str,
+)
+def test_variants_of_zero_that_cannot_be(
+    refusal: Callable[..., str], zero: dict[str, Any], ranks: int, message: str
+) -> None:
+    assert message in refusal({"zero_optimization": zero}, ranks=ranks)
+
+
+def test_a_group_may_be_larger_than_the_run(resolve: Resolve) -> None:
+    content = {"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8, "offload_param": None}}
+    for ranks in (1, 2, 8, 16):
+        assert resolve(content, ranks=ranks)["zero_optimization"]["zero_hpz_partition_size"] == 8
 
 
 class AskedKeys(dict[str, Any]):

@@ -12,10 +12,14 @@ import pytest
 from safetensors.torch import load_file, save_file
 
 from roma_ds.backbone.checkpoint_check import check_checkpoint
+from roma_ds.backbone.checkpoint_files import CheckpointFiles
+from roma_ds.backbone.loaded_weights import check_loaded
 from roma_ds.backbone.loading import load_config, load_tokenizer
+from roma_ds.backbone.span import Span, load_span
 from roma_ds.cli.parser import build_parser
 from roma_ds.config import ModelConfig
-from roma_ds.errors import UserError
+from roma_ds.errors import RomaError, UserError
+from roma_ds.families import detect
 from roma_ds.testing.tiny_models import save_tiny
 
 INDEX = "model.safetensors.index.json"
@@ -110,6 +114,33 @@ def test_another_number_of_layers_than_in_the_config(layers: int, copy: Path) ->
     assert ("belong nowhere: model.layers.3." if layers == 3 else "missing: model.layers.4.") in said
 
 
+@pytest.mark.parametrize("model_type", ["olmoe", "qwen3_moe"])
+def test_weights_in_the_wrong_place_are_seen(model_type: str, tmp_path: Path) -> None:
+    import torch
+
+    from roma_ds.comm import World
+    from roma_ds.comm.ranks import Ranks
+
+    world, model = World(Ranks(), torch.device("cpu")), ModelConfig(path=str(tmp_path), dtype="bfloat16")
+    save_tiny(tmp_path, model_type)
+    network = load_span(model, Span.suffix(0, 4), None, world.device)
+    files, layout = CheckpointFiles(model), detect(network)
+    check_loaded(network, layout, files, world)
+    gates = [network.get_submodule(site.module).weight for site in layout.sites]
+    experts = network.model.layers[1].mlp.experts
+    for one, other in (
+        (gates[1], gates[2]),
+        (experts.down_proj[0], experts.down_proj[5]),
+        (experts.gate_up_proj[0], experts.gate_up_proj[1]),
+    ):
+        kept = one.clone(), other.clone()
+        one.data.copy_(kept[1]), other.data.copy_(kept[0])
+        with pytest.raises(RomaError, match="is not where it belongs"):
+            check_loaded(network, layout, files, world)
+        one.data.copy_(kept[0]), other.data.copy_(kept[1])
+    check_loaded(network, layout, files, world)
+
+
 @pytest.mark.parametrize("load", [load_config, load_tokenizer])
 def test_a_checkpoint_that_is_nowhere_is_a_user_error(load: object, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.path"):
@@ -124,3 +155,22 @@ def test_options_are_not_guessed_from_their_beginning(
         build_parser().parse_args(line)
     assert stopped.value.code == 2
     assert "unrecognized arguments" in capsys.readouterr().err
+
+
+def test_a_hub_id_is_read_from_the_hub_s_own_folder(
+    sharded: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was fetched once serves without a network; a shard that was not is named."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    repository = tmp_path / "models--owner--tiny"
+    snapshot = shutil.copytree(sharded, repository / "snapshots" / ("0" * 40))
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text("0" * 40)
+    model = ModelConfig(path="owner/tiny")
+    assert check_checkpoint(model).keys == CheckpointFiles(ModelConfig(path=str(sharded))).keys
+    lost = sorted(snapshot.glob("model-*.safetensors"))[2]
+    lost.unlink()
+    with pytest.raises(UserError, match=f"{lost.name} of 'owner/tiny' is neither here nor on the hub"):
+        check_checkpoint(model)

@@ -1,0 +1,28 @@
+"""What a DeepSpeed config needs of the machine, looked at before anything is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from roma_ds.errors import EnvironmentFault
+
+
+def check_machine(ds: Mapping[str, Any]) -> None:
+    """Raises EnvironmentFault where this machine cannot do what a resolved DeepSpeed config asks for."""
+    offload = ds.get("zero_optimization", {}).get("offload_param") or {}
+    if offload.get("device") == "nvme" and not has_async_io():
+        raise EnvironmentFault(
+            "zero_optimization.offload_param.device is nvme, but DeepSpeed's asynchronous reads and writes "
+            "need the library libaio with its headers, which are not on this machine",
+            "install libaio-dev (Debian, Ubuntu) or libaio-devel (Red Hat), or offload to cpu: "
+            "deepspeed=zero3_offload_cpu",
+        )
+
+
+def has_async_io() -> bool:
+    """Whether DeepSpeed can build and use its asynchronous input and output: it links a small program."""
+    from deepspeed.accelerator import get_accelerator
+
+    builder = get_accelerator().create_op_builder("AsyncIOBuilder")
+    return builder is not None and bool(builder.is_compatible(verbose=False))

@@ -1,0 +1,49 @@
+"""Each packaged DeepSpeed file trains on a CPU where DeepSpeed can, with the routers that zero0 gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from cli.projects import Project, contents, largest_difference, roma_ds_here
+
+from roma_ds.comm import World
+from roma_ds.config import deepspeed_names
+from roma_ds.pipeline.machine_support import has_async_io
+from roma_ds.testing.local_ranks import on_ranks
+
+TESTED_BY_EQUALITIES = {"zero1", "zero2", "zero3"}
+NVME = "zero3_nvme"
+# The last one: its groups of ranks stay for the rest of a process.
+TRAINED = ("zero0", "cpu", "zero3_offload_cpu", *([NVME] if has_async_io() else []), "zero3_hpz")
+TOLERANCE = 1e-5
+
+
+def train_with_each(world: World, config: str, folder: str) -> None:
+    from roma_ds.pipeline.worker import load_for, run_stages
+
+    World.close = lambda self: None  # type: ignore[method-assign]
+    for name in TRAINED:
+        changes = [f"output_dir={Path(folder) / name}", f"deepspeed={name}", "train.epochs=2"]
+        run_stages(load_for(Path(config), changes, None), "train", None)
+
+
+def test_every_file_that_can_run_here_gives_the_same_routers(indexed: Project, tmp_path: Path) -> None:
+    assert {*TRAINED, NVME} | TESTED_BY_EQUALITIES == set(deepspeed_names())
+    projects = {name: indexed.copied(tmp_path / name) for name in TRAINED}
+    on_ranks(2, train_with_each, str(indexed.config), str(tmp_path), timeout_s=240)
+    wanted = projects["zero0"].routers()
+    for name, project in projects.items():
+        assert largest_difference(project.routers(), wanted) < TOLERANCE, name
+    assert not (tmp_path / "zero3_hpz" / "swap").exists()
+
+
+@pytest.mark.skipif(has_async_io(), reason="this machine has libaio")
+def test_what_this_machine_cannot_do_is_said(indexed: Project, tmp_path: Path) -> None:
+    project = indexed.copied(tmp_path / "out")
+    before = contents(project.out, without=())
+    for command in ("train", "check"):
+        done = roma_ds_here(project.arguments(command, f"deepspeed={NVME}", ranks=1))
+        assert done.code == 3, done
+        assert "libaio" in done.err and "deepspeed=zero3_offload_cpu" in done.err, done
+    assert contents(project.out, without=()) == before
