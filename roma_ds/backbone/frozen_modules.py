@@ -7,7 +7,7 @@ from typing import Any
 from roma_ds.backbone.experts import use_frozen_experts
 from roma_ds.backbone.head import use_frozen_head
 from roma_ds.backbone.norms import use_frozen_norms
-from roma_ds.backbone.packing import use_packed_attention
+from roma_ds.backbone.packed_attention import use_packed_attention
 from roma_ds.backbone.rotary import refuse_switching_rotary
 from roma_ds.families import family_of
 

@@ -21,7 +21,8 @@ class _FrozenNorm(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, eps: float) -> torch.Tensor:
         exact = hidden.to(sums_dtype(hidden))
-        scale = torch.rsqrt(torch.linalg.vecdot(exact, exact)[..., None] / hidden.shape[-1] + eps)
+        squares = torch.linalg.vector_norm(exact, dim=-1, keepdim=True).square()
+        scale = torch.rsqrt(squares / hidden.shape[-1] + eps)
         ctx.save_for_backward(hidden, scale)
         # The parameter itself: under ZeRO-3 it is gathered again when the backward pass comes here.
         ctx.weight = weight
@@ -35,7 +36,9 @@ class _FrozenNorm(torch.autograd.Function):
         hidden, scale = ctx.saved_tensors
         exact = hidden.to(scale.dtype)
         upward = (gradients[0] * ctx.weight).to(scale.dtype)
-        along = torch.linalg.vecdot(upward, exact)[..., None] * (scale * scale / -hidden.shape[-1])
+        # On a CPU `vecdot` would make a tensor of the products first.
+        dots = torch.einsum("...h,...h->...", upward, exact)[..., None]
+        along = dots * (scale * scale / -hidden.shape[-1])
         return torch.addcmul(upward, exact, along).mul_(scale).to(hidden.dtype), None, None
 
 

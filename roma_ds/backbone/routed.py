@@ -16,7 +16,8 @@ from torch.utils.hooks import RemovableHandle
 
 from roma_ds.backbone.frozen_modules import use_frozen_modules
 from roma_ds.backbone.head import logits_of
-from roma_ds.backbone.packing import ROWS_ONLY, Packing
+from roma_ds.backbone.packed_attention import ROWS_ONLY
+from roma_ds.backbone.packing import Packing
 from roma_ds.backbone.routing_weights import routing_weights as weights_of
 from roma_ds.families import MoELayout
 

@@ -90,6 +90,7 @@ def test_packing_names_each_token_and_each_needed_row_once(group: list[Encoded],
     assert packing.rows.tolist() == sorted(needed)
     assert packing.row_of[packing.rows].tolist() == list(range(len(needed)))
     assert int((packing.row_of >= 0).sum()) == len(needed)
+    assert packing.row_counts == tuple(torch.bincount(owner[packing.rows], minlength=len(group)).tolist())
     assert len(set(packing.row_slots.tolist())) == len(needed)
     flat = packing.row_mask.reshape(-1, longest)
     for row, slot in zip(packing.rows.tolist(), packing.row_slots.tolist(), strict=True):
