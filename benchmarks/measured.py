@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import statistics
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from roma_ds.planner.matrix_rate import matrix_rate
+
+__all__ = ["COMMS_LOGGER", "Record", "forget_peak", "matrix_rate", "read_records", "resident_bytes"]
 
 GATHERS = ("all_gather_into_tensor", "all_gather", "all_gather_coalesced")
 """What DeepSpeed's comms logger may call the collectives that bring weights together."""
@@ -136,19 +139,3 @@ def communicated() -> dict[str, dict[str, int]]:
 
 COMMS_LOGGER = {"enabled": True, "verbose": False, "prof_all": True, "debug": False}
 """A section of the DeepSpeed JSON."""
-
-
-def matrix_rate(dtype: str, size: int = 1024, seconds: float = 1.0) -> dict[str, float]:
-    """Floating-point operations a second of square matrix products on this rank: best and median of many."""
-    import torch
-
-    kind = getattr(torch, dtype)
-    left, right = torch.randn(size, size, dtype=kind), torch.randn(size, size, dtype=kind)
-    taken: list[float] = []
-    deadline = time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        begun = time.perf_counter()
-        left @ right
-        taken.append(time.perf_counter() - begun)
-    operations = 2.0 * size**3
-    return {"best": operations / min(taken), "median": operations / statistics.median(taken)}

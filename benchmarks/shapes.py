@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from roma_ds.families import FAMILIES, family_of
+from roma_ds.families import family_of
 from roma_ds.testing.tiny_models import save_tokenizer
 
 OVERHEAD_TOKENS = 14
@@ -33,7 +33,7 @@ _FIRST_LAYER = re.compile(r"(?<=\.layers\.)0(?=\.)")
 class Shape:
     """What decides the size of a Mixture-of-Experts language model."""
 
-    model_type: str = FAMILIES[-1].model_types[0]
+    model_type: str = "qwen3_moe"
     """A transformers config name of a family that roma_ds knows."""
     layers: int = 48
     hidden: int = 256

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from roma_ds.errors import UserError
+from roma_ds.planner.cache_size import cache_bytes
 from roma_ds.storage import fingerprint as fingerprints
 from roma_ds.storage.atomic import read_json, write_json
 
@@ -24,7 +25,7 @@ REMAKE = "rerun the command that makes it, or train.prefix_cache=off"
 
 def disk_bytes(lengths: Sequence[int] | NDArray[np.int64], hidden: int, dtype: torch.dtype) -> int:
     """Bytes on disk of a cache for sequences of these lengths, but for a few hundred of headers."""
-    return int(np.sum(lengths, dtype=np.int64)) * hidden * dtype.itemsize + 9 * len(lengths)
+    return cache_bytes(int(np.sum(lengths, dtype=np.int64)), len(lengths), hidden, dtype.itemsize)
 
 
 def shard_name(number: int) -> str:

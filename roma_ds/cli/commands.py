@@ -114,6 +114,13 @@ def check(options: argparse.Namespace) -> int:
     return check_run(options)
 
 
+def plan(options: argparse.Namespace) -> int:
+    """Say what a model will need."""
+    from roma_ds.cli.planning import plan_model
+
+    return plan_model(options)
+
+
 def merge(options: argparse.Namespace) -> int:
     """Merge a router file into its base checkpoint."""
     from roma_ds.backbone.loading import PACKAGED

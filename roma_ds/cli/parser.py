@@ -20,6 +20,17 @@ _STAGE_HELP = {
     "export": "write the router file and its card for publication",
     "report": "write report.json, report.html and the pictures",
 }
+CHECKS = (
+    "DeepSpeed",
+    "machine",
+    "model",
+    "weights",
+    "training data",
+    "evaluation data",
+    "tokens",
+    "memory",
+)
+"""What `check` looks at, in this order."""
 LISTS = ("configs", "families", "tasks", "runs")
 
 
@@ -62,6 +73,30 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_plan(commands: Any) -> None:
+    plan = commands.add_parser("plan", help="what a model will need: memory, traffic, disk, time; no weights")
+    plan.add_argument("model", metavar="MODEL", help="config.json, its folder, a hub id or a packaged name")
+    plan.add_argument("--world-size", type=int, default=8, metavar="N", help="ranks, one a device (8)")
+    plan.add_argument("--device-memory", default="80GiB", metavar="SIZE", help="of one device (80GiB)")
+    plan.add_argument("--layers", default="last5", help="as roma.layers (last5); numbers as 11,12")
+    plan.add_argument(
+        "--tokens", type=int, default=7_350_000, metavar="N", help="of all training samples (7350000)"
+    )
+    plan.add_argument("--length", type=int, default=150, metavar="N", help="tokens of one sample (150)")
+    plan.add_argument("--micro-batch", type=int, default=8, metavar="N", help="samples a rank and pass (8)")
+    plan.add_argument("--dtype", choices=("bfloat16", "float32"), default="bfloat16", help="of the weights")
+    plan.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what the ranks run on")
+    plan.add_argument(
+        "--activation-memory", default="4GiB", metavar="SIZE", help="as collect.activation_memory (4GiB)"
+    )
+    plan.add_argument(
+        "--matrix-rate", metavar="RATE", help="operations a second of a rank, or `measure` to time some here"
+    )
+    plan.add_argument("--link-rate", metavar="RATE", help="bytes a second that a rank gathers")
+    plan.add_argument("--disk-rate", metavar="RATE", help="bytes a second from the checkpoint's disk")
+    plan.add_argument("--json", action="store_true", help="as JSON")
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     parser = _Parser(
@@ -92,12 +127,18 @@ def build_parser() -> argparse.ArgumentParser:
     listing.add_argument("--under", type=Path, default=Path("runs"), help="where `ls runs` looks (runs)")
 
     check = commands.add_parser(
-        "check", help="check config, DeepSpeed JSON, model family and data, without weights"
+        "check", help=f"look at {', '.join(CHECKS)}; loads no weights and needs no GPU"
     )
     _add_run_arguments(check)
     check.add_argument(
-        "--world-size", type=int, default=1, metavar="N", help="ranks that the run will have (1)"
+        "--world-size",
+        type=int,
+        default=None,
+        metavar="N",
+        help="ranks that the run will have, on all hosts together (--ranks, or 1)",
     )
+
+    _add_plan(commands)
 
     run = commands.add_parser("run", help="all stages")
     _add_run_arguments(run)

@@ -9,7 +9,7 @@ from roma_ds.backbone.frozen import is_zero3
 from roma_ds.monitor.console import Banner, log_line
 from roma_ds.monitor.metrics_log import MetricsLog
 from roma_ds.pipeline.session import Session
-from roma_ds.planner.memory import training_bytes
+from roma_ds.planner.memory import bytes_from_totals
 from roma_ds.training.callbacks import Callback, LogEntry
 from roma_ds.training.engine import RouterEngine
 from roma_ds.training.loop import load_entropy
@@ -105,7 +105,7 @@ def _banner(session: Session, engine: RouterEngine) -> Banner:
         outputs=session.folders.root,
         layers=engine.layers,
         runs=f"layers {first}-{whole.depth - 1} on cached hidden states" if engine.cached else "all layers",
-        memory_bytes=training_bytes(
+        memory_bytes=bytes_from_totals(
             engine.held_parameters,
             engine.trainable_parameters,
             session.run.model.dtype,

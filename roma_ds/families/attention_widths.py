@@ -1,0 +1,32 @@
+"""How wide attention is, from a model config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class AttentionWidths:
+    """Numbers a token and layer, all heads together."""
+
+    queries: int
+    """Of queries."""
+    keys: int
+    """Of keys."""
+    values: int
+    """Of values."""
+    pair: int
+    """Operations of one query with one key: their product, and the value weighted by it."""
+
+
+def attention_widths(config: Any) -> AttentionWidths:
+    """The widths of a transformers config; with latent attention those of what the heads attend with."""
+    heads = int(config.num_attention_heads)
+    if getattr(config, "kv_lora_rank", None):
+        query = int(config.qk_nope_head_dim) + int(config.qk_rope_head_dim)
+        value = int(config.v_head_dim)
+        return AttentionWidths(heads * query, heads * query, heads * value, 2 * heads * (query + value))
+    width = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    shared = int(getattr(config, "num_key_value_heads", None) or heads)
+    return AttentionWidths(heads * width, shared * width, shared * width, 4 * heads * width)

@@ -1,0 +1,63 @@
+"""What a run of a model will need: memory of a rank in every setting, traffic, disk, operations, time."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from roma_ds.planner.cache_size import cache_bytes
+from roma_ds.planner.model_sizes import ModelSizes
+from roma_ds.planner.operations import model_pass, training_step
+from roma_ds.planner.pass_row import PassRow, pass_rows
+from roma_ds.planner.question import Question
+from roma_ds.planner.recommendation import Recommendation, recommend
+from roma_ds.planner.training_row import TrainingRow, training_row
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The answer."""
+
+    trainable: int
+    suffix: int
+    """Parameters of the part that training holds with the prefix cache."""
+    cache_bytes: int
+    """The prefix cache on disk."""
+    collection_operations: float
+    epoch_operations: float
+    """With the prefix cache where there is one."""
+    epoch_operations_uncached: float
+    training: tuple[TrainingRow, ...]
+    passes: tuple[PassRow, ...]
+    recommendation: Recommendation
+
+
+def forecast(model: ModelSizes, question: Question) -> Forecast:
+    """Everything that can be said from sizes alone. No weights, no device."""
+    first = min(question.layers)
+    marked = model.training(question.layers)
+    suffix = marked.suffix(first)
+    lengths = [question.length]
+    once = question.samples * model_pass(model, lengths)
+    epochs = {
+        cached: question.samples * training_step(model, first, lengths, cached=cached).total
+        for cached in (True, False)
+    }
+    rows = tuple(
+        training_row(suffix if cached else marked, question, stage, cached, epochs[cached])
+        for cached in ((True, False) if first else (False,))
+        for stage in range(4)
+    )
+    passes = tuple(pass_rows(model, question, once))
+    return Forecast(
+        trainable=marked.trained,
+        suffix=suffix.total,
+        cache_bytes=cache_bytes(question.tokens, question.samples, model.hidden, question.setting.itemsize)
+        if first
+        else 0,
+        collection_operations=once,
+        epoch_operations=epochs[first > 0],
+        epoch_operations_uncached=epochs[False],
+        training=rows,
+        passes=passes,
+        recommendation=recommend(model, question, rows),
+    )

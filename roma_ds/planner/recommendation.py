@@ -1,0 +1,76 @@
+"""Which of the settings to run, and why."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from roma_ds.planner.frozen_pass import choose_engine
+from roma_ds.planner.model_sizes import ModelSizes
+from roma_ds.planner.question import Question
+from roma_ds.planner.training_row import TrainingRow
+
+
+@dataclass(frozen=True)
+class Recommendation:
+    """What to run."""
+
+    ds_config: str
+    """Name of a packaged DeepSpeed JSON."""
+    prefix_cache: bool
+    engine: Literal["zero3", "stream"]
+    devices: int | None
+    """Devices that it needs: the given number where that suffices, else the smallest that does."""
+    reasons: tuple[str, ...]
+
+
+def recommend(model: ModelSizes, question: Question, rows: Sequence[TrainingRow]) -> Recommendation:
+    """The simplest setting that fits on the given number of devices, or the one that needs the fewest."""
+    cached = rows[0].prefix_cache
+    plain, partitioned = (
+        next(row for row in rows if row.zero_stage == stage and row.prefix_cache == cached)
+        for stage in (0, 3)
+    )
+    whole = next(row for row in rows if not row.prefix_cache)
+    gib = 2**30
+    given, room = question.setting.world_size, question.room / gib
+    reasons = []
+    if not cached:
+        reasons.append("layer 0 is trained, so there is no prefix to cache")
+    else:
+        reasons.append(
+            f"with the prefix cache {plain.memory.weights / gib:.1f} of "
+            f"{whole.memory.weights / gib:.1f} GiB of weights take part in training"
+        )
+    chosen = plain
+    if plain.fits:
+        reasons.append(
+            f"what is trained fits on every device: {plain.memory.peak / gib:.1f} of {room:.1f} GiB, "
+            "and nothing has to be gathered"
+        )
+    else:
+        chosen = partitioned
+        reasons.append(f"below ZeRO-3 a rank would hold {plain.memory.peak / gib:.1f} of {room:.1f} GiB")
+        if partitioned.fits:
+            reasons.append(f"at ZeRO-3 it holds {partitioned.memory.peak / gib:.1f} GiB")
+        elif partitioned.devices is None:
+            reasons.append("at ZeRO-3 it fits on no number of devices: take larger ones or fewer layers")
+        else:
+            reasons.append(
+                f"at ZeRO-3 {given} would hold {partitioned.memory.peak / gib:.1f} GiB each; "
+                f"{partitioned.devices} devices suffice"
+            )
+    size = question.setting.itemsize
+    engine, reason = choose_engine(
+        model.total * size,
+        max(model.in_layer(layer) for layer in range(model.layers)) * size,
+        chosen.zero_stage == 3,
+        given,
+        question.room,
+        -(-question.samples // question.micro_batch),
+        question.setting.device,
+    )
+    reasons.append(f"frozen pass by {engine}: {reason}")
+    devices = given if chosen.fits else chosen.devices
+    return Recommendation(f"zero{chosen.zero_stage}", cached, engine, devices, tuple(reasons))
