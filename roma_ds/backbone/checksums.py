@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Mapping
 from math import prod
+from typing import Any
 
 import torch
 
@@ -33,7 +34,8 @@ def checksums(files: CheckpointFiles, keys: Iterable[str]) -> dict[str, str]:
     for key in keys:
         place = files.stored(key)
         values = files.read_flat(key, 0, min(prod(place.shape), SAMPLE_BYTES // place.dtype.itemsize))
-        found[key] = _sha256(memoryview(values.view(torch.uint8).numpy()))
+        content: Any = values.view(torch.uint8).numpy()
+        found[key] = _sha256(content)
     return found
 
 
@@ -52,5 +54,5 @@ def refuse_changed(files: CheckpointFiles, recorded: Mapping[str, str], keys: It
         )
 
 
-def _sha256(content: bytes | memoryview[int]) -> str:
+def _sha256(content: bytes) -> str:
     return hashlib.sha256(content).hexdigest()

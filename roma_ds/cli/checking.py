@@ -3,58 +3,191 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
 
+from roma_ds.cli.parser import CHECKS
 from roma_ds.config import RunConfig, resolve_deepspeed
-from roma_ds.errors import RomaError, UserError
+from roma_ds.errors import EnvironmentFault, RomaError, UserError
+
+if TYPE_CHECKING:
+    from roma_ds.backbone.encoding import Prompt
+    from roma_ds.data import Sample
+    from roma_ds.families import MoELayout
+
+SHOWN = 2
+"""Prompts that are printed."""
+FIRST_ROWS = 64
+"""Samples whose tokens are counted."""
 
 
-def _deepspeed(run: RunConfig, world_size: int) -> str:
-    stage = resolve_deepspeed(run, world_size).get("zero_optimization", {}).get("stage", 0)
-    return f"ZeRO stage {stage}, {world_size} ranks, global batch " + str(
-        run.train.micro_batch * run.train.gradient_accumulation * world_size
+class Subject:
+    """The run that is looked at. What several checks need is read once."""
+
+    def __init__(self, run: RunConfig, world_size: int) -> None:
+        self.run, self.world_size = run, world_size
+
+    @cached_property
+    def ds(self) -> dict[str, Any]:
+        """The resolved DeepSpeed config."""
+        return resolve_deepspeed(self.run, self.world_size)
+
+    @cached_property
+    def network(self) -> Any:
+        """The model on the meta device."""
+        from roma_ds.backbone.span import skeleton
+
+        return skeleton(self.run.model)
+
+    @cached_property
+    def layout(self) -> MoELayout:
+        """Its routers."""
+        from roma_ds.families import detect
+
+        return detect(self.network)
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose routers are trained."""
+        return self.layout.choose(self.run.roma.layers)
+
+    @cached_property
+    def training(self) -> list[Sample]:
+        """Training samples."""
+        from roma_ds.data import load_training
+
+        return load_training(self.run)[0]
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """The first training samples as token ids."""
+        from roma_ds.backbone.encoding import encode
+        from roma_ds.backbone.loading import load_tokenizer
+
+        tokenizer = load_tokenizer(self.run.model)
+        return encode(self.training[:FIRST_ROWS], tokenizer, self.run.data.max_tokens)
+
+
+def _deepspeed(subject: Subject) -> Iterator[str]:
+    train, ranks = subject.run.train, subject.world_size
+    zero = subject.ds["zero_optimization"]
+    total = train.micro_batch * train.gradient_accumulation * ranks
+    yield f"ZeRO stage {zero['stage']}, {ranks} ranks, global batch {total}"
+    device = (zero.get("offload_param") or {}).get("device", "none")
+    if device != "none":
+        yield f"weights wait in {device}"
+
+
+def _machine(subject: Subject) -> Iterator[str]:
+    from roma_ds.pipeline.machine_support import check_machine
+
+    check_machine(subject.ds)
+    yield "has what the DeepSpeed config asks for"
+
+
+def _model(subject: Subject) -> Iterator[str]:
+    layout, layers = subject.layout, subject.layers
+    family = layout.family
+    depth = len(subject.network.base_model.layers)
+    yield f"{family.name} ({family.support}), {depth} layers, {layout.experts} experts, top-{layout.top_k}"
+    if family.reason:
+        yield f"  {family.reason}"
+    trained = sum(site.experts * site.hidden for site in layout.sites if site.layer in layers)
+    total = sum(parameter.numel() for parameter in subject.network.parameters())
+    yield (
+        f"  trained: the routers of layers {', '.join(map(str, layers))}, {trained:,} of {total:,} parameters"
     )
 
 
-def _model(run: RunConfig, world_size: int) -> str:
-    from roma_ds.backbone.loading import load_config
-    from roma_ds.families import family_of
+def _weights(subject: Subject) -> Iterator[str]:
+    from pathlib import Path
 
-    config = load_config(run.model)
-    family = family_of(config)
-    shape = f"{config.num_hidden_layers} layers, {family.experts(config)} experts, top-{family.top_k(config)}"
-    return f"{family.name}, {shape}"
+    from roma_ds.backbone.checkpoint_check import check_checkpoint
+    from roma_ds.backbone.loading import checkpoint
 
-
-def _data(run: RunConfig, world_size: int) -> str:
-    from roma_ds.data import load_evaluation, load_training, preview
-
-    training, _ = load_training(run)
-    evaluation = load_evaluation(run)
-    text = f"{len(training)} training and {len(evaluation)} evaluation samples"
-    return f"{text}\n\n{preview(training, 2)}\n"
+    if not Path(checkpoint(subject.run.model)).is_dir():
+        yield "not looked at: they are on the hub"
+        return
+    files = check_checkpoint(subject.run.model)
+    yield f"{len(files.keys)} tensors in {len(set(files.keys.values()))} files fit the config"
 
 
-CHECKS: tuple[tuple[str, Callable[[RunConfig, int], str]], ...] = (
-    ("DeepSpeed", _deepspeed),
-    ("model", _model),
-    ("data", _data),
-)
+def _training_data(subject: Subject) -> Iterator[str]:
+    from roma_ds.data import preview
+    from roma_ds.data.sources import training_sources
+
+    try:
+        samples = subject.training
+    except RomaError:
+        # Training data are held against evaluation data, whose faults shall not hide those of their own.
+        for source in training_sources(subject.run):
+            source.rows()
+        raise
+    yield f"{len(samples)} training samples"
+    yield f"\n{preview(samples, SHOWN)}\n"
+
+
+def _evaluation_data(subject: Subject) -> Iterator[str]:
+    from roma_ds.data import load_evaluation
+
+    yield f"{len(load_evaluation(subject.run))} evaluation samples"
+
+
+def _tokens(subject: Subject) -> Iterator[str]:
+    limit = subject.run.data.max_tokens
+    lengths = [len(prompt.prompt) for prompt in subject.prompts]
+    text = f"{min(lengths)} to {max(lengths)} in the prompts of the first {len(lengths)} training samples"
+    cut = sum(prompt.truncated for prompt in subject.prompts)
+    yield text + (f"; {cut} of them are cut in the middle to data.max_tokens={limit}" if cut else "")
+    single = sum(prompt.single_token_options for prompt in subject.prompts)
+    yield f"  options of one token each, read in one pass: {single} of {len(lengths)} samples"
+
+
+def _memory(subject: Subject) -> Iterator[str]:
+    from roma_ds.cli.memory_estimate import memory_lines
+
+    yield from memory_lines(subject)
+
+
+LOOKS: dict[str, Callable[[Subject], Iterator[str]]] = {
+    "DeepSpeed": _deepspeed,
+    "machine": _machine,
+    "model": _model,
+    "weights": _weights,
+    "training data": _training_data,
+    "evaluation data": _evaluation_data,
+    "tokens": _tokens,
+    "memory": _memory,
+}
 
 
 def check_run(options: argparse.Namespace) -> int:
-    """Run all checks, print what each found. Raises UserError with every problem at once."""
-    from roma_ds.pipeline.worker import load_for
+    """Run all checks, print what each found. Raises a RomaError with every problem at once.
 
+    A UserError where one of them is the user's, else an EnvironmentFault.
+    """
+    from roma_ds.pipeline.worker import calm_libraries, load_for
+
+    world_size = next((n for n in (options.world_size, options.ranks) if n is not None), 1)
+    if world_size < 1:
+        raise UserError(f"--world-size must be 1 or more, not {world_size}", "leave it out for 1")
     run = load_for(options.config, options.overrides, options.ds)
+    calm_libraries()
     print(f"config: {options.config} is valid")
-    problems = []
-    for name, check in CHECKS:
+    subject = Subject(run, world_size)
+    problems: dict[str, RomaError] = {}
+    for name in CHECKS:
         try:
-            print(f"{name}: {check(run, options.world_size)}")
+            # Whole or not at all: a check may fail after its first line.
+            lines = list(LOOKS[name](subject))
+            print(f"{name}: " + "\n".join(lines))
         except RomaError as error:
-            problems.append(error)
+            # Checks that build on one another fail for one reason, which is said once.
+            problems.setdefault(str(error), error)
             print(f"{name}: not usable, see below")
-    if problems:
-        raise UserError("\n".join(str(problem) for problem in problems))
-    return 0
+    if not problems:
+        return 0
+    kinds = {error.exit_code for error in problems.values()}
+    kind = EnvironmentFault if kinds == {EnvironmentFault.exit_code} else UserError
+    raise kind("\n".join(problems))

@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 from cli.projects import BIN, DESCRIPTIONS, Finished, Project, make_project, roma_ds
 
+from roma_ds.cli.checking import LOOKS
 from roma_ds.cli.main import main
-from roma_ds.cli.parser import LISTS, STAGES, build_parser
+from roma_ds.cli.parser import CHECKS, LISTS, STAGES, build_parser
 from roma_ds.config import preset_names
 
 TESTED = {"init", "ls", "check", "run", "merge", "doctor", "demo", *STAGES}
@@ -166,18 +167,38 @@ def test_changed_data_runs_all_that_depends_on_it(here: Here, tmp_path: Path) ->
 def test_check(here: Here) -> None:
     done = here("check", str(here.project.config), "--world-size", "2", f"output_dir={here.project.out}")
     assert done.code == 0, done
-    for words in ("is valid", "stage 0, 2 ranks, global batch 16", "model: OLMoE", "8 experts", "<< "):
+    for words in (
+        "is valid",
+        "DeepSpeed: ZeRO stage 0, 2 ranks, global batch 16",
+        "model: OLMoE (supported), 4 layers, 8 experts, top-2",
+        "trained: the routers of layers 2, 3, 512 of ",
+        " files fit the config",
+        "32 training samples",
+        "24 evaluation samples",
+        "<< ",
+        "options of one token each, read in one pass: 32 of 32 samples",
+        "training with the prefix cache: ",
+        "frozen pass, engine stream",
+    ):
         assert words in done.out, done
-    assert "32 training and 24 evaluation samples" in done.out
+    assert "not usable" not in done.out
+    assert tuple(LOOKS) == CHECKS
+    assert not [name for name in CHECKS if f"\n{name}: " not in done.out]
 
 
 def test_check_names_every_problem(here: Here, tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text(json.dumps({"train_micro_batch_size_per_gpu": 7}))
-    overrides = ("model.path=./nowhere", "data.train.0.path=nowhere.jsonl")
+    overrides = ("model.path=./nowhere", "data.train.0.path=nowhere.jsonl", "eval.tasks.0.path=gone.jsonl")
     done = here("check", str(here.project.config), "--ds", str(tmp_path / "ds.json"), *overrides)
     assert done.code == 2
-    for words in ("train_micro_batch_size_per_gpu", "nowhere'", "nowhere.jsonl does not exist"):
-        assert words in done.err, done
+    for words in (
+        "train_micro_batch_size_per_gpu",
+        "nowhere'",
+        "nowhere.jsonl does not exist",
+        "gone.jsonl does not exist",
+    ):
+        assert done.err.count(words) >= 1, done
+    assert done.err.count("gone.jsonl does not exist") == 1
 
 
 def test_ls_and_init(here: Here) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -308,6 +309,18 @@ def test_experts_are_fused_alike_in_pieces_of_any_size(
     assert_equal_to_whole(tiny_model, Span.suffix(3, DEPTH))
     assert max(sizes) == {1: 1, 1 << 30: 8}.get(piece_bytes, max(sizes))
     assert len(sizes) >= 2
+
+
+def test_large_networks_show_their_progress(
+    tiny_olmoe: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    load_span(configured(tiny_olmoe), Span.suffix(0, DEPTH), None, CPU)
+    assert "load:" not in capsys.readouterr().err
+    monkeypatch.setattr("roma_ds.backbone.span.SHOWN_BYTES", 1)
+    monkeypatch.setattr("roma_ds.backbone.span.MB", 1000)
+    load_span(configured(tiny_olmoe), Span.suffix(0, DEPTH), None, CPU)
+    done, total = re.search(r"load: (\d+)/(\d+) MB", capsys.readouterr().err).groups()  # type: ignore[union-attr]
+    assert int(total) - 6 <= int(done) <= int(total) and int(total) > 400
 
 
 def test_parameters_are_counted_without_weights(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,77 @@
+"""The memory of one rank of a run, as `roma-ds check` shows it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Literal
+
+from roma_ds.planner.frozen_pass import GIB
+from roma_ds.planner.memory import RankBytes, Setting, frozen_pass_bytes, stream_bytes, training_bytes
+from roma_ds.planner.model_sizes import sizes_of
+from roma_ds.planner.size_text import gibibytes
+from roma_ds.planner.zero3_fetches import Zero3Limits
+
+if TYPE_CHECKING:
+    from roma_ds.cli.checking import Subject
+
+_LIMITS = {
+    "persistence": "stage3_param_persistence_threshold",
+    "prefetch": "stage3_prefetch_bucket_size",
+    "reuse": "stage3_max_reuse_distance",
+    "live": "stage3_max_live_parameters",
+}
+
+
+def memory_lines(subject: Subject) -> Iterator[str]:
+    """Training with and without prefix cache, and the frozen pass by each engine; estimates."""
+    import torch
+
+    run = subject.run
+    longest = max(prompt_tokens(prompt) for prompt in subject.prompts)
+    device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
+    zero = subject.ds["zero_optimization"]
+
+    def setting(samples: int) -> Setting:
+        return Setting(
+            zero_stage=zero["stage"],
+            world_size=subject.world_size,
+            dtype=run.model.dtype,
+            tokens=samples * longest,
+            device=device,
+            limits=Zero3Limits(
+                **{name: int(zero[key]) for name, key in _LIMITS.items() if isinstance(zero.get(key), int)}
+            ),
+        )
+
+    sizes = sizes_of(subject.network, subject.layout)
+    marked, first = sizes.training(subject.layers), min(subject.layers)
+    yield f"estimates of one rank on {device}, for prompts of {longest} tokens"
+    training, scoring = setting(run.train.micro_batch), setting(run.eval.batch_size)
+    if first and run.train.prefix_cache != "off":
+        yield _line("training with the prefix cache", training_bytes(marked.suffix(first), training))
+    if not first or run.train.prefix_cache != "on":
+        yield _line("training without prefix cache", training_bytes(marked, training))
+    if run.collect.engine != "stream":
+        yield _line("frozen pass, engine zero3", frozen_pass_bytes(sizes, scoring))
+    if run.collect.engine != "zero3":
+        states = len(subject.training) * longest * sizes.hidden * scoring.itemsize
+        held = min(int(run.collect.activation_memory * GIB), states)
+        yield _line("frozen pass, engine stream, at most", stream_bytes(sizes, scoring, held))
+
+
+def prompt_tokens(prompt: Any) -> int:
+    """Tokens that the network reads of a sample with its longest option."""
+    return (
+        len(prompt.prompt) + max((len(option) for option in (*prompt.options, prompt.target)), default=1) - 1
+    )
+
+
+def _line(title: str, memory: RankBytes) -> str:
+    parts = {
+        "weights": memory.weights,
+        "gathered": memory.gathered,
+        "routers": memory.routers,
+        "activations": memory.activations,
+    }
+    shown = ", ".join(f"{name} {gibibytes(size)}" for name, size in parts.items() if size)
+    return f"  {title}: {gibibytes(memory.peak)} ({shown})"
