@@ -25,6 +25,8 @@ class Subject:
     """As the user gave it."""
     family: str
     support: str
+    reason: str
+    """Why it is not simply supported; may be empty."""
     parameters: dict[str, int]
     """By kind."""
     active: int
@@ -61,6 +63,8 @@ def answer(options: argparse.Namespace) -> tuple[Subject, Any, Any]:
     model = ModelConfig(path=str(options.model), dtype=options.dtype)
     network = skeleton(model, config=config_of(model))
     layout = detect(network)
+    family = layout.family
+    barrier = family.limit("suffix")
     question = Question(
         setting=Setting(
             zero_stage=0,
@@ -75,10 +79,12 @@ def answer(options: argparse.Namespace) -> tuple[Subject, Any, Any]:
         length=min(options.length, options.tokens),
         activation_memory=parse_size(options.activation_memory, "--activation-memory"),
         rates=_rates(options),
+        uncut=barrier.reason if barrier is not None and barrier.level == "unsupported" else None,
     )
     found = {str(kind): number for kind, number in by_kind(counted(network)).items()}
-    family = layout.family
-    subject = Subject(model.path, family.name, family.support, found, active_parameters(network))
+    subject = Subject(
+        model.path, family.name, family.support, family.reason, found, active_parameters(network)
+    )
     return subject, forecast(sizes_of(network, layout), question), question
 
 

@@ -19,6 +19,8 @@ def lines(subject: Subject, result: Forecast, question: Question) -> Iterator[st
     """The whole answer, line by line."""
     total = sum(subject.parameters.values())
     yield f"{subject.name}: {subject.family} ({subject.support})"
+    if subject.reason:
+        yield f"  {subject.reason}"
     yield ""
     yield from table(
         ("parameters", "", "share"),

@@ -44,7 +44,7 @@ def forecast(model: ModelSizes, question: Question) -> Forecast:
     }
     rows = tuple(
         training_row(suffix if cached else marked, question, stage, cached, epochs[cached])
-        for cached in ((True, False) if first else (False,))
+        for cached in ((True, False) if question.cacheable else (False,))
         for stage in range(4)
     )
     passes = tuple(pass_rows(model, question, once))
@@ -52,10 +52,10 @@ def forecast(model: ModelSizes, question: Question) -> Forecast:
         trainable=marked.trained,
         suffix=suffix.total,
         cache_bytes=cache_bytes(question.tokens, question.samples, model.hidden, question.setting.itemsize)
-        if first
+        if question.cacheable
         else 0,
         collection_operations=once,
-        epoch_operations=epochs[first > 0],
+        epoch_operations=epochs[question.cacheable],
         epoch_operations_uncached=epochs[False],
         training=rows,
         passes=passes,

@@ -50,6 +50,8 @@ def pass_rows(model: ModelSizes, question: Question, operations: float) -> Itera
             read_bytes=whole,
             seconds=whole / rates.disk + computing + gathered / rates.link,
         )
+    if question.uncut is not None:
+        return
     memory = stream_bytes(model, question.setting, min(question.activation_memory, _states(model, question)))
     fits = question.fits(memory)
     # The next layer is read while this one computes.

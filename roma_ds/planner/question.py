@@ -49,6 +49,13 @@ class Question:
     activation_memory: int
     """Bytes that the stream engine may take for hidden states."""
     rates: Rates
+    uncut: str | None = None
+    """Why no part of this model can be run alone; None where it can."""
+
+    @property
+    def cacheable(self) -> bool:
+        """Whether there can be a prefix cache."""
+        return min(self.layers) > 0 and self.uncut is None
 
     @property
     def micro_batch(self) -> int:

@@ -35,8 +35,11 @@ def recommend(model: ModelSizes, question: Question, rows: Sequence[TrainingRow]
     whole = next(row for row in rows if not row.prefix_cache)
     gib = 2**30
     given, room = question.setting.world_size, question.room / gib
+    moved = partitioned.memory.peak - partitioned.memory.resting
     reasons = []
-    if not cached:
+    if question.uncut is not None:
+        reasons.append(f"there is no prefix cache and no engine stream: {question.uncut}")
+    elif not cached:
         reasons.append("layer 0 is trained, so there is no prefix to cache")
     else:
         reasons.append(
@@ -61,6 +64,14 @@ def recommend(model: ModelSizes, question: Question, rows: Sequence[TrainingRow]
                 f"at ZeRO-3 {given} would hold {partitioned.memory.peak / gib:.1f} GiB each; "
                 f"{partitioned.devices} devices suffice"
             )
+    if not chosen.fits and moved <= question.room:
+        reasons.append(
+            f"zero3_offload_cpu fits on {given}, slower: {moved / gib:.1f} GiB of a device and "
+            f"{partitioned.memory.resting / gib:.1f} GiB of host memory a rank"
+        )
+    devices = given if chosen.fits else chosen.devices
+    if question.uncut is not None:
+        return Recommendation(f"zero{chosen.zero_stage}", cached, "zero3", devices, tuple(reasons))
     size = question.setting.itemsize
     engine, reason = choose_engine(
         model.total * size,
@@ -72,5 +83,4 @@ def recommend(model: ModelSizes, question: Question, rows: Sequence[TrainingRow]
         question.setting.device,
     )
     reasons.append(f"frozen pass by {engine}: {reason}")
-    devices = given if chosen.fits else chosen.devices
     return Recommendation(f"zero{chosen.zero_stage}", cached, engine, devices, tuple(reasons))

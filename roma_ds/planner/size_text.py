@@ -46,6 +46,8 @@ def _fix(number: str, unit: str) -> str:
 
 
 def gibibytes(count: float) -> str:
-    """Bytes as GiB, with as many digits as help."""
+    """Bytes as GiB, or MiB where they are few, with as many digits as help."""
     value = count / 2**30
+    if value < 0.1:
+        return f"{count / 2**20:.0f} MiB" if count else "0"
     return f"{value:.1f} GiB" if value < 100 else f"{value:,.0f} GiB"

@@ -170,6 +170,11 @@ def test_sizes_are_read(text: str, size: int) -> None:
     assert parse_size(text, "--device-memory") == size
 
 
+def test_sizes_are_written_with_the_digits_that_help() -> None:
+    shown = [gibibytes(size) for size in (0, 5 * 2**20, 12.34 * GIB, 1234 * GIB)]
+    assert shown == ["0", "5 MiB", "12.3 GiB", "1,234 GiB"]
+
+
 @pytest.mark.parametrize(
     ("text", "says"),
     [("80Gib", "80GiB"), ("80gb", "80GB"), ("80G", "80GB or 80GiB"), ("eighty", "80GiB"), ("0B", "less"),
@@ -247,6 +252,20 @@ def test_plan_refuses_what_is_no_sparse_model(
 def test_plan_refuses_more_layers_than_there_are(capsys: pytest.CaptureFixture[str]) -> None:
     code, _, err = plan(capsys, "olmoe-1b-7b", "--layers", "last17")
     assert code == 2 and "16 MoE layers" in err
+
+
+def test_a_model_that_cannot_be_cut_is_planned_whole() -> None:
+    from roma_ds.planner.forecast import forecast
+
+    model = sizes("qwen3-235b-a22b")
+    question = Question(
+        Setting(0, 8), (92, 93), 80 * GIB, 10**6, 150, 0, Rates(1e14, 1e10, 1e9), uncut="its layers differ"
+    )
+    found = forecast(model, question)
+    assert {row.prefix_cache for row in found.training} == {False} and found.cache_bytes == 0
+    assert [row.engine for row in found.passes] == ["zero3", "zero3"]
+    assert found.recommendation.engine == "zero3" and not found.recommendation.prefix_cache
+    assert any("its layers differ" in reason for reason in found.recommendation.reasons)
 
 
 def test_a_model_that_fits_nowhere_gets_the_number_of_devices_that_it_needs(
