@@ -65,7 +65,7 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
         network = AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
         )
-    _keep_exact(network, getattr(torch, model.dtype))
+    _settle_types(network, getattr(torch, model.dtype))
     if span is not None and not span.embedding:
         _replace(network, family.embedding, None)
     if span is not None and not span.head:
@@ -273,13 +273,15 @@ def _replace(network: Any, path: str, module: nn.Module | None) -> None:
     setattr(network.get_submodule(parent), name, module)
 
 
-def _keep_exact(network: Any, dtype: torch.dtype) -> None:
-    """Give the tensors that transformers keeps in float32 beside weights of `dtype` that type, on meta."""
+def _settle_types(network: Any, dtype: torch.dtype) -> None:
+    """Parameters all of `dtype`, as DeepSpeed casts them; buffers that transformers keeps in float32 so."""
+    for parameter in network.parameters():
+        parameter.data = parameter.data.to(dtype)
     plan = network._get_dtype_plan(dtype)
-    for part in (*network.named_parameters(), *network.named_buffers()) if plan else ():
+    for name, buffer in network.named_buffers() if plan else ():
         for pattern, wanted in plan.items():
-            if re.search(pattern.replace("*", ".*"), part[0]):
-                part[1].data = part[1].data.to(wanted)
+            if re.search(pattern.replace("*", ".*"), name):
+                buffer.data = buffer.data.to(wanted)
 
 
 def _make_rotary(network: Any, family: Family, device: torch.device) -> None:

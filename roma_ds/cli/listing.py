@@ -19,7 +19,8 @@ def lines(what: str, under: Path) -> Iterator[str]:
         from roma_ds.families.registry import FAMILIES
 
         for family in FAMILIES:
-            yield f"{family.name:<12} {family.support:<12} model_type: {', '.join(family.model_types)}"
+            types = ", ".join(family.model_types)
+            yield f"{family.name:<14} {family.support:<12} model_type: {types:<13} {family.reason}".rstrip()
     elif what == "tasks":
         from roma_ds.data.named import NAMED
 

@@ -8,20 +8,24 @@ from typing import Any
 from roma_ds.errors import UserError
 from roma_ds.families.family import Family
 from roma_ds.families.layout import MoELayout, RouterSite
+from roma_ds.families.recorded import recorded_family
 from roma_ds.families.registry import FAMILIES
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def family_of(config: Any) -> Family:
-    """The family of a model config, by its `model_type`.
+    """The family of a model config, by its `model_type`, or one made from what transformers records of it.
 
-    Raises UserError for dense models and for families that are not known.
+    Raises UserError for dense models, and for those whose routers cannot be used.
     """
     model_type = getattr(config, "model_type", "?")
     for family in FAMILIES:
         if model_type in family.model_types:
             return family
+    recorded = recorded_family(config)
+    if recorded is not None:
+        return recorded
     known = ", ".join(t for family in FAMILIES for t in family.model_types)
     raise UserError(
         f"model type '{model_type}' has no routers that roma_ds knows",

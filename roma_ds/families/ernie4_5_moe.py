@@ -20,8 +20,8 @@ FAMILY = Family(
         Limit(
             "route",
             "experimental",
-            "routers and correction biases are stored in float32, a DeepSpeed engine in bf16 rounds both, so "
-            "that now and then a token goes to another expert than in the frozen pass",
+            "routers and correction biases are stored in float32; a run in bfloat16 rounds both, as "
+            "DeepSpeed does, and now and then a token goes to another expert",
         ),
     ),
 )

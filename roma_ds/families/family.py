@@ -6,6 +6,7 @@ from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any
 
+from roma_ds.errors import UserError
 from roma_ds.families.capability import Limit
 from roma_ds.families.dense_layers import DenseLayers, NoDenseLayers
 
@@ -46,6 +47,8 @@ class Family:
     """Modules of a decoder layer that work on each token alone, and in the last layer are wanted only for
     the tokens that are read. One that a config leaves out is None in the layer. Without any, the last layer
     does the work of all tokens."""
+    recorded_layers: tuple[int, ...] | None = None
+    """Numbers of the layers with a router, in a family made for one model, where `dense` knows nothing."""
     limits: tuple[Limit, ...] = ()
     """What is experimental or cannot be done."""
     layers: str = "model.layers"
@@ -90,6 +93,8 @@ class Family:
 
     def sparse_layers(self, config: Any) -> tuple[int, ...]:
         """Numbers of the layers that have a router, from a model config."""
+        if self.recorded_layers is not None:
+            return self.recorded_layers
         return tuple(
             layer for layer in range(int(config.num_hidden_layers)) if self.dense.is_sparse(config, layer)
         )
@@ -101,8 +106,19 @@ class Family:
     def truncated(self, config: Any, first: int, last: int, embedding: bool | None = None) -> Any:
         """A copy of a model config with decoder layers `first` to `last` - 1 alone, numbered from 0.
 
-        embedding: whether token ids enter; by default where the first layer is there.
+        embedding: whether token ids enter; by default where the first layer is there. Raises UserError where
+        the family cannot be cut.
         """
+        barrier = self.limit("suffix")
+        if (
+            barrier is not None
+            and barrier.level == "unsupported"
+            and (first, last) != (0, config.num_hidden_layers)
+        ):
+            raise UserError(
+                f"a part of a {self.name} model cannot be run alone: {barrier.reason}",
+                "set train.prefix_cache=off and collect.engine=zero3",
+            )
         short = deepcopy(config)
         for name in self.per_layer_attributes:
             if getattr(config, name, None) is not None:

@@ -48,6 +48,8 @@ class Session:
             self.tokenizer = load_tokenizer(run.model)
             self.files = check_checkpoint(run.model)
             self.whole = blueprint(run.model)
+        if self.family.limits:
+            self.say(f"model: family {self.family.name} is {self.family.support}: {self.family.reason}")
         commit = getattr(model_config, "_commit_hash", None)
         location = Path(checkpoint(run.model))
         self.model_hash: str = world.from_first(

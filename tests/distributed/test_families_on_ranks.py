@@ -18,9 +18,10 @@ from roma_ds.testing.tiny_models import save_tiny
 pytestmark = pytest.mark.timeout(600)
 
 MODEL_TYPES = [family.model_types[0] for family in FAMILIES]
+IN_BF16 = ["deepseek_v3", "ernie4_5_moe"]
 CHOSEN = (2, 3)
 RUN = """\
-model: {{path: {model}, dtype: float32}}
+model: {{path: {model}, dtype: {dtype}}}
 data: {{train: [{{path: train.jsonl}}]}}
 roma: {{layers: last2}}
 train: {{micro_batch: {micro}, lr: 0.01, clip: 1000000.0}}
@@ -30,12 +31,16 @@ output_dir: out
 """
 
 
-def trained(world: World, folders: dict[str, str], stage: int) -> dict[str, dict[str, Any]]:
-    """By model type: routers after two steps, what they make of a batch, and a digest of all the rest."""
-    return {model_type: _trained(world, folder, stage) for model_type, folder in folders.items()}
+Job = tuple[str, int, str]
+"""Model type, ZeRO stage, type of the weights."""
 
 
-def _trained(world: World, folder: str, stage: int) -> dict[str, Any]:
+def trained(world: World, folders: dict[str, str], jobs: list[Job]) -> dict[Job, dict[str, Any]]:
+    """By job: routers after two steps, what they make of a batch, and a digest of all the rest."""
+    return {job: _trained(world, folders[job[0]], *job[1:]) for job in jobs}
+
+
+def _trained(world: World, folder: str, stage: int, dtype: str) -> dict[str, Any]:
     import deepspeed
 
     from roma_ds.backbone.batches import collate
@@ -48,7 +53,7 @@ def _trained(world: World, folder: str, stage: int) -> dict[str, Any]:
     for row in range(4):
         ids = torch.randint(3, 180, (5 + 3 * row,), generator=source).tolist()
         sequences.append(Encoded(row, tuple(ids[:-2]), tuple(ids[-2:])))
-    text = RUN.format(model=folder, micro=4 // world.size, stage=stage)
+    text = RUN.format(model=folder, micro=4 // world.size, stage=stage, dtype=dtype)
     run = parse_run_config(text, Path(folder) / "run.yaml", [])
     engine = RouterEngine(world, run, resolve_deepspeed(run, world.size))
     assert engine.layers == CHOSEN
@@ -70,9 +75,9 @@ def _trained(world: World, folder: str, stage: int) -> dict[str, Any]:
     for name, parameter in network.named_parameters():
         if id(parameter) not in learning:
             with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
-                digest.update(name.encode() + parameter.detach().numpy().tobytes())
+                digest.update(name.encode() + parameter.detach().float().numpy().tobytes())
     for name, buffer in network.named_buffers():
-        digest.update(name.encode() + buffer.numpy().tobytes())
+        digest.update(name.encode() + buffer.float().numpy().tobytes())
     found = {
         "masters": {layer: weight.numpy() for layer, weight in engine.masters().items()},
         "routing": routing.numpy(),
@@ -86,26 +91,44 @@ def _trained(world: World, folder: str, stage: int) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, dict[str, Any]]]:
-    """Of one rank at stage 0, then of both ranks at stage 3."""
+def results(tmp_path_factory: pytest.TempPathFactory) -> list[dict[Job, dict[str, Any]]]:
+    """Of one rank, then of both ranks."""
     folders = {
         model_type: str(save_tiny(tmp_path_factory.mktemp(model_type), model_type, seed=3))
         for model_type in MODEL_TYPES
     }
-    alone = on_ranks(1, trained, folders, 0, timeout_s=240)
-    return [*alone, *on_ranks(2, trained, folders, 3, timeout_s=300)]
+    alone = [(model_type, 0, "float32") for model_type in MODEL_TYPES]
+    both = [(model_type, 3, "float32") for model_type in MODEL_TYPES]
+    both += [(model_type, stage, "bfloat16") for model_type in IN_BF16 for stage in (1, 3)]
+    first = on_ranks(1, trained, folders, alone, timeout_s=240)
+    return [*first, *on_ranks(2, trained, folders, both, timeout_s=360)]
 
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_two_ranks_under_zero3_are_one_rank(
-    results: list[dict[str, dict[str, Any]]], model_type: str
+    results: list[dict[Job, dict[str, Any]]], model_type: str
 ) -> None:
-    alone, *partitioned = (result[model_type] for result in results)
+    alone = results[0][model_type, 0, "float32"]
     assert alone["fell"]
     assert tuple(alone["masters"]) == CHOSEN
-    for rank in partitioned:
+    for result in results[1:]:
+        rank = result[model_type, 3, "float32"]
         assert 0 < rank["held"] < 0.51 * rank["total"] == 0.51 * alone["total"]
         assert rank["rest"] == alone["rest"]
         np.testing.assert_allclose(rank["routing"], alone["routing"], rtol=0, atol=1e-5)
         for layer, weight in alone["masters"].items():
             np.testing.assert_allclose(rank["masters"][layer], weight, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("model_type", IN_BF16)
+def test_in_bfloat16_a_partitioned_network_is_the_whole_one(
+    results: list[dict[Job, dict[str, Any]]], model_type: str
+) -> None:
+    """Also where the checkpoint keeps routers or correction biases in float32."""
+    for result in results[1:]:
+        whole, partitioned = (result[model_type, stage, "bfloat16"] for stage in (1, 3))
+        assert whole["fell"] and partitioned["fell"]
+        assert whole["rest"] == partitioned["rest"]
+        np.testing.assert_allclose(partitioned["routing"], whole["routing"], rtol=0, atol=2e-3)
+        for layer, weight in whole["masters"].items():
+            assert np.abs(partitioned["masters"][layer] - weight).mean() < 1e-4

@@ -9,11 +9,17 @@ from tempfile import mkdtemp
 from typing import Any
 
 import torch
+from tiny_runs import model_config
 
+from roma_ds.backbone.batches import Batch, routing_positions
 from roma_ds.backbone.encoding import Encoded
+from roma_ds.backbone.routed import RoutedLM, RoutedOutput
+from roma_ds.backbone.span import Span, load_span
 from roma_ds.families import FAMILIES, detect
 from roma_ds.testing.tiny_models import save_tiny
 
+CPU = torch.device("cpu")
+DEPTH = 4
 MODEL_TYPES = [family.model_types[0] for family in FAMILIES]
 SEQUENCES = [
     Encoded(0, (5, 6, 7, 8, 9, 10, 11, 50, 51), (12,)),
@@ -32,6 +38,20 @@ def checkpoint(model_type: str) -> Path:
 def read(sequence: Encoded) -> list[int]:
     """The tokens that a network reads of it."""
     return [*sequence.prompt, *sequence.continuation[:-1]]
+
+
+def suffix_of(folder: Path, first: int = 0) -> RoutedLM:
+    """The network of a checkpoint from layer `first` on, with all its routers read."""
+    network = load_span(model_config(folder), Span.suffix(first, DEPTH), None, CPU)
+    layout = detect(network).shifted(first)
+    return RoutedLM(network, layout, layout.layers, first).attach()
+
+
+def run(routed: RoutedLM, batch: Batch) -> RoutedOutput:
+    """A forward pass without gradients."""
+    with torch.no_grad():
+        output: RoutedOutput = routed(**batch.inputs(CPU))
+    return output
 
 
 class Reference:
@@ -63,3 +83,15 @@ class Reference:
                 scores = (product - product.amax(dim=-1, keepdim=True)).exp()
             found.append(scores / scores.sum(dim=-1, keepdim=True))
         self.routing = torch.stack(found, dim=2).float().detach()
+
+
+def assert_as_reference(output: RoutedOutput, batch: Batch, reference: Reference, tokens: str) -> None:
+    """What ours gave for `SEQUENCES` is what the stock model gives."""
+    for row, sequence in enumerate(SEQUENCES):
+        places = routing_positions(len(sequence.prompt), tokens)
+        wanted = reference.routing[row, places].mean(dim=0)
+        torch.testing.assert_close(output.routing[row], wanted, rtol=0, atol=2e-6)
+        first = len(sequence.prompt) - 1
+        predicted = reference.logits[row, first : first + len(sequence.continuation)]
+        found = output.logits[batch.answer_sequence == row]
+        torch.testing.assert_close(found, predicted, rtol=0, atol=2e-5)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from roma_ds.cli.listing import lines
 from roma_ds.errors import UserError
 from roma_ds.families import FAMILIES, detect, family_of
+from roma_ds.families.capability import Limit
 from roma_ds.families.registry import _checked
 
 TYPES = {"olmoe": "OLMoE", "qwen3_moe": "Qwen3-MoE"}
@@ -113,6 +116,37 @@ def test_partitioned_weights_are_read_by_their_full_shape() -> None:
         weight.ds_shape = weight.shape
         weight.data = torch.zeros(0)
     assert detect(model).experts == 6
+
+
+@pytest.mark.parametrize(
+    ("changes", "fault"),
+    [
+        ({"gate_key": "model.layers.3.mlp.gate.weight"}, "is none of a layer"),
+        ({"scoring": "tanh"}, "scoring tanh is none of"),
+        ({"selection": ""}, "is empty"),
+        ({"limits": (Limit("fly", "experimental", "no wings"),)}, "names no known capability"),
+        ({"limits": (Limit("merge", "experimental", ""),)}, "or no reason"),
+    ],
+)
+def test_a_family_that_makes_no_sense_is_refused(changes: dict[str, Any], fault: str) -> None:
+    with pytest.raises(ValueError, match=fault):
+        _checked((replace(FAMILIES[0], **changes),))
+
+
+def test_the_list_of_families_says_how_far_each_is_supported_and_why() -> None:
+    found = list(lines("families", Path()))
+    assert len(found) == len(FAMILIES)
+    for line, family in zip(found, FAMILIES, strict=True):
+        assert line.startswith(f"{family.name} ") and f" {family.support} " in line
+        assert all(model_type in line for model_type in family.model_types)
+        assert line.endswith(family.reason or family.model_types[-1])
+
+
+def test_routers_that_the_config_does_not_state_are_refused() -> None:
+    model = small("qwen3_moe", mlp_only_layers=[1])
+    model.config.mlp_only_layers = [2]
+    with pytest.raises(UserError, match=r"layers \[0, 2, 3, 4\] have routers, by the config it would be"):
+        detect(model)
 
 
 def test_families_share_no_model_type() -> None:

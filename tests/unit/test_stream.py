@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from family_models import MODEL_TYPES, checkpoint
 from tiny_runs import stock_network
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -140,6 +141,20 @@ def test_results_and_hidden_states_are_those_of_the_whole_network(
     assert cache.missing().size == 0
     for number, values in hidden.items():
         assert torch.equal(cache.read([number]), values)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_every_family_streams(model_type: str, tmp_path: Path) -> None:
+    setting = Setting(checkpoint(model_type), tmp_path)
+    cache = setting.plan("cache")
+    found = setting.streamed(cache=cache).run()
+    wanted, hidden = setting.resident()
+    for name in COLUMNS:
+        np.testing.assert_allclose(
+            getattr(found, name), getattr(wanted, name), rtol=0, atol=1e-3 if name == "routing" else 2e-5
+        )
+    for number, values in hidden.items():
+        torch.testing.assert_close(cache.read([number]), values, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("dense", [[0], [3], [1, 2]], ids=str)
