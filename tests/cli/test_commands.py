@@ -19,7 +19,7 @@ from roma_ds.cli.main import main
 from roma_ds.cli.parser import CHECKS, LISTS, STAGES, build_parser
 from roma_ds.config import preset_names
 
-TESTED = {"init", "ls", "check", "run", "merge", "doctor", "demo", *STAGES}
+TESTED = {"init", "ls", "check", "run", "merge", "plan", "doctor", "demo", *STAGES}
 
 
 def test_no_command_is_forgotten() -> None:
@@ -199,6 +199,12 @@ def test_check_names_every_problem(here: Here, tmp_path: Path) -> None:
     ):
         assert done.err.count(words) >= 1, done
     assert done.err.count("gone.jsonl does not exist") == 1
+
+
+def test_plan(here: Here) -> None:
+    done = here("plan", str(here.project.folder / "model"), "--layers", "last2", "--world-size", "2")
+    assert done.code == 0 and "OLMoE (supported)" in done.out, done
+    assert here("plan", "nowhere").code == 2
 
 
 def test_ls_and_init(here: Here) -> None:
