@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -43,8 +45,8 @@ class FaissBackend:
         self._threads = torch.get_num_threads()
         self.exact = factory == EXACT
         # Learning centroids is many searches among them.
-        self._use(multiply=self._threads < LOOPING_THREADS)
-        self._index = filled_index(np.ascontiguousarray(vectors), factory, refreshed)
+        with self._kernel(multiply=self._threads < LOOPING_THREADS):
+            self._index = filled_index(np.ascontiguousarray(vectors), factory, refreshed)
         self._lists = inverted_lists(self._index)
         self._restricts = restricts(self._index)
         self._gpu = _on_gpu(faiss, self._index) if self.exact else None
@@ -84,12 +86,12 @@ class FaissBackend:
             not self._restricts or (self._multiplies(len(queries)) and 4 * among.sum() >= len(among))
         )
         selected = None if filtering else among
-        self._choose_kernel(len(queries), selected is not None)
-        limits, _, positions = self._index.range_search(
-            np.ascontiguousarray(queries),
-            np.float32(least).item(),
-            params=self._parameters(selected, self._probed),
-        )
+        with self._kernel(self._multiplies(len(queries), selected is not None)):
+            limits, _, positions = self._index.range_search(
+                np.ascontiguousarray(queries),
+                np.float32(least).item(),
+                params=self._parameters(selected, self._probed),
+            )
         rows = np.repeat(np.arange(len(queries)), np.diff(limits.astype(np.int64)))
         if among is not None and filtering:
             rows, positions = rows[among[positions]], positions[among[positions]]
@@ -108,13 +110,14 @@ class FaissBackend:
             # No test of this repository runs this on a GPU.
             scores, positions = self._gpu.search(queries, count)
             return scores, positions
-        self._choose_kernel(len(queries), among is not None)
-        scores, positions = self._index.search(queries, count, params=self._parameters(among, self._probed))
-        # The lists that were looked into may hold too few members: those queries look into all of them.
-        short = np.flatnonzero(positions[:, -1] < 0)
-        if short.size and self._lists is not None:
-            everywhere = self._parameters(among, self._lists.nlist)
-            scores[short], positions[short] = self._index.search(queries[short], count, params=everywhere)
+        with self._kernel(self._multiplies(len(queries), among is not None)):
+            probed = self._parameters(among, self._probed)
+            scores, positions = self._index.search(queries, count, params=probed)
+            # The lists that were looked into may hold too few members: those queries look into all of them.
+            short = np.flatnonzero(positions[:, -1] < 0)
+            if short.size and self._lists is not None:
+                everywhere = self._parameters(among, self._lists.nlist)
+                scores[short], positions[short] = self._index.search(queries[short], count, params=everywhere)
         return scores, positions
 
     def _parameters(self, among: NDArray[np.bool_] | None, probed: int) -> Any:
@@ -141,20 +144,24 @@ class FaissBackend:
             return asked <= GPU_MOST
         return self._multiplies(queries) and asked <= MOST_FILTERED
 
-    def _multiplies(self, queries: int) -> bool:
-        return self.exact and queries >= FEW_QUERIES and self._threads < LOOPING_THREADS
+    def _multiplies(self, queries: int, masked: bool = False) -> bool:
+        return self.exact and not masked and queries >= FEW_QUERIES and self._threads < LOOPING_THREADS
 
-    def _choose_kernel(self, queries: int, masked: bool) -> None:
-        self._use(multiply=not masked and self._multiplies(queries))
-
-    def _use(self, multiply: bool) -> None:
+    @contextmanager
+    def _kernel(self, multiply: bool) -> Iterator[None]:
         """Matrix products in one thread, or the library's loop in all threads of this process.
 
         Several threads would fight inside the matrix product: two took 4 to 5 times as long as one. Both
-        settings are the whole library's, so every search sets them.
+        settings are the whole library's, and where torch was imported first the number of threads is torch's
+        too, so it is given back.
         """
+        before = self._faiss.omp_get_max_threads()
         self._faiss.cvar.distance_compute_blas_threshold = 1 if multiply else 2**31 - 1
         self._faiss.omp_set_num_threads(1 if multiply else self._threads)
+        try:
+            yield
+        finally:
+            self._faiss.omp_set_num_threads(before)
 
 
 def _filtered(found: Found, among: NDArray[np.bool_], count: int) -> Found:

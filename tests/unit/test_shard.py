@@ -1,6 +1,10 @@
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -256,7 +260,7 @@ def test_faiss_by_filtering_and_by_selection(
     backend._threads = threads
     backend._gpu = backend._index if device else None
     # The choice alone: no more threads are started.
-    backend._choose_kernel = lambda queries, masked: None  # type: ignore[method-assign]
+    backend._kernel = lambda multiply: nullcontext()  # type: ignore[method-assign,assignment]
     check_top(backend, problem, min(count, len(problem.ids)), problem.members)
 
 
@@ -279,23 +283,51 @@ def test_faiss_keeps_to_the_threads_of_the_process(monkeypatch: pytest.MonkeyPat
     import faiss
     import torch
 
+    used: list[int] = []
+    search = faiss.IndexFlatIP.search
+
+    def watched(self: Any, *arguments: Any, **options: Any) -> Any:
+        used.append(faiss.omp_get_max_threads())
+        return search(self, *arguments, **options)
+
+    before = faiss.omp_get_max_threads()
+    monkeypatch.setattr(faiss.IndexFlatIP, "search", watched)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 3)
     vectors = np.eye(300, dtype=np.float32)
     backend = FaissBackend(vectors)
     backend.top(vectors[:2], 1)
-    assert faiss.omp_get_max_threads() == 3
     # Threads fight in matrix products: one is left to do them.
     backend.top(vectors, 1)
-    assert faiss.omp_get_max_threads() == 1
     backend.top(vectors, 1, vectors[0] > 0)
-    assert faiss.omp_get_max_threads() == 3
-    # Another index of the process, with more threads: its settings end with its searches.
+    # Another index of the process, with fewer threads.
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     FaissBackend(vectors).top(vectors, 1, vectors[0] > 0)
-    assert faiss.omp_get_max_threads() == 1
     backend.top(vectors[:2], 1)
-    assert faiss.omp_get_max_threads() == 3
-    faiss.omp_set_num_threads(1)
+    assert used == [3, 1, 3, 1, 3]
+    assert faiss.omp_get_max_threads() == before
+
+
+THREADS_AFTER_SEARCH = """
+import torch
+import numpy as np
+from roma_ds.index.faiss_backend import FaissBackend
+
+assert torch.get_num_threads() == 2
+vectors = np.eye(300, dtype=np.float32)
+backend = FaissBackend(vectors)
+backend.top(vectors, 1, vectors[0] > 0)
+backend.within(vectors, 0.5)
+backend.top(vectors, 1)
+print(torch.get_num_threads())
+"""
+
+
+def test_a_search_leaves_torch_its_threads() -> None:
+    """In a process of its own: where torch is imported first, both libraries share one setting."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "2"}
+    command = [sys.executable, "-c", THREADS_AFTER_SEARCH]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert done.stdout.strip() == "2", done
 
 
 def test_the_precision_of_torch_is_kept_high_for_a_search_and_given_back() -> None:
