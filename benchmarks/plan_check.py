@@ -27,7 +27,8 @@ from shapes import Questions, Shape, checkpoint_bytes, write_project
 from roma_ds.config import resolve_deepspeed
 from roma_ds.planner.memory import Setting, training_bytes
 from roma_ds.planner.model_sizes import ModelSizes
-from roma_ds.planner.zero3_fetches import Zero3Limits, fetches
+from roma_ds.planner.step_traffic import gathered_bytes
+from roma_ds.planner.zero3_fetches import Zero3Limits
 
 FIRST_STEADY = 3
 """DeepSpeed fetches without a plan in the first two passes."""
@@ -87,10 +88,7 @@ def predicted(point: Point) -> dict[str, float]:
     )
     model = sizes(point)
     memory = training_bytes(model, setting)
-    gathered = 0
-    if point.zero == 3:
-        found = fetches(model, point.limits, point.ranks, backward=True)
-        gathered = (found.gathered + found.persistent) * setting.itemsize
+    gathered = gathered_bytes(model, setting)
     return {"resting": memory.resting, "peak": memory.peak, "gathered": gathered}
 
 
@@ -150,14 +148,34 @@ def _ds_config(config: Path, point: Point, folder: Path) -> Path:
 
 def compare(point: Point, work: Path, steps: int) -> dict[str, Any]:
     """Predicted, measured and their ratio, of the difference to the emptied point."""
-    sides = {}
-    for name, side in (("predicted", predicted), ("measured", lambda one: measured(one, work, steps))):
-        whole, empty = side(point), side(point.emptied())
-        # Gathered bytes have nothing of libraries in them.
-        sides[name] = {key: value - (0 if key == "gathered" else empty[key]) for key, value in whole.items()}
-        sides[f"{name} without weights"] = empty
-    ratios = {key: sides["predicted"][key] / value for key, value in sides["measured"].items() if value}
-    return {"name": point.name, **asdict(point), **sides, "ratio": ratios}
+    empty = measured(point.emptied(), work, steps)
+    return compared(point, measured(point, work, steps), empty)
+
+
+def compared(point: Point, found: dict[str, float], empty: dict[str, float]) -> dict[str, Any]:
+    """The record of a point. found, empty: measured as it is, and without weights."""
+    sides = {"predicted": (predicted(point), predicted(point.emptied())), "measured": (found, empty)}
+    # Gathered bytes have nothing of libraries in them.
+    differences = {
+        name: {key: value - (0 if key == "gathered" else base[key]) for key, value in whole.items()}
+        for name, (whole, base) in sides.items()
+    }
+    ratios = {
+        key: differences["predicted"][key] / value for key, value in differences["measured"].items() if value
+    }
+    bases = {f"{name} without weights": base for name, (_, base) in sides.items()}
+    return {"name": point.name, **asdict(point), **differences, **bases, "ratio": ratios}
+
+
+def predicted_again(result: dict[str, Any]) -> dict[str, Any]:
+    """A point that was measured before, with what the planner says now."""
+    named = {name: result[name] for name in ("zero", "ranks", "cached", "trained", "micro_batch", "length")}
+    point = Point(Shape(**result["shape"]), limits=Zero3Limits(**result["limits"]), **named)
+    empty = result["measured without weights"]
+    whole = {
+        key: value + (0 if key == "gathered" else empty[key]) for key, value in result["measured"].items()
+    }
+    return compared(point, whole, empty)
 
 
 def points() -> list[Point]:
@@ -190,8 +208,14 @@ def main(words: Sequence[str] | None = None) -> None:
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/plan"), help="checkpoints")
     parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--only", nargs="*", metavar="NAME", help="points by name")
+    parser.add_argument("--again", type=Path, metavar="JSON", help="only predict anew for these measurements")
     arguments = parser.parse_args(words)
     found = []
+    if arguments.again:
+        content = json.loads(arguments.again.read_text())
+        content["points"] = [predicted_again(result) for result in content["points"]]
+        arguments.again.write_text(json.dumps(content, indent=1) + "\n")
+        return
     for point in points():
         if arguments.only and point.name not in arguments.only:
             continue

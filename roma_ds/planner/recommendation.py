@@ -50,7 +50,7 @@ def recommend(model: ModelSizes, question: Question, rows: Sequence[TrainingRow]
     if plain.fits:
         reasons.append(
             f"what is trained fits on every device: {plain.memory.peak / gib:.1f} of {room:.1f} GiB, "
-            "and nothing has to be gathered"
+            "and no weights have to be gathered"
         )
     else:
         chosen = partitioned

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from roma_ds.planner.memory import RankBytes, training_bytes
 from roma_ds.planner.model_sizes import ModelSizes
 from roma_ds.planner.question import Question, smallest
-from roma_ds.planner.zero3_fetches import fetches
+from roma_ds.planner.step_traffic import gathered_bytes
 
 
 @dataclass(frozen=True)
@@ -31,12 +31,9 @@ def training_row(
 ) -> TrainingRow:
     """One setting. sizes: of what training holds, its trained routers marked; operations: of an epoch."""
     setting = replace(question.setting, zero_stage=stage)
-    world, rates = setting.world_size, question.rates
+    rates = question.rates
     memory = training_bytes(sizes, setting)
-    gathered = 0
-    if stage == 3:
-        found = fetches(sizes, setting.limits, world, backward=True)
-        gathered = (found.gathered + found.persistent) * setting.itemsize
+    gathered = gathered_bytes(sizes, setting)
     hidden = sizes.hidden * setting.itemsize if cached else 0
     step = operations / question.samples * question.micro_batch / rates.matrix
     step += gathered / rates.link + setting.tokens * hidden / rates.disk

@@ -199,7 +199,11 @@ def test_plan_prints_the_same_numbers_as_its_json(capsys: pytest.CaptureFixture[
     assert sum(found["parameters"].values()) == 6_919_161_856
     assert found["cache_bytes"] == 1000 * 2048 * 2 + 10 * 9
     rows = {(row["zero_stage"], row["prefix_cache"]): row for row in found["training"]}
-    assert len(rows) == 8 and rows[0, True]["gathered_bytes"] == 0 < rows[3, True]["gathered_bytes"]
+    # In bfloat16 ZeRO 0 runs as ZeRO 1, which shares out the routers' updates.
+    assert (
+        len(rows) == 8 and rows[0, True]["gathered_bytes"] == rows[2, False]["gathered_bytes"] == 2 * 655_360
+    )
+    assert rows[3, True]["gathered_bytes"] > 2 * found["suffix"]
     code, text, _ = plan(capsys, "olmoe-1b-7b", "--tokens", "1000", "--length", "100")
     assert code == 0 and "655,360" in text and "6,919,161,856" in text
     peak = sum(rows[3, False]["memory"][key] for key in ("weights", "gathered", "routers", "activations"))
