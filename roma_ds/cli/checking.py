@@ -167,13 +167,12 @@ def check_run(options: argparse.Namespace) -> int:
 
     A UserError where one of them is the user's, else an EnvironmentFault.
     """
-    from roma_ds.pipeline.worker import calm_libraries, load_for
+    from roma_ds.pipeline.worker import load_for
 
     world_size = next((n for n in (options.world_size, options.ranks) if n is not None), 1)
     if world_size < 1:
         raise UserError(f"--world-size must be 1 or more, not {world_size}", "leave it out for 1")
     run = load_for(options.config, options.overrides, options.ds)
-    calm_libraries()
     print(f"config: {options.config} is valid")
     subject = Subject(run, world_size)
     problems: dict[str, RomaError] = {}
