@@ -1,4 +1,4 @@
-"""FlexOLMo: 7 routed experts of one domain each, top-5, every layer sparse; norms behind the blocks."""
+"""FlexOLMo: 7 routed experts, one a domain, every layer sparse; norms behind the blocks."""
 
 from roma_ds.families.family import Family
 

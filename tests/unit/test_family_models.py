@@ -22,6 +22,7 @@ from safetensors import safe_open
 from tiny_runs import model_config, stock_network
 from transformers import AutoModelForCausalLM
 
+from roma_ds.backbone import packed_attention
 from roma_ds.backbone.batches import Batch, collate
 from roma_ds.backbone.routed import RoutedLM
 from roma_ds.backbone.span import Span, load_span
@@ -57,6 +58,20 @@ def test_packed_is_as_the_stock_model_padded(model_type: str, tokens: str) -> No
     # The comparison has teeth: r is far from uniform, and far from that of another layer.
     assert float(output.routing.std(dim=-1).min()) > 0.01
     assert float((output.routing[:, 0] - output.routing[:, 1]).abs().max()) > 0.05
+
+
+def test_all_sequences_in_one_call_give_the_same(model_type: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As attention goes on a GPU: padded, with windows, sinks and other sizes of value heads."""
+    routed, batch = loaded(model_type), collate(SEQUENCES, "last3")
+    wanted = run(routed, batch)
+    calls = []
+    monkeypatch.setattr(
+        packed_attention, "apart", lambda *given: calls.append(1) or packed_attention.together(*given)
+    )
+    found = run(routed, batch)
+    assert len(calls) == DEPTH
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found.routing, wanted.routing, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("cut", [1, 2, 3])
