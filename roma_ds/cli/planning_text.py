@@ -175,5 +175,5 @@ def decimal(count: float) -> str:
 def duration(seconds: float) -> str:
     """Seconds, minutes or hours."""
     if seconds < 120:
-        return f"{seconds:.2g} s"
+        return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.2g} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

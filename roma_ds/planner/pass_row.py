@@ -19,6 +19,8 @@ class PassRow:
     engine: Literal["zero3", "stream"]
     zero_stage: int
     memory: RankBytes
+    peak_bytes: int
+    """All of that."""
     fits: bool
     devices: int | None
     gathered_bytes: int
@@ -44,6 +46,7 @@ def pass_rows(model: ModelSizes, question: Question, operations: float) -> Itera
             engine="zero3",
             zero_stage=stage,
             memory=memory,
+            peak_bytes=memory.peak,
             fits=question.fits(memory),
             devices=_smallest(model, setting, question),
             gathered_bytes=gathered,
@@ -56,7 +59,7 @@ def pass_rows(model: ModelSizes, question: Question, operations: float) -> Itera
     fits = question.fits(memory)
     # The next layer is read while this one computes.
     seconds = max(computing, whole / rates.disk)
-    yield PassRow("stream", 0, memory, fits, 1 if fits else None, 0, whole, seconds)
+    yield PassRow("stream", 0, memory, memory.peak, fits, 1 if fits else None, 0, whole, seconds)
 
 
 def _smallest(model: ModelSizes, setting: Setting, question: Question) -> int | None:

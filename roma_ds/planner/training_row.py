@@ -17,6 +17,8 @@ class TrainingRow:
     zero_stage: int
     prefix_cache: bool
     memory: RankBytes
+    peak_bytes: int
+    """All of that."""
     fits: bool
     devices: int | None
     """The smallest number of devices on which it fits; None where no number does."""
@@ -41,6 +43,7 @@ def training_row(
         zero_stage=stage,
         prefix_cache=cached,
         memory=memory,
+        peak_bytes=memory.peak,
         fits=question.fits(memory),
         devices=smallest(lambda ranks: training_bytes(sizes, replace(setting, world_size=ranks)), question),
         gathered_bytes=gathered,

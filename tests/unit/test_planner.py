@@ -207,6 +207,7 @@ def test_plan_prints_the_same_numbers_as_its_json(capsys: pytest.CaptureFixture[
     code, text, _ = plan(capsys, "olmoe-1b-7b", "--tokens", "1000", "--length", "100")
     assert code == 0 and "655,360" in text and "6,919,161,856" in text
     peak = sum(rows[3, False]["memory"][key] for key in ("weights", "gathered", "routers", "activations"))
+    assert peak == rows[3, False]["peak_bytes"]
     line = next(line for line in text.splitlines() if line.startswith("3") and " off " in line)
     assert gibibytes(peak) in line
 
