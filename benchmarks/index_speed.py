@@ -8,9 +8,11 @@ a torch matrix product with top-k stand for what a user would write; against the
 sharded, in turns (--repeats). Beside each number stands what `roma_ds/planner/index_cost.py` predicts at
 rates that the same run measured on small indexes. One JSON a size, number of ranks and placement.
 
-The second trains a 48-layer shape with `roma.refresh=1` on as many short questions as the index holds, after
-the real stages before: embeddings, collection, index. These take long, so they are kept in --work, and a
-further call goes on with them. Short questions make short steps, of which the index takes a larger part.
+The second trains the last 5 of 6 layers with `roma.refresh=1` on as many short questions as the index holds,
+after the real stages before: embeddings, collection, index. On cached hidden states a step is that of a
+deeper model with the same suffix; one frozen layer keeps the collection short. These stages are kept in
+--work, and a further call goes on with them. Short questions make short steps, of which the index takes a
+larger part.
 Ratios from one call mean something; seconds belong to the machine.
 """
 
@@ -257,7 +259,7 @@ def prepared(arguments: argparse.Namespace) -> tuple[Project, Path]:
 
 def settings(arguments: argparse.Namespace, job: Path) -> list[str]:
     """Config values of `share`."""
-    return ["roma.refresh=1", *arguments.override, f"output_dir={job}"]
+    return ["roma.refresh=1", "eval.batch_size=256", *arguments.override, f"output_dir={job}"]
 
 
 def share(arguments: argparse.Namespace) -> None:
@@ -348,7 +350,7 @@ def main(words: Sequence[str] | None = None) -> None:
     add_options(parser, Shape)
     add_options(parser, Questions)
     # Questions of one or two words would be the same text many times.
-    parser.set_defaults(experts=64, samples=50_000, tokens=20, spread=0.2)
+    parser.set_defaults(layers=6, experts=64, samples=50_000, tokens=20, spread=0.2)
     arguments = parser.parse_args(words)
     arguments.out, arguments.work = arguments.out.resolve(), arguments.work.resolve()
     {"search": search, "share": share}[arguments.command](arguments)

@@ -1,8 +1,9 @@
 """Rows of arrays between ranks: what a transport promises, and the checks that all of them share.
 
-Every call is one exchange of headers, then one of payload unless nobody has a row for anybody else. The
-header says what a rank brings (the call, dtype, shape of a row) and how many rows for whom. As every rank
-reads all headers, all come to the same verdict: a mistake on one is an error on every one, never a hang.
+Every call is one exchange of headers, with room for a small payload, then one of payload where somebody has
+more than that for others. The header says what a rank brings (the call, dtype, shape of a row) and how many
+rows for whom. As every rank reads all headers, all come to the same verdict: a mistake on one is an error on
+every one, never a hang.
 
 Shapes: R ranks; n_r rows of rank r; [...] the shape of one row.
 """
@@ -33,6 +34,15 @@ _COMBINED_BY = {"sum": np.add, "min": np.minimum, "max": np.maximum}
 # A header: did this rank fail, length of its text, digest of its text, then rows for each rank.
 _FAILED, _LENGTH, _DIGEST, _COUNTS = range(4)
 _LONGEST_TEXT = 2000
+
+ROOM = 1 << 16
+"""Bytes of payload that travel with the headers of all ranks together: what is small needs no second
+exchange, whose cost is the waiting."""
+
+
+def room(size: int) -> int:
+    """Bytes of payload that each of `size` ranks can send with its header."""
+    return ROOM // size // 8 * 8
 
 
 class RanksDisagree(RomaError):
@@ -146,29 +156,44 @@ class Exchange:
             raise RuntimeError("this transport is closed")
         offer = _offer(call, prepare, self.size)
         with self._waiting(offer):
-            headers = self._headers(offer)
+            headers = self._headers(offer, same)
             if headers[:, _FAILED].any() or (headers[:, _DIGEST] != headers[0, _DIGEST]).any():
                 self._refuse(offer, headers)
-            counts = headers[:, _COUNTS:]
+            counts = headers[:, _COUNTS : _COUNTS + self.size]
             self._check_room(counts, same)
-            return self._payload(offer.parts, counts, same)
+            letters = headers[:, _COUNTS + self.size :].view(np.uint8)
+            return self._payload(offer.parts, counts, letters, same)
 
-    def _headers(self, offer: _Offer) -> Integers:
+    def _headers(self, offer: _Offer, same: bool) -> Integers:
+        """int64 [R, _COUNTS + R + room / 8], every rank's header, numbers of rows and small payload."""
         text = offer.text.encode()
         digest = int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little", signed=True)
-        mine = np.zeros(_COUNTS + self.size, np.int64)
+        mine = np.zeros(_COUNTS + self.size + room(self.size) // 8, np.int64)
         mine[:_COUNTS] = offer.failure is not None, min(len(text), _LONGEST_TEXT), digest
         if offer.failure is None:
-            mine[_COUNTS:] = [len(part) for part in offer.parts]
-        return mine[None] if self._wire is None else self._wire.headers(mine)
+            mine[_COUNTS : _COUNTS + self.size] = [len(part) for part in offer.parts]
+        if self._wire is None:
+            return mine[None]
+        letter, start = mine[_COUNTS + self.size :].view(np.uint8), 0
+        parts = offer.parts[:1] if same else offer.parts
+        if sum(part.nbytes for part in parts) <= len(letter):
+            for part in parts:
+                letter[start : start + part.nbytes] = _bytes(part)
+                start += part.nbytes
+        return self._wire.headers(mine)
 
-    def _payload(self, parts: list[Array], counts: Integers, same: bool) -> list[Array]:
+    def _payload(self, parts: list[Array], counts: Integers, letters: Bytes, same: bool) -> list[Array]:
+        """letters: uint8 [R, room], the payload of each rank where it is no longer than that."""
         own, incoming = parts[self.rank], counts[:, self.rank]
         row = own.shape[1:]
         width = own.dtype.itemsize * math.prod(row)
         received = np.empty((int(incoming.sum()), *row), own.dtype)
         if width and (self._wire is None or counts.sum() == np.trace(counts)):
             received[...] = own
+        elif width and int((incoming if same else counts.sum(axis=1)).max()) * width <= letters.shape[1]:
+            before = np.zeros_like(incoming) if same else counts[:, : self.rank].sum(axis=1)
+            found = zip(letters, before * width, (before + incoming) * width, strict=True)
+            _bytes(received)[:] = np.concatenate([letter[start:end] for letter, start, end in found])
         elif width and self._wire is not None:
             if same:
                 self._wire.all_gather(_bytes(own), _bytes(received), incoming, width)

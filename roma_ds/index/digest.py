@@ -35,5 +35,5 @@ def of_rows(ids: NDArray[np.int64], rows: NDArray[np.generic]) -> int:
         content = np.pad(content, ((0, 0), (0, short)))
     lanes = content.view(np.uint64)
     odd = _mixed(np.arange(lanes.shape[1], dtype=np.uint64)) | np.uint64(1)
-    sums = (lanes * odd).sum(axis=1, dtype=np.uint64)
+    sums = np.einsum("rl,l->r", lanes, odd)
     return int(_mixed(sums ^ _mixed(ids.astype(np.uint64))).sum(dtype=np.uint64))

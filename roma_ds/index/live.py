@@ -20,10 +20,10 @@ from roma_ds.index import digest
 from roma_ds.index.neighbourhood import ABSENT, Neighbourhood
 from roma_ds.index.payload import Payload, PayloadType, Placement
 from roma_ds.index.shard import Shard
-from roma_ds.index.updates import ADD, REFRESH, REMOVE, UpdateError, Updates, merged
+from roma_ds.index.updates import ADD, REFRESH, REFUSED, REMOVE, UpdateError, Updates, merged
 
-BLOCK = 1 << 14
-"""Rows that are read at once for a digest."""
+BLOCK = 1 << 10
+"""Rows that are read at once for a digest: few enough to stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -125,16 +125,8 @@ class LiveIndex:
 
         Raises UpdateError on every rank, with the id, for what `Updates.check` and `merged` refuse.
         """
-        with agreement(self.world):
-            updates.check(self.members, self.payload.width)
-        sent = self.transport.gather(np.stack([updates.ids, updates.ops.astype(np.int64)], axis=1))
-        try:
-            ids, ops = merged(sent)
-        except UpdateError as error:
-            error.agreed = True
-            raise
-        with_vector = updates.ids[updates.carries]
-        rows = self._delivered(with_vector, self.payload.encoded(updates.vectors))
+        refusal = updates.refusal(self.members, self.payload.width)
+        ids, ops, rows = self._delivered(self._letters(updates, refusal), refusal)
         changed, carried = ids[ops != ADD], ids[ops != REMOVE]
         self.flags_digest += digest.of_ids(ids[ops == ADD]) - digest.of_ids(ids[ops == REMOVE])
         old, new = (part[self.placement.mine(part)] for part in (changed, carried))
@@ -149,17 +141,41 @@ class LiveIndex:
         self.shard.set_members(flipped, self.members[flipped])
         self.epoch += 1
 
-    def _delivered(self, ids: NDArray[np.int64], rows: NDArray[np.generic]) -> NDArray[np.generic]:
-        """Of all ranks' rows those that this rank keeps, by id ascending."""
+    def _letters(self, updates: Updates, refusal: UpdateError | None) -> NDArray[np.void]:
+        """[u], id, operation and row of each update, or one that says they are refused."""
+        row = (self.payload.rows.dtype, (self.payload.width,))
+        fields = np.dtype([("id", np.int64), ("op", np.int64), ("row", *row)])
+        if refusal is not None:
+            return np.array([(-1, REFUSED, 0)], fields)
+        letters = np.zeros(len(updates.ids), fields)
+        letters["id"], letters["op"] = updates.ids, updates.ops
+        letters["row"][updates.carries] = self.payload.encoded(updates.vectors)
+        return letters
+
+    def _delivered(
+        self, letters: NDArray[np.void], refusal: UpdateError | None
+    ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.generic]]:
+        """Ids and operations of all ranks' letters, and those rows that this rank keeps, by id ascending."""
+        sent = letters if not self.sharded else _heads(letters)
+        arrived = self.transport.gather(sent)
+        heads = arrived if self.sharded else [_heads(part) for part in arrived]
+        if any((part[:, 1] == REFUSED).any() for part in heads):
+            with agreement(self.world):
+                if refusal is not None:
+                    raise refusal
+        try:
+            ids, ops = merged(heads)
+        except UpdateError as error:
+            error.agreed = True
+            raise
         if self.sharded:
-            owner = self.placement.owner(ids)
-            ranks = range(self.placement.size)
-            all_ids = self.transport.exchange([ids[owner == rank] for rank in ranks])
-            all_rows = self.transport.exchange([rows[owner == rank] for rank in ranks])
-        else:
-            all_ids, all_rows = self.transport.gather(ids), self.transport.gather(rows)
-        found: NDArray[np.generic] = np.concatenate(all_rows)[np.argsort(np.concatenate(all_ids))]
-        return found
+            carried = letters[letters["op"] != REMOVE]
+            owner = self.placement.owner(carried["id"])
+            arrived = self.transport.exchange([carried[owner == rank] for rank in range(self.placement.size)])
+        kept = np.concatenate(arrived)
+        kept = kept[kept["op"] != REMOVE]
+        rows: NDArray[np.generic] = kept["row"][np.argsort(kept["id"])]
+        return ids, ops, rows
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32 [.., w], the routing vectors of `ids` [..]; any numbers where an id is ABSENT."""
@@ -210,6 +226,11 @@ class LiveIndex:
         ids = self.transport.exchange(np.split(found.ids, cuts))
         products = self.transport.exchange(np.split(found.inner_products, cuts))
         return best_of(np.concatenate(ids, axis=1), np.concatenate(products, axis=1), width)
+
+
+def _heads(letters: NDArray[np.void]) -> NDArray[np.int64]:
+    """[u, 2], id and operation."""
+    return np.stack([letters["id"], letters["op"]], axis=1)
 
 
 def best_of(ids: NDArray[np.int64], products: NDArray[np.float64], width: int) -> Neighbourhood:

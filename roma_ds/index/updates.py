@@ -14,6 +14,8 @@ from numpy.typing import NDArray
 from roma_ds.errors import RomaError
 
 ADD, REMOVE, REFRESH = 0, 1, 2
+REFUSED = -1
+"""What a rank tells the others in place of updates that cannot be applied."""
 NAMES = {ADD: "add", REMOVE: "remove", REFRESH: "refresh"}
 
 
@@ -42,6 +44,14 @@ class Updates:
         """[u], True where an update has a vector."""
         with_vector: NDArray[np.bool_] = self.ops != REMOVE
         return with_vector
+
+    def refusal(self, members: NDArray[np.bool_], width: int) -> UpdateError | None:
+        """What `check` raises, if it does."""
+        try:
+            self.check(members, width)
+        except UpdateError as error:
+            return error
+        return None
 
     def check(self, members: NDArray[np.bool_], width: int) -> None:
         """Raises UpdateError, naming the id, for what cannot be applied to `members` [samples]."""

@@ -21,10 +21,10 @@ VECTOR_COPIES = {"faiss": 2, "torch": 1}
 """Copies of the embeddings: ours, from which products are computed anew, and that inside a FAISS index."""
 HEADER = 3
 """Integers of a transport's header beside one for each rank."""
+ROOM = 1 << 16
+"""Bytes of payload that fit beside the headers of all ranks together; the same as in the transport."""
 REPORT = 5
 """Integers that a rank reports in a check."""
-AGREEMENT = 2
-"""Messages of an agreement: the sizes of what ranks have to say, then that."""
 FEW_QUERIES = 16
 """Below so many queries FAISS does not multiply matrices; the same as in its backend."""
 
@@ -139,17 +139,24 @@ class Traffic:
         return Traffic(self.messages * times, self.bytes * times)
 
 
-def _gather(ranks: int, nbytes: float) -> Traffic:
-    """`nbytes` of this rank to each of the others, behind a header; nothing where nobody has any."""
+def _moved(ranks: int, nbytes: float, sent: float) -> Traffic:
+    """A header to each of the others; `sent` bytes follow where `nbytes` do not fit into it."""
     others = ranks - 1
     if not others:
         return Traffic()
-    return Traffic(1.0 + (nbytes > 0), others * (nbytes + (HEADER + ranks) * INTEGER))
+    room = ROOM // ranks // INTEGER * INTEGER
+    header = Traffic(1.0, others * (room + (HEADER + ranks) * INTEGER))
+    return header if nbytes <= room else header + Traffic(1.0, sent)
+
+
+def _gather(ranks: int, nbytes: float) -> Traffic:
+    """`nbytes` of this rank to each of the others."""
+    return _moved(ranks, nbytes, nbytes * (ranks - 1))
 
 
 def _exchange(ranks: int, nbytes: float) -> Traffic:
     """`nbytes` of this rank dealt out evenly, its own part included, which stays."""
-    return _gather(ranks, nbytes / ranks)
+    return _moved(ranks, nbytes, nbytes * (ranks - 1) / ranks)
 
 
 def walking(setting: IndexSetting) -> Traffic:
@@ -166,14 +173,17 @@ def fetching(setting: IndexSetting) -> Traffic:
 
 
 def applying(setting: IndexSetting, updates: float, vectors: float | None = None) -> Traffic:
-    """`updates` of each rank, of which `vectors` (None: all) carry one, their owners evenly spread."""
+    """`updates` of each rank, of which `vectors` (None: all) carry one, their owners evenly spread.
+
+    Replicated, those without a vector take its room too, and all is one message.
+    """
     ranks = setting.ranks
     if ranks == 1:
         return Traffic()
-    carried = updates if vectors is None else vectors
-    send = _exchange if setting.sharded else _gather
-    told = Traffic(AGREEMENT) + _gather(ranks, 2 * INTEGER * updates)
-    return told + send(ranks, INTEGER * carried) + send(ranks, setting.row * carried)
+    head, carried = 2 * INTEGER, updates if vectors is None else vectors
+    if not setting.sharded:
+        return _gather(ranks, (head + setting.row) * updates)
+    return _gather(ranks, head * updates) + _exchange(ranks, (head + setting.row) * carried)
 
 
 def checking(setting: IndexSetting) -> Traffic:

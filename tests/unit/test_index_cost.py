@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from thread_worlds import ThreadWorld
 
+from roma_ds.comm import transport as transport_module
 from roma_ds.index.candidates import Candidates
 from roma_ds.index.live import LiveIndex, Snapshot
 from roma_ds.index.live_neighbours import LiveNeighbours
@@ -54,11 +55,11 @@ class CountingWire(ThreadWire):
 
 
 class CountingWorld(ThreadWorld):
-    """Messages of agreements count, their few bytes do not."""
+    """An agreement is two messages, and where nothing is wrong there is none."""
 
     def gather_objects(self, item: Any) -> list[Any]:
         if self.wire is not None:
-            self.wire.messages += index_cost.AGREEMENT
+            self.wire.messages += 2
         return super().gather_objects(item)
 
 
@@ -135,8 +136,14 @@ def of_rank(rank: int, setting: IndexSetting, per_owner: int) -> tuple[np.ndarra
     return np.array(ids, np.int64), np.array(ops, np.uint8)
 
 
+@pytest.mark.parametrize("enclosed", [0, 1 << 16])
 @pytest.mark.parametrize("setting", SETTINGS, ids=named)
-def test_traffic_is_what_leaves_a_rank(setting: IndexSetting) -> None:
+def test_traffic_is_what_leaves_a_rank(
+    setting: IndexSetting, enclosed: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With everything behind the headers, and with all that is small among them."""
+    for module in (transport_module, index_cost):
+        monkeypatch.setattr(module, "ROOM", enclosed)
     setting = IndexSetting(**{**vars(setting), "samples": 4 * setting.ranks**2, "micro_batch": setting.ranks})
     ranks = setting.ranks
 
@@ -208,14 +215,15 @@ def test_seconds_follow_the_rates() -> None:
     # Eight queries of each of two ranks arrive as sixteen.
     moved = rates.moving(index_cost.searching(pair, 8))
     assert index_cost.search_seconds(pair, rates, 8) == pytest.approx(0.5 + 16e5 / 1e9 + moved)
-    assert index_cost.walk_seconds(pair, rates) == pytest.approx(2e-3 + 2 * 1e-3 + (8 + 40) / 1e6)
-    assert index_cost.fetch_seconds(pair, rates) > 3e-3 + 4 * 1e-3
+    assert index_cost.walk_seconds(pair, rates) == pytest.approx(2e-3 + 1e-3 + (40 + 2**15) / 1e6)
+    assert index_cost.fetch_seconds(pair, rates) > 3e-3 + 2 * 1e-3
 
 
-def test_the_number_of_few_queries_is_the_backends() -> None:
+def test_numbers_are_those_of_backend_and_transport() -> None:
     from roma_ds.index import faiss_backend
 
     assert index_cost.FEW_QUERIES == faiss_backend.FEW_QUERIES
+    assert index_cost.ROOM == transport_module.ROOM
 
 
 def test_a_line_through_two_points_has_no_time_before_its_start() -> None:

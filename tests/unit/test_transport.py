@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roma_ds.comm import Transport, World, mpi_transport, open_transport
+from roma_ds.comm import transport as transport_module
 from roma_ds.comm.agreement import OtherRankFailed
 from roma_ds.comm.mpi_transport import MpiWire
 from roma_ds.comm.ranks import Ranks
@@ -97,9 +98,38 @@ def counted(transport: Any) -> list[list[str]]:
     return found
 
 
-def test_payload_is_skipped_where_nobody_has_any_for_another() -> None:
+def test_payload_is_skipped_where_nobody_has_any_for_another(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(transport_module, "ROOM", 0)
     wanted = [["headers"], ["headers", "gather"], ["headers"], ["headers"], ["headers"]]
     assert on_threads(2, counted) == [[*wanted, ["headers", "exchange"], ["headers", "gather"]]] * 2
+
+
+def sized(transport: Transport, floats: int) -> list[list[str]]:
+    """Calls of the wire for as many numbers from one rank, gathered and dealt out, which must arrive."""
+    wire: Any = transport._wire  # type: ignore[attr-defined]
+    wire.__class__ = CountingWire
+    rows = np.arange(floats if transport.rank == 1 else 1, dtype=np.float64)
+    found = []
+    for call in ("gather", "exchange"):
+        wire.calls = []
+        parts = transport.gather(rows) if call == "gather" else transport.exchange([rows, rows[:0]])
+        found.append(wire.calls)
+        wanted = floats if call == "gather" or transport.rank == 0 else 0
+        assert parts[1].tolist() == list(range(wanted))
+    return found
+
+
+def test_small_payloads_travel_with_the_headers() -> None:
+    fits = transport_module.room(2) // 8
+    assert on_threads(2, sized, fits) == [[["headers"], ["headers"]]] * 2
+    assert on_threads(2, sized, fits + 1) == [[["headers", "gather"], ["headers", "exchange"]]] * 2
+
+
+@given(st.integers(1, 5), st.integers(0, 2**32), st.sampled_from([0, 64, 256]))
+def test_programs_with_little_room_beside_the_headers(size: int, seed: int, enclosed: int) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transport_module, "ROOM", enclosed)
+        assert len(set(on_threads(size, run_program, seed))) == 1
 
 
 def outcome(transport: Transport, bad_rank: int, call: Callable[[Transport, bool], Any]) -> tuple[Any, str]:
