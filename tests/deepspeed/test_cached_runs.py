@@ -10,7 +10,7 @@ import shutil
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -133,20 +133,26 @@ def cache_and_results(project: Project) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def spoiled_prefix(model: Path) -> Iterator[None]:
-    """Within, all weights of the first two layers and the embedding are NaN in the checkpoint's files."""
+def spoiled_prefix(model: Path, sampled: Collection[str]) -> Iterator[None]:
+    """Within, the first two layers and the embedding are NaN in the checkpoint's files, but for what is
+    `sampled` at every start to see whether the checkpoint changed."""
     kept = {path: (path.read_bytes(), path.stat()) for path in model.glob("*.safetensors")}
+    spoiled: list[str] = []
     for path, (content, status) in kept.items():
         length = int.from_bytes(content[:8], "little")
         header = json.loads(content[8 : 8 + length])
         with open(path, "r+b") as file:
             for name, place in header.items():
-                if name.startswith(("model.layers.0.", "model.layers.1.", "model.embed_tokens.")):
+                of_prefix = name.startswith(("model.layers.0.", "model.layers.1.", "model.embed_tokens."))
+                if of_prefix and name not in sampled:
+                    spoiled.append(name)
                     start, end = place["data_offsets"]
                     file.seek(8 + length + start)
                     file.write(b"\xff" * (end - start))
         # What a run remembers of a checkpoint are names, sizes and times.
         os.utime(path, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert all(any(f"layers.{layer}.self_attn.q_proj" in name for name in spoiled) for layer in (0, 1))
+    assert len(spoiled) > 5 * len(sampled)
     try:
         yield
     finally:
@@ -161,7 +167,8 @@ def test_neither_training_nor_evaluation_reads_the_prefix(finished: Project, tmp
         shutil.rmtree(project.out / folder)
     for variant in ("roma", "router_tuning"):
         (project.out / "eval" / f"{variant}.stage.json").unlink()
-    with spoiled_prefix(project.folder / "model"):
+    sampled = read_json(project.out / "collect" / "stage.json")["extra"]["checksums"]
+    with spoiled_prefix(project.folder / "model", sampled):
         done = project.run("eval", *SETTINGS)
     assert done.code == 0, done
     for stage in ("collect", "index", "eval base"):
