@@ -186,7 +186,10 @@ def test_model_without_routers(refused: Ask, shared: Project, tmp_path: Path) ->
     size = save_tokenizer(tmp_path / "dense")
     shape = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     LlamaForCausalLM(LlamaConfig(vocab_size=size, **shape)).save_pretrained(tmp_path / "dense")
-    refused(f"model.path={tmp_path / 'dense'}", says=("'llama' has no routers", "olmoe, qwen3_moe"))
+    refused(
+        f"model.path={tmp_path / 'dense'}",
+        says=("'llama' has no routers", "types: olmoe, ", ", qwen3_moe, ", ", deepseek_v3, "),
+    )
 
 
 def test_more_neighbours_than_successful_samples(refused: Ask) -> None:
