@@ -64,7 +64,6 @@ def answer(options: argparse.Namespace) -> tuple[Subject, Any, Any]:
     network = skeleton(model, config=config_of(model))
     layout = detect(network)
     family = layout.family
-    barrier = family.limit("suffix")
     question = Question(
         setting=Setting(
             zero_stage=0,
@@ -79,7 +78,7 @@ def answer(options: argparse.Namespace) -> tuple[Subject, Any, Any]:
         length=min(options.length, options.tokens),
         activation_memory=parse_size(options.activation_memory, "--activation-memory"),
         rates=_rates(options),
-        uncut=barrier.reason if barrier is not None and barrier.level == "unsupported" else None,
+        uncut=family.barrier("suffix"),
     )
     found = {str(kind): number for kind, number in by_kind(counted(network)).items()}
     subject = Subject(

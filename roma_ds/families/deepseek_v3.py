@@ -3,6 +3,7 @@
 from roma_ds.families.capability import Limit
 from roma_ds.families.dense_layers import LeadingDenseLayers
 from roma_ds.families.family import Family
+from roma_ds.families.sigmoid_groups import NOT_IN_THE_PAPER, SELECTION
 
 FAMILY = Family(
     name="DeepSeek-V3",
@@ -11,8 +12,7 @@ FAMILY = Family(
     norm_class="DeepseekV3RMSNorm",
     gate_key="model.layers.{layer}.mlp.gate.weight",
     experts_attribute="n_routed_experts",
-    selection="top-k of sigmoids plus a correction bias, within the groups whose two best add up to most; "
-    "weighed by the sigmoids, renormalised where `norm_topk_prob`, times `routed_scaling_factor`",
+    selection=SELECTION,
     scoring="sigmoid",
     frozen_router_parts=("e_score_correction_bias",),
     dense=LeadingDenseLayers("first_k_dense_replace"),
@@ -20,6 +20,6 @@ FAMILY = Family(
     row_modules=("self_attn.q_proj", "self_attn.q_a_proj", "self_attn.q_b_proj", "self_attn.o_proj", "mlp"),
     limits=(
         Limit("load", "experimental", "the published weights are FP8: a copy in bfloat16 is needed"),
-        Limit("route", "experimental", "the paper has no sigmoid routers; r is the sigmoids over their sum"),
+        NOT_IN_THE_PAPER,
     ),
 )

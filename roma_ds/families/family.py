@@ -79,9 +79,14 @@ class Family:
         """Why it is not simply supported, in one line; empty where it is."""
         return "; ".join(f"{limit.capability} {limit.level}: {limit.reason}" for limit in self.limits)
 
-    def limit(self, capability: str) -> Limit | None:
-        """What stands against a capability."""
-        return next((limit for limit in self.limits if limit.capability == capability), None)
+    def barrier(self, capability: str) -> str | None:
+        """Why a capability is unsupported; None where it is not."""
+        found = (
+            limit.reason
+            for limit in self.limits
+            if (limit.capability, limit.level) == (capability, "unsupported")
+        )
+        return next(found, None)
 
     def experts(self, config: Any) -> int:
         """Number of routed experts per MoE layer, from a model config."""
@@ -109,14 +114,10 @@ class Family:
         embedding: whether token ids enter; by default where the first layer is there. Raises UserError where
         the family cannot be cut.
         """
-        barrier = self.limit("suffix")
-        if (
-            barrier is not None
-            and barrier.level == "unsupported"
-            and (first, last) != (0, config.num_hidden_layers)
-        ):
+        barrier = self.barrier("suffix")
+        if barrier is not None and (first, last) != (0, config.num_hidden_layers):
             raise UserError(
-                f"a part of a {self.name} model cannot be run alone: {barrier.reason}",
+                f"a part of a {self.name} model cannot be run alone: {barrier}",
                 "set train.prefix_cache=off and collect.engine=zero3",
             )
         short = deepcopy(config)

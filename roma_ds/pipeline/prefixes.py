@@ -69,9 +69,9 @@ class Prefixes:
         session, asked = self.session, self.session.run.train.prefix_cache
         if asked == "off":
             return None
-        barrier = session.family.limit("suffix")
-        if asked == "auto" and barrier is not None and barrier.level == "unsupported":
-            session.say(f"{part}: no prefix cache, since {barrier.reason}")
+        barrier = session.family.barrier("suffix")
+        if asked == "auto" and barrier is not None:
+            session.say(f"{part}: no prefix cache, since {barrier}")
             return None
         if asked == "auto" and first == 0:
             session.say(f"{part}: no prefix cache, since layer 0 is trained")
@@ -151,8 +151,7 @@ class Prefixes:
         if asked != "auto":
             return asked
         whole, world = session.whole, session.world
-        barrier = session.family.limit("suffix")
-        if barrier is not None and barrier.level == "unsupported":
+        if session.family.barrier("suffix") is not None:
             return "zero3"
         size = getattr(torch, session.run.model.dtype).itemsize
         if world.device.type == "cuda":
