@@ -8,14 +8,14 @@ import inspect
 import sys
 from pathlib import Path
 
-from roma_ds.config import schema
+from roma_ds.config import guards, schema
 
 TARGET = Path(__file__).with_name("config.md")
 
 HEAD = """# Run config
 
 One YAML file describes a run. This page is written by `python docs/write_config_reference.py` from
-`roma_ds/config/schema.py`; a test fails when the two differ.
+`roma_ds/config/schema.py` and `guards.py`; a test fails when the two differ.
 
 - `roma-ds init NAME` prints a packaged config with comments; `roma-ds ls configs` lists them.
 - Unknown keys, wrong types and contradictions are refused, all of them in one message, with exit code 2.
@@ -49,13 +49,14 @@ SECTIONS = (
     ("train", schema.TrainConfig),
     ("eval", schema.EvalConfig),
     ("eval.tasks[]", schema.TaskConfig),
+    ("guards", guards.GuardsConfig),
 )
 
 
 def class_nodes() -> dict[str, ast.ClassDef]:
-    """The classes of the schema module by name."""
-    tree = ast.parse(inspect.getsource(schema))
-    return {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    """The classes of the schema's modules by name."""
+    trees = [ast.parse(inspect.getsource(module)) for module in (schema, guards)]
+    return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
 def field_rows(node: ast.ClassDef) -> dict[str, tuple[str, str | None, str]]:

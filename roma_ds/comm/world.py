@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.distributed as dist
 
+from roma_ds.comm.arrivals import Place, announce
 from roma_ds.comm.ranks import Ranks, ranks_from
 from roma_ds.errors import EnvironmentFault
 
@@ -22,10 +23,13 @@ _OPERATIONS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.R
 
 @dataclass(frozen=True)
 class World:
-    """The ranks of this run. Every method but the properties is a collective: all ranks must call it."""
+    """The ranks of this run. Every method but the properties, `share` and `at` is a collective: all ranks
+    must call it."""
 
     ranks: Ranks
     device: torch.device
+    place: Place = field(default_factory=Place, compare=False)
+    """Where in the run this rank is"""
 
     @property
     def rank(self) -> int:
@@ -45,6 +49,10 @@ class World:
     def share(self, count: int) -> range:
         """Rows of `count` that this rank works on: rank, rank + size, ... No exchange."""
         return range(self.rank, count, self.size)
+
+    def at(self, stage: str, step: int | None = None) -> None:
+        """Note where this rank is, for the message when others do not come. No exchange."""
+        self.place.stage, self.place.step = stage, step
 
     def barrier(self) -> None:
         """Wait until all ranks are here."""
@@ -104,6 +112,8 @@ def start_world(rendezvous: Path | None = None, timeout: timedelta | None = None
     """Join the process group that the launcher describes, through `deepspeed.init_distributed`.
 
     A process on its own, or a test with `rendezvous` (a file that all ranks share), needs no port.
+    timeout: how long a rank waits for the others, here and in every exchange of every group that is made
+    later; None is what DeepSpeed and torch do.
     Raises EnvironmentFault when the ranks do not find each other.
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
@@ -115,6 +125,8 @@ def start_world(rendezvous: Path | None = None, timeout: timedelta | None = None
     os.environ.setdefault("LOCAL_RANK", str(ranks.local_rank))
     if device.type == "cpu" and "OMP_NUM_THREADS" not in os.environ:
         torch.set_num_threads(max(1, (os.cpu_count() or 1) // ranks.local_world_size))
+    if timeout is not None:
+        _wait_at_most(timeout)
     if not dist.is_initialized():
         if ranks.world_size == 1 and rendezvous is None:
             rendezvous = Path(tempfile.mkdtemp(prefix="roma_ds_")) / "rendezvous"
@@ -135,8 +147,18 @@ def start_world(rendezvous: Path | None = None, timeout: timedelta | None = None
                 "check MASTER_ADDR and MASTER_PORT, and that all ranks were started",
             ) from error
     world = World(ranks, device)
+    if ranks.world_size > 1:
+        announce(ranks.rank)
     _forget_shared_buffers(world)
     return world
+
+
+def _wait_at_most(timeout: timedelta) -> None:
+    """For groups that DeepSpeed makes, which names no timeout: torch's default is that of these variables."""
+    from torch.distributed import distributed_c10d
+
+    distributed_c10d.default_pg_timeout = timeout
+    distributed_c10d.default_pg_nccl_timeout = timeout
 
 
 def _forget_shared_buffers(world: World) -> None:

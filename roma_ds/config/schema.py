@@ -22,6 +22,7 @@ from roma_ds.config.constraints import (
     Share,
     Text,
 )
+from roma_ds.config.guards import GuardsConfig
 
 AnswerForm = Literal["letter", "text"]
 Control = Literal["router_tuning", "random_neighbours"]
@@ -271,6 +272,8 @@ class RunConfig:
     """The optimisation."""
     eval: EvalConfig
     """The evaluation."""
+    guards: GuardsConfig = field(default_factory=GuardsConfig)
+    """What ends a run early, or does not let it begin."""
     controls: Annotated[tuple[Control, ...], Distinct()] = ("router_tuning",)
     """Runs beside RoMA on the same data, steps and layers: router_tuning (lambda 0), random_neighbours."""
     deepspeed: Text = "ds_configs/zero3.json"

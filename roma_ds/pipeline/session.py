@@ -159,6 +159,7 @@ class Session:
 
         cache: the prefix cache that the stage also makes.
         """
+        self.world.at(title)
         with agreement(self.world):
             stale = record.why_stale(inputs) if self.world.is_first else None
         reason: str | None = self.world.from_first(stale)

@@ -5,20 +5,23 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import signal
 import sys
-import time
 import traceback
 import warnings
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from roma_ds.config import RunConfig, load_run_config, resolve_deepspeed
 from roma_ds.errors import Interrupted, RomaError, full_disk, out_of_memory
 from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, evaluated_variants, stages_until, trained_variants
 
+if TYPE_CHECKING:
+    from roma_ds.comm import World
+    from roma_ds.training.interruption import Interruption
+
 GOALS = ON_ALL_RANKS
-LAUNCHER_LOOKS_WITHIN_S = 5.0
 
 
 def build_worker_parser() -> argparse.ArgumentParser:
@@ -74,20 +77,29 @@ def load_for(config: Path, overrides: Sequence[str], deepspeed_config: str | Non
 
 def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
     """Run the stages up to `goal` on this rank. A collective over the launcher's ranks."""
-    import torch
-
     from roma_ds.backbone.release import keep_large_blocks_apart
-    from roma_ds.comm import agreement, start_world
-    from roma_ds.pipeline import stages
-    from roma_ds.pipeline.folders import describe_run
-    from roma_ds.pipeline.machine_support import check_machine
-    from roma_ds.pipeline.session import Session
+    from roma_ds.comm import start_world
+    from roma_ds.pipeline.absence import named_absence
     from roma_ds.training.interruption import Interruption
 
     calm_libraries()
     keep_large_blocks_apart()
     interruption = Interruption().listen()
-    world = start_world()
+    timeout = timedelta(seconds=run.guards.collective_timeout)
+    world = start_world(timeout=timeout)
+    with named_absence(world, timeout.total_seconds()):
+        _run_on(world, run, goal, variant, interruption)
+
+
+def _run_on(world: World, run: RunConfig, goal: str, variant: str | None, interruption: Interruption) -> None:
+    import torch
+
+    from roma_ds.comm import agreement
+    from roma_ds.pipeline import stages
+    from roma_ds.pipeline.folders import describe_run
+    from roma_ds.pipeline.machine_support import check_machine
+    from roma_ds.pipeline.session import Session
+
     torch.manual_seed(run.train.seed)
     with agreement(world):
         ds = resolve_deepspeed(run, world.size)
@@ -132,25 +144,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         once = error.agreed or isinstance(error, Interrupted)
         return report(error, rank) if rank == 0 or not once else error.exit_code
     except Exception as error:  # noqa: BLE001  the last resort of a process: say everything, end at once
-        from roma_ds.comm.lost_rank import lost_another_rank
-
         if full := full_disk(error):
             return report(full, rank)
         if fault := out_of_memory(error):
             return report(fault, rank)
-        if lost_another_rank(error):
-            return _outlived(rank)
         traceback.print_exc()
         return 1
     return 0
-
-
-def _outlived(rank: int) -> int:
-    """Another rank is gone. The launcher shall see that one first: its exit code says what happened."""
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    time.sleep(LAUNCHER_LOOKS_WITHIN_S)
-    fix = "look for its own message above; rerun the same command to go on"
-    return report(RomaError("another rank ended unexpectedly; the last saved state is kept", fix), rank)
 
 
 def report(error: RomaError, rank: int = 0) -> int:

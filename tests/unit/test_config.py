@@ -342,8 +342,8 @@ def test_the_hash_ignores_where_the_run_is_written_and_nothing_else(write: Write
 def test_yaml_keys_are_those_of_the_contract(write: Write) -> None:
     values = to_dict(load_run_config(write(MINIMAL)))
     assert list(values) == [
-        "model", "data", "embed", "roma", "collect", "index", "train", "eval", "controls", "deepspeed",
-        "output_dir",
+        "model", "data", "embed", "roma", "collect", "index", "train", "eval", "guards", "controls",
+        "deepspeed", "output_dir",
     ]  # fmt: skip
     assert values["roma"]["lambda"] == 1.0
     assert values["eval"]["tasks"] == [{"name": "arc_easy", "path": None, "split": None, "limit": None}]

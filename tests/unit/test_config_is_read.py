@@ -74,6 +74,7 @@ def is_read(field: str) -> bool:
 def test_the_schema_was_walked() -> None:
     assert set(SECTIONS) == {
         "run", "model", "data", "dataset", "embed", "roma", "collect", "index", "train", "eval", "task",
+        "guards",
     }  # fmt: skip
     assert len(FIELDS) > 50
     assert {"eval.shots"} <= ONE_VALUE and len(ONE_VALUE) <= 3

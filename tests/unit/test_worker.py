@@ -28,7 +28,7 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
 
     silent = SimpleNamespace(listen=lambda: None)
     monkeypatch.setattr("roma_ds.training.interruption.Interruption", lambda: silent)
-    monkeypatch.setattr("roma_ds.comm.start_world", lambda: world)
+    monkeypatch.setattr("roma_ds.comm.start_world", lambda timeout: world)
     monkeypatch.setattr("roma_ds.comm.agreement", nullcontext)
     monkeypatch.setattr("roma_ds.pipeline.session.Session", Session)
     monkeypatch.setattr(worker, "resolve_deepspeed", lambda run, size: {})
@@ -38,7 +38,7 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
         )
     monkeypatch.setattr(worker, "trained_variants", lambda run, variant: ())
     monkeypatch.setattr(worker, "evaluated_variants", lambda run, variant: ())
-    run: Any = SimpleNamespace(train=SimpleNamespace(seed=0))
+    run: Any = SimpleNamespace(train=SimpleNamespace(seed=0), guards=SimpleNamespace(collective_timeout=9.0))
     worker.run_stages(run, "eval", None)
     assert done[-3:] == ["eval", "released", "closed"]
 
