@@ -11,23 +11,17 @@ whole network, which must fail. Exits with 1 where something is not as it should
 from __future__ import annotations
 
 import argparse
-import contextlib
 import json
-import re
-import shlex
 import shutil
-import subprocess
 import sys
-import threading
 import time
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import psutil
 from comparison import write_result
 from launched import threads_of
+from limited import LEAN, Limit
 from shapes import (
     Questions,
     Shape,
@@ -37,144 +31,13 @@ from shapes import (
     write_questions,
 )
 
-from roma_ds.cli.launching import launcher_environment
-
 LARGE = Shape(
     layers=64, hidden=1024, experts=64, expert_width=384, heads=16, key_value_heads=16, vocabulary=8192,
     dtype="bfloat16",
 )  # fmt: skip
 EVALUATED = 16
 """Rows of the evaluation file."""
-SAMPLED_S = 0.05
-LEAN = {
-    # Arrow's default allocator reserves 1 GiB of addresses at once, glibc 64 MiB for every thread.
-    "ARROW_DEFAULT_MEMORY_POOL": "system",
-    "MALLOC_ARENA_MAX": "2",
-    # Compiled matrix products that torch and oneDNN keep, 1,024 of each by default.
-    "LRU_CACHE_CAPACITY": "128",
-    "ONEDNN_PRIMITIVE_CACHE_CAPACITY": "128",
-}
-"""Environment under which libraries take no addresses that they do not use."""
-STAGE = re.compile(r"(embed|collect|index|train \w+|eval \w+): ")
-EVALUATION_DONE = "average accuracy"
 OUTPUTS, MERGED, WHOLE = "out", "merged", "out-whole"
-KEPT = re.compile(
-    r"^(frozen pass|collect|eval \w+|merged|roma-ds: error)\b(?!.*(samples \(|up to date|not run))"
-)
-
-
-@dataclass
-class Sampled:
-    """Memory of the processes that a command started, by process and stage, in bytes."""
-
-    stage: str = "start"
-    resident: dict[str, dict[str, int]] = field(default_factory=dict)
-    """Peak by the kernel's count (VmHWM), set back at every new stage."""
-    addresses: dict[str, int] = field(default_factory=dict)
-    """Peak address space (VmPeak) by process."""
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    def watch(self, root: int, ended: threading.Event) -> None:
-        """Sample `root` and all that descends from it until `ended` is set."""
-        stage, since = self.stage, time.monotonic()
-        while not ended.wait(SAMPLED_S):
-            now = self.stage
-            for process in _family(root):
-                self._look(process, stage)
-                if now != stage:
-                    with contextlib.suppress(OSError):
-                        Path(f"/proc/{process.pid}/clear_refs").write_text("5")
-            self._count(stage, since)
-            stage, since = now, time.monotonic()
-
-    def _count(self, stage: str, since: float) -> None:
-        self.seconds[stage] = self.seconds.get(stage, 0.0) + time.monotonic() - since
-
-    def _look(self, process: psutil.Process, stage: str) -> None:
-        # It may have ended since it was listed.
-        with contextlib.suppress(OSError, psutil.Error):
-            status = Path(f"/proc/{process.pid}/status").read_text()
-            found = {name: int(size) * 1024 for name, size in re.findall(r"(Vm\w+):\s+(\d+) kB", status)}
-            if "VmHWM" not in found:
-                return
-            name = _name(process)
-            peaks = self.resident.setdefault(name, {})
-            peaks[stage] = max(peaks.get(stage, 0), found["VmHWM"])
-            self.addresses[name] = max(self.addresses.get(name, 0), found["VmPeak"])
-
-
-def _family(root: int) -> list[psutil.Process]:
-    try:
-        process = psutil.Process(root)
-        return [process, *process.children(recursive=True)]
-    except psutil.Error:
-        return []
-
-
-def _name(process: psutil.Process) -> str:
-    """What a process is: a rank, the command itself, the launcher, or something short-lived."""
-    line = process.cmdline()
-    if any("deepspeed.launcher" in word or word.endswith("/deepspeed") for word in line):
-        return "launcher"
-    if "roma_ds.train" in line:
-        return f"rank {process.environ().get('RANK', '0')}"
-    return "roma-ds" if any(word.endswith("roma-ds") for word in line) else "other"
-
-
-@dataclass
-class Limit:
-    """What every process of a command may take."""
-
-    size: int
-    """Bytes of address space."""
-    folder: Path
-    """Where commands run and log."""
-
-    @property
-    def words(self) -> str:
-        """As a shell command."""
-        return f"ulimit -v {self.size // 1024}"
-
-    def run(self, words: Sequence[str], threads: int, log: str) -> dict[str, Any]:
-        """Run a `roma-ds` command under the limit; what it took, and the lines that say what it did."""
-        line = shlex.join(["roma-ds", *words])
-        print(f"$ {self.words}; {line}", flush=True)
-        environment = {**launcher_environment(), **LEAN, "OMP_NUM_THREADS": str(threads)}
-        sampled, ended, said = Sampled(), threading.Event(), []
-        started = time.monotonic()
-        command = subprocess.Popen(
-            ["bash", "-c", f"{self.words} && exec {line}"],
-            env=environment,
-            cwd=self.folder,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        sampler = threading.Thread(target=sampled.watch, args=(command.pid, ended))
-        sampler.start()
-        assert command.stdout is not None
-        with open(self.folder / log, "w") as file:
-            for text in command.stdout:
-                file.write(text)
-                if found := STAGE.match(text):
-                    sampled.stage = "export, report" if EVALUATION_DONE in text else found[1]
-                if KEPT.match(text):
-                    said.append(text.rstrip().replace(f"{self.folder}/", ""))
-                    print(f"  {said[-1]}", flush=True)
-        code = command.wait()
-        seconds = time.monotonic() - started
-        ended.set()
-        sampler.join()
-        return {
-            "command": line,
-            "exit_code": code,
-            "seconds": round(seconds, 1),
-            "said": said,
-            "peak_resident_bytes": {name: max(peaks.values()) for name, peaks in sampled.resident.items()},
-            "peak_resident_bytes_by_stage": sampled.resident,
-            "peak_address_space_bytes": sampled.addresses,
-            "seconds_by_stage": {name: round(value, 1) for name, value in sampled.seconds.items()},
-        }
 
 
 def check(arguments: argparse.Namespace) -> bool:
@@ -201,13 +64,17 @@ def check(arguments: argparse.Namespace) -> bool:
         shutil.rmtree(folder / old, ignore_errors=True)
     ranks = f"--ranks={arguments.ranks}"
     run = limit.run(
-        ["run", config.name, ranks, f"output_dir={OUTPUTS}", "controls=[router_tuning]"], threads, "run.log"
+        ["roma-ds", "run", config.name, ranks, f"output_dir={OUTPUTS}", "controls=[router_tuning]"],
+        threads,
+        "run.log",
     )
     router = f"{OUTPUTS}/export/router.safetensors"
-    merge = limit.run(["merge", "model", router, f"--out={MERGED}"], threads, "merge.log")
+    merge = limit.run(["roma-ds", "merge", "model", router, f"--out={MERGED}"], threads, "merge.log")
     # The same limit must stop what holds the whole network, or it limits nothing.
     control = limit.run(
-        ["collect", config.name, ranks, f"output_dir={WHOLE}", "collect.engine=zero3"], threads, "whole.log"
+        ["roma-ds", "collect", config.name, ranks, f"output_dir={WHOLE}", "collect.engine=zero3"],
+        threads,
+        "whole.log",
     )
     commands = {"run": run, "merge": merge, "whole_network": control}
     shown(commands)

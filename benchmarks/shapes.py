@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from roma_ds.families import family_of
+from roma_ds.families import family_of, published
 from roma_ds.testing.tiny_models import save_tokenizer
 
 OVERHEAD_TOKENS = 14
@@ -47,11 +47,39 @@ class Shape:
     vocabulary: int = 50304
     dtype: str = "float32"
     max_positions: int = 8192
+    published: str = ""
+    """A published model that roma_ds knows, whose config then is this one's; as `of_published` makes it."""
+
+    @classmethod
+    def of_published(cls, name: str, dtype: str = "bfloat16") -> Shape:
+        """That of a published model whose layers are all alike."""
+        config = published.config(name)
+        return cls(
+            model_type=config.model_type,
+            layers=config.num_hidden_layers,
+            hidden=config.hidden_size,
+            experts=config.num_experts,
+            top_k=config.num_experts_per_tok,
+            expert_width=getattr(config, "moe_intermediate_size", config.intermediate_size),
+            heads=config.num_attention_heads,
+            key_value_heads=config.num_key_value_heads,
+            head_width=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+            vocabulary=config.vocab_size,
+            dtype=dtype,
+            max_positions=config.max_position_embeddings,
+            published=name,
+        )
 
     def config(self, layers: int | None = None) -> Any:
         """The transformers config, of another depth where `layers` is given."""
         from transformers import AutoConfig
 
+        if self.published:
+            # The tokens of the tokenizer that is written beside it.
+            config = published.config(self.published)
+            config.update({"pad_token_id": 0, "bos_token_id": None, "eos_token_id": 2, "dtype": self.dtype})
+            config.num_hidden_layers = self.layers if layers is None else layers
+            return config
         return AutoConfig.for_model(
             self.model_type,
             vocab_size=self.vocabulary,
@@ -281,9 +309,16 @@ def main() -> None:
     add_options(parser, Shape)
     add_options(parser, Questions)
     parser.add_argument("--deepspeed", default="zero0")
+    parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--micro-batch", type=int, default=8)
     arguments = parser.parse_args()
-    shape = from_options(arguments, Shape)
-    print(write_project(arguments.folder, shape, from_options(arguments, Questions), arguments.deepspeed))
+    name = arguments.published
+    shape = Shape.of_published(name, arguments.dtype) if name else from_options(arguments, Shape)
+    questions = from_options(arguments, Questions)
+    config = write_project(
+        arguments.folder, shape, questions, arguments.deepspeed, arguments.epochs, arguments.micro_batch
+    )
+    print(config)
     print(f"{checkpoint_bytes(shape) / 1e9:.2f} GB of weights")
 
 

@@ -1,145 +1,66 @@
 """Prints the tables of docs/prefix-cache.md: `python docs/prefix_cache_tables.py`.
 
-Operations are counted as in benchmarks/flops.py: matrix products alone, two operations a multiplication and
-addition. Frozen weights get no gradient; the gradient of a product's input costs as much as the product.
+Weights and operations are those of `roma_ds/planner/`, counted from the published configs: matrix products
+alone, two operations a multiplication and addition.
 
 Shapes: L layers of which the last n are trained, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass
+from functools import cache
+
+from roma_ds.families import detect, published
+from roma_ds.planner.memory import BYTES, Setting, stream_bytes
+from roma_ds.planner.model_sizes import ModelSizes, sizes_of
+from roma_ds.planner.operations import layer_forward, layer_products, model_pass, training_step
 
 TRAINED, LENGTH, EPOCHS = 5, 256, 3
-BYTES = 2
-"""A bfloat16 number."""
+ITEM = BYTES["bfloat16"]
 GB = 1e9
+MILLION = 10**6
 DEVICE = 100e12
 """Operations a second of an imagined device."""
+MODELS = {
+    "OLMoE-1B-7B": "olmoe-1b-7b",
+    "DeepSeekMoE-16B": "deepseekmoe-16b",
+    "Qwen3-30B-A3B": "qwen3-30b-a3b",
+    "Qwen3-235B-A22B": "qwen3-235b-a22b",
+}
 
 
-@dataclass(frozen=True)
-class Model:
-    """What decides operations and bytes."""
+@cache
+def sizes(name: str) -> ModelSizes:
+    """Of a published model."""
+    import torch
+    from transformers import AutoModelForCausalLM
 
-    name: str
-    layers: int
-    hidden: int
-    heads: int
-    key_value_heads: int
-    head_width: int
-    experts: int
-    used: int
-    """Experts that a token goes through, shared ones too."""
-    shared: int
-    expert_width: int
-    vocabulary: int
-    dense: tuple[int, ...] = ()
-    """Widths of dense layers, which come first."""
-
-    @property
-    def queries(self) -> int:
-        """Width of queries, and of what the output product reads."""
-        return self.heads * self.head_width
-
-    @property
-    def keys(self) -> int:
-        """Width of keys, and of values."""
-        return self.key_value_heads * self.head_width
-
-    def layer_parameters(self, layer: int) -> int:
-        """Weights of one decoder layer but for its norms."""
-        attention = 2 * self.hidden * (self.queries + self.keys)
-        if layer < len(self.dense):
-            return attention + 3 * self.hidden * self.dense[layer]
-        experts = (self.experts + self.shared) * 3 * self.hidden * self.expert_width
-        return attention + experts + self.hidden * self.experts
-
-    @property
-    def end(self) -> int:
-        """Weights of the head, and of the embedding."""
-        return self.hidden * self.vocabulary
-
-    def parameters(self, first: int = 0, embedding: bool = True) -> int:
-        """Weights from layer `first` to the head."""
-        layers = sum(self.layer_parameters(layer) for layer in range(first, self.layers))
-        return layers + self.end * (2 if embedding else 1)
-
-    def products(self, layer: int) -> dict[str, float]:
-        """Operations a token of the products with weights in one layer."""
-        dense = layer < len(self.dense)
-        width = self.dense[layer] if dense else self.used * self.expert_width
-        return {
-            "query": 2.0 * self.hidden * self.queries,
-            "key_value": 4.0 * self.hidden * self.keys,
-            "output": 2.0 * self.queries * self.hidden,
-            "router": 0.0 if dense else 2.0 * self.hidden * self.experts,
-            "experts": 6.0 * self.hidden * width,
-        }
-
-    def attention(self, length: int) -> float:
-        """Operations of one sequence's scores and weighted values in one layer."""
-        return 2.0 * self.queries * length * (length + 1)
-
-    def forward(self, layer: int, length: int) -> float:
-        """Operations of a layer on one sequence."""
-        return length * sum(self.products(layer).values()) + self.attention(length)
-
-    def backward(self, layer: int, length: int) -> float:
-        """The same of the gradients that go through a trained layer."""
-        products = self.products(layer)
-        return length * (sum(products.values()) + products["router"]) + 2 * self.attention(length)
+    config = published.config(name)
+    with torch.device("meta"):
+        network = AutoModelForCausalLM.from_config(config)
+    return sizes_of(network, detect(network))
 
 
-MODELS = (
-    Model("OLMoE-1B-7B", 16, 2048, 16, 16, 128, 64, 8, 0, 1024, 50304),
-    Model("DeepSeekMoE-16B", 28, 2048, 16, 16, 128, 64, 8, 2, 1408, 102400, (10944,)),
-    Model("Qwen3-30B-A3B", 48, 2048, 32, 4, 128, 128, 8, 0, 768, 151936),
-    Model("Qwen3-235B-A22B", 94, 4096, 64, 4, 128, 128, 8, 0, 1536, 151936),
-)
+def first_trained(model: ModelSizes) -> int:
+    """Number of the first layer whose router learns."""
+    return model.layers - TRAINED
 
 
-def collection(model: Model, length: int) -> float:
-    """Operations of one forward pass over a sequence, head at one position."""
-    return sum(model.forward(layer, length) for layer in range(model.layers)) + 2.0 * model.end
+def all_rows(model: ModelSizes, logits: int, cached: bool) -> float:
+    """Operations of a step over one sequence whose last layer runs all tokens, the head `logits` of them."""
+    step = training_step(model, first_trained(model), [LENGTH], LENGTH, cached)
+    return step.total - 4.0 * model.head * (LENGTH - logits)
 
 
-def trainer(model: Model, trained: int, length: int, logits: int) -> float:
-    """Operations of a step over one sequence, head at `logits` positions."""
-    first = model.layers - trained
-    forward = sum(model.forward(layer, length) for layer in range(model.layers))
-    # In the first trained layer the gradient ends at the router.
-    backward = sum(model.backward(layer, length) for layer in range(first + 1, model.layers))
-    return forward + backward + length * model.products(first)["router"] + 4.0 * logits * model.end
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A table in Markdown."""
+    lines = [f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *(f"| {' | '.join(map(str, row))} |" for row in rows)])
 
 
-def suffix(model: Model, trained: int, length: int, rows: bool) -> float:
-    """The same of the layers from the first trained one; `rows`: the last layer at the position read."""
-    first, last = model.layers - trained, model.layers - 1
-    inner = range(first, last)
-    total = sum(model.forward(layer, length) for layer in inner) + 4.0 * model.end
-    total += sum(model.backward(layer, length) for layer in inner if layer > first)
-    router = length * model.products(first)["router"]
-    if not rows:
-        return total + router + model.forward(last, length) + model.backward(last, length)
-    products = model.products(last)
-    at_row = sum(products.values()) - products["key_value"]
-    # One row sees all keys; its scores and values have two gradients, its router one more product.
-    pairs = 4.0 * model.queries * length
-    return total + router + 2 * (at_row + length * products["key_value"]) + products["router"] + 3 * pairs
-
-
-def table(title: str, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print one table."""
-    lines = ["", title, "", f"| {' | '.join(head)} |", "|" + "---|" * len(head)]
-    lines += [f"| {' | '.join(map(str, row))} |" for row in rows]
-    sys.stdout.write("\n".join(lines) + "\n")
-
-
-def by_depth() -> None:
+def by_depth() -> str:
     """The formula alone."""
     rows = []
     for layers in (16, 28, 48, 94):
@@ -148,76 +69,93 @@ def by_depth() -> None:
         jobs = [(layers + EPOCHS * runs * passes) / (layers + EPOCHS * runs * row_fed) for runs in (1, 2)]
         ratios = (f"{ratio:.1f}" for ratio in (passes / fed, passes / row_fed, *jobs))
         rows.append((layers, passes, fed, row_fed, *ratios))
-    head = ("L", "Trainer", "suffix", "rows only", "step", "step, rows only", "job, 1 run", "job, 2 runs")
-    table(f"In layers, n = {TRAINED}, c = 0, {EPOCHS} epochs", head, rows)
+    head = (
+        "L",
+        "Trainer",
+        "suffix",
+        "rows only",
+        "Trainer / suffix",
+        "Trainer / rows only",
+        "job, 1 run",
+        "job, 2 runs",
+    )
+    return table(head, rows)
 
 
-def by_model() -> None:
+def by_model() -> str:
     """Operations a token."""
     rows = []
-    for model in MODELS:
+    for title, name in MODELS.items():
+        model = sizes(name)
         last = model.layers - 1
-        one = model.forward(last, LENGTH)
-        c = LENGTH * model.products(last)["key_value"] / one
-        rival, users = (trainer(model, TRAINED, LENGTH, logits) for logits in (1, LENGTH))
-        whole, ours = (suffix(model, TRAINED, LENGTH, rows) for rows in (False, True))
-        once = collection(model, LENGTH)
+        one = layer_forward(model, last, LENGTH)
+        c = LENGTH * layer_products(model, last).every / one
+        rival, users = (all_rows(model, logits, cached=False) for logits in (1, LENGTH))
+        whole = all_rows(model, 1, cached=True)
+        ours = training_step(model, first_trained(model), [LENGTH]).total
+        once = model_pass(model, [LENGTH])
         job = (once + EPOCHS * rival) / (once + EPOCHS * ours)
         numbers = [f"{value / LENGTH / 1e9:.2f}" for value in (one, users, rival, whole, ours)]
         ratios = [f"{ratio:.1f}" for ratio in (rival / whole, rival / ours, users / ours, job)]
-        rows.append((model.name, model.layers, f"{c:.2f}", *numbers, *ratios))
-    table(
-        f"Giga-operations a token, n = {TRAINED}, {LENGTH} tokens of which one is predicted",
-        (
-            "model",
-            "L",
-            "c",
-            "one layer",
-            "Trainer, all logits",
-            "Trainer",
-            "suffix",
-            "rows only",
-            "Trainer / suffix",
-            "Trainer / rows only",
-            "all logits / rows only",
-            f"job of {EPOCHS} epochs",
-        ),
-        rows,
+        rows.append((title, model.layers, f"{c:.2f}", *numbers, *ratios))
+    head = (
+        "model",
+        "L",
+        "c",
+        "one layer",
+        "Trainer, all logits",
+        "Trainer",
+        "suffix",
+        "rows only",
+        "Trainer / suffix",
+        "Trainer / rows only",
+        "all logits / rows only",
+        f"job of {EPOCHS} epochs",
     )
+    return table(head, rows)
 
 
-def on_disk() -> None:
+def on_disk() -> str:
     """Bytes of the cache, and what reading them must be worth."""
     rows = []
-    for model in MODELS:
-        a_token = model.hidden * BYTES
-        first = model.layers - TRAINED
-        saved = sum(model.forward(layer, LENGTH) for layer in range(first)) / LENGTH
+    for title, name in MODELS.items():
+        model = sizes(name)
+        a_token = model.hidden * ITEM
+        below = range(first_trained(model))
+        saved = sum(layer_forward(model, layer, LENGTH) for layer in below) / LENGTH
         rows.append(
             (
-                model.name,
+                title,
                 model.hidden,
                 a_token,
-                f"{a_token * 1e6 / GB:.1f} GB",
-                f"{2 * a_token * 1e6 / GB:.1f} GB",
+                f"{a_token * MILLION / GB:.1f} GB",
+                f"{2 * a_token * MILLION / GB:.1f} GB",
                 f"{saved / 1e9:.2f}",
                 f"{a_token * DEVICE / saved / 1e6:.0f} MB/s",
             )
         )
-    head = ("model", "H", "bytes a token", "per million tokens", "in float32")
-    table("Disk", (*head, "Gop saved a token", "rate at 100 Top/s"), rows)
+    head = (
+        "model",
+        "H",
+        "bytes a token",
+        "a million tokens",
+        "in float32",
+        "10^9 operations saved a token",
+        "rate at 10^14 operations a second",
+    )
+    return table(head, rows)
 
 
-def moved_and_held() -> None:
+def moved_and_held() -> str:
     """Weights on a rank, and gathered in a step."""
     rows = []
-    for model in MODELS:
-        first = model.layers - TRAINED
-        whole = model.parameters() * BYTES
-        part = model.parameters(first, embedding=False) * BYTES
+    for title, name in MODELS.items():
+        model = sizes(name)
+        whole = model.total * ITEM
+        part = model.suffix(first_trained(model)).total * ITEM
         rows.append(
             (
-                model.name,
+                title,
                 f"{whole / GB:.1f}",
                 f"{part / GB:.1f}",
                 f"{whole / part:.1f}",
@@ -226,34 +164,50 @@ def moved_and_held() -> None:
                 f"{(whole + part) / part / 2:.1f} to {(whole + part) / part:.1f}",
             )
         )
-    head = ("model", "whole, GB", "suffix, GB", "ratio", "gathered, Trainer", "gathered, suffix", "ratio")
-    table(f"Weights in bfloat16, n = {TRAINED}", head, rows)
+    head = (
+        "model",
+        "whole network W",
+        "suffix S",
+        "W / S",
+        "W + S",
+        "2 S",
+        "ratio, suffix gathered twice or once",
+    )
+    return table(head, rows)
 
 
-def streamed() -> None:
+def streamed() -> str:
     """Bound of the stream engine's memory, and its traffic."""
     rows = []
-    for model in MODELS:
-        sizes = [model.end, *(model.layer_parameters(layer) for layer in range(model.layers)), model.end]
-        two = max(one + other for one, other in itertools.pairwise(sizes)) * BYTES
-        states = model.hidden * BYTES * 1e6
+    for title, name in MODELS.items():
+        model = sizes(name)
+        two = stream_bytes(model, Setting(zero_stage=0, tokens=0), 0).weights
+        states = model.hidden * ITEM * MILLION
         rows.append(
             (
-                model.name,
-                f"{model.parameters() * BYTES / GB:.1f}",
+                title,
+                f"{model.total * ITEM / GB:.1f}",
                 f"{two / GB:.1f}",
                 f"{states / GB:.1f}",
                 f"{2 * states / GB:.1f}",
                 f"{model.layers * states / GB:.0f}",
             )
         )
-    head = ("model", "read from the checkpoint", "two steps in memory", "states of a million tokens")
-    table("Stream engine, GB a rank", (*head, "room on disk", "written, and read as much"), rows)
+    head = (
+        "model",
+        "read from the checkpoint",
+        "two steps in memory",
+        "hidden states of a million tokens",
+        "room on disk beyond the budget",
+        "written, and read as much",
+    )
+    return table(head, rows)
+
+
+def tables() -> list[str]:
+    """All of them, in the order of the page."""
+    return [by_depth(), by_model(), on_disk(), moved_and_held(), streamed()]
 
 
 if __name__ == "__main__":
-    by_depth()
-    by_model()
-    on_disk()
-    moved_and_held()
-    streamed()
+    sys.stdout.write("\n\n".join(tables()) + "\n")

@@ -16,10 +16,11 @@ from typing import Any
 
 import torch
 
-from roma_ds.backbone.loading import checkpoint, load_config
+from roma_ds.backbone.loading import ask_hub, checkpoint, load_config, not_found
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.storage.atomic import read_json
+from roma_ds.storage.hub import why_unreachable
 from roma_ds.storage.tensor_header import read_header
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -68,6 +69,8 @@ class CheckpointFiles:
             return
         index = self._path(INDEX, required=False)
         if index is None:
+            if not Path(checkpoint(model)).exists() and why_unreachable():
+                raise not_found(model, WHOLE)
             raise UserError(
                 f"model.path: {model.path} has neither {WHOLE} nor {INDEX}",
                 "use a checkpoint in the safetensors format",
@@ -97,6 +100,7 @@ class CheckpointFiles:
     def _from_hub(self, name: str, required: bool) -> Path | None:
         from transformers.utils import cached_file
 
+        ask_hub(self.model)
         try:
             found = cached_file(
                 self.model.path,
@@ -105,11 +109,7 @@ class CheckpointFiles:
                 _raise_exceptions_for_missing_entries=required,
             )
         except (OSError, ValueError) as error:
-            text = str(error).strip().splitlines()[0]
-            raise UserError(
-                f"model.path: {name} of '{self.model.path}' is neither here nor on the hub: {text}",
-                "give the folder of a checkpoint, or a hub id with network access",
-            ) from error
+            raise not_found(self.model, f"{name}: {str(error).strip().splitlines()[0]}") from error
         return Path(found) if found is not None else None
 
     def _header(self, name: str) -> dict[str, StoredTensor]:

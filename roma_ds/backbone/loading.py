@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from roma_ds.config import ModelConfig
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.families.own_models import register_own_models
+from roma_ds.storage.hub import why_unreachable
 
 PACKAGED = Path(__file__).parent.parent / "demo" / "model"
 
@@ -30,10 +31,23 @@ def _explain(error: Exception, model: ModelConfig) -> Exception:
         return UserError(
             f"model.path: {model.path} cannot be loaded: {text}", "check the files of the checkpoint"
         )
+    return not_found(model, text)
+
+
+def not_found(model: ModelConfig, text: str) -> UserError:
+    """For a checkpoint that is neither here nor on the hub. text: what the library says."""
+    reason = why_unreachable()
+    where = f"was not found on the hub: {text}" if reason is None else f"not in the hub's cache ({reason})"
     return UserError(
-        f"model.path: '{model.path}' is no folder here and was not found on the hub: {text}",
+        f"model.path: '{model.path}' is no folder here and {where}",
         "give the folder of a checkpoint, or a hub id with network access",
     )
+
+
+def ask_hub(model: ModelConfig) -> None:
+    """Before anything is fetched: without network its cache alone is used, with no wait for each file."""
+    if not Path(checkpoint(model)).exists():
+        why_unreachable()
 
 
 def load_config(model: ModelConfig) -> Any:
@@ -41,6 +55,7 @@ def load_config(model: ModelConfig) -> Any:
     from transformers import AutoConfig
 
     register_own_models()
+    ask_hub(model)
     try:
         return AutoConfig.from_pretrained(
             checkpoint(model), revision=model.revision, trust_remote_code=model.trust_remote_code
@@ -54,6 +69,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
     from transformers import AutoTokenizer
 
     register_own_models()
+    ask_hub(model)
     try:
         return AutoTokenizer.from_pretrained(
             checkpoint(model), revision=model.revision, trust_remote_code=model.trust_remote_code

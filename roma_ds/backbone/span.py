@@ -48,7 +48,7 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
 
     Without embedding its `base_model` takes `inputs_embeds`; without head its final norm and its output
     embedding are the identity. config: of the whole model, where it is known.
-    Raises UserError for a checkpoint whose weights are quantized.
+    Raises UserError for a checkpoint whose weights are quantized, or whose tied head has a bias.
     """
     from transformers import AutoModelForCausalLM
 
@@ -66,6 +66,13 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
             config, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
         )
     _settle_types(network, getattr(torch, model.dtype))
+    head = network.get_output_embeddings()
+    if getattr(config, "tie_word_embeddings", False) and getattr(head, "bias", None) is not None:
+        raise UserError(
+            f"model.path: the head of {model.path} shares its weight with the embedding "
+            "(tie_word_embeddings) and has a bias of its own, which is not supported",
+            "save the checkpoint with tie_word_embeddings false and the head's weight in it",
+        )
     if span is not None and not span.embedding:
         _replace(network, family.embedding, None)
     if span is not None and not span.head:

@@ -5,21 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Literal
 
+from roma_ds.pipeline.memory_estimate import setting_of
 from roma_ds.planner.frozen_pass import GIB
 from roma_ds.planner.memory import RankBytes, Setting, frozen_pass_bytes, stream_bytes, training_bytes
 from roma_ds.planner.model_sizes import sizes_of
 from roma_ds.planner.size_text import gibibytes
-from roma_ds.planner.zero3_fetches import Zero3Limits
 
 if TYPE_CHECKING:
     from roma_ds.cli.checking import Subject
-
-_LIMITS = {
-    "persistence": "stage3_param_persistence_threshold",
-    "prefetch": "stage3_prefetch_bucket_size",
-    "reuse": "stage3_max_reuse_distance",
-    "live": "stage3_max_live_parameters",
-}
 
 
 def memory_lines(subject: Subject) -> Iterator[str]:
@@ -29,19 +22,9 @@ def memory_lines(subject: Subject) -> Iterator[str]:
     run = subject.run
     longest = max(prompt_tokens(prompt) for prompt in subject.prompts)
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
-    zero = subject.ds["zero_optimization"]
 
     def setting(samples: int) -> Setting:
-        return Setting(
-            zero_stage=zero["stage"],
-            world_size=subject.world_size,
-            dtype=run.model.dtype,
-            tokens=samples * longest,
-            device=device,
-            limits=Zero3Limits(
-                **{name: int(zero[key]) for name, key in _LIMITS.items() if isinstance(zero.get(key), int)}
-            ),
-        )
+        return setting_of(run, subject.ds, subject.world_size, samples * longest, device)
 
     sizes = sizes_of(subject.network, subject.layout)
     marked, first = sizes.training(subject.layers), min(subject.layers)

@@ -9,6 +9,7 @@ from roma_ds.config.spelling import did_you_mean
 from roma_ds.data import hub_rows
 from roma_ds.data.rows import Row, check_rows
 from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.storage.hub import why_unreachable
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ def hub_rows_of(name: str, split: str) -> list[Row]:
             f"{name} has no split {split!r}{did_you_mean(split, dataset.splits)}",
             f"use one of {', '.join(dataset.splits)}",
         )
+    # Before `datasets` is imported, which looks once whether there is a network.
+    why_unreachable()
     import datasets
 
     origin = f"{dataset.hub_path} on the hub"

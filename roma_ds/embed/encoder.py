@@ -14,6 +14,7 @@ from roma_ds.config import EmbedConfig
 from roma_ds.data.sample import Sample
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.progress import Progress
+from roma_ds.storage.hub import why_unreachable
 
 
 def text_of(sample: Sample, what: str) -> str:
@@ -42,16 +43,19 @@ def load_encoder(config: EmbedConfig, device: torch.device) -> Any:
     from sentence_transformers import SentenceTransformer
 
     location = _location(config.model)
+    unreachable = None if Path(location).exists() else why_unreachable()
     try:
         return SentenceTransformer(location, device=str(device))
     except (OSError, ValueError) as error:
-        where = (
-            "cannot be loaded"
-            if Path(location).exists()
-            else "is no folder here and was not found on the hub"
-        )
+        text = str(error).splitlines()[0]
+        if Path(location).exists():
+            where = f"cannot be loaded: {text}"
+        elif unreachable is None:
+            where = f"is no folder here and was not found on the hub: {text}"
+        else:
+            where = f"is no folder here and not in the hub's cache ({unreachable})"
         raise UserError(
-            f"embed.model: '{config.model}' {where}: {str(error).splitlines()[0]}",
+            f"embed.model: '{config.model}' {where}",
             "give a sentence-transformers folder or hub id, or `demo` for the packaged model",
         ) from error
 

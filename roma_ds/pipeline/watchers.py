@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from roma_ds.backbone.frozen import is_zero3
 from roma_ds.monitor.console import Banner, log_line
 from roma_ds.monitor.metrics_log import MetricsLog
+from roma_ds.pipeline.memory_estimate import training_estimate
 from roma_ds.pipeline.session import Session
-from roma_ds.planner.memory import bytes_from_totals
 from roma_ds.training.callbacks import Callback, LogEntry
 from roma_ds.training.engine import RouterEngine
 from roma_ds.training.loop import load_entropy
@@ -105,14 +104,7 @@ def _banner(session: Session, engine: RouterEngine) -> Banner:
         outputs=session.folders.root,
         layers=engine.layers,
         runs=f"layers {first}-{whole.depth - 1} on cached hidden states" if engine.cached else "all layers",
-        memory_bytes=bytes_from_totals(
-            engine.held_parameters,
-            engine.trainable_parameters,
-            session.run.model.dtype,
-            3 if is_zero3(session.ds) else stage,
-            session.world.size,
-            max(whole.layer_parameters),
-        ),
+        memory_bytes=training_estimate(session, engine).peak,
     )
 
 

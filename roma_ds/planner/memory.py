@@ -87,19 +87,6 @@ def _gathered(found: Fetches, setting: Setting) -> int:
     return (found.peak + (found.arriving if setting.device == "cpu" else 0)) * setting.itemsize
 
 
-def bytes_from_totals(
-    total: int, trainable: int, dtype: str, zero_stage: int, world_size: int, largest_layer: int
-) -> int:
-    """Training where only totals are known: weights, router states, two gathered layers; no activations.
-
-    total, trainable, largest_layer: parameters of what is held, of the trained routers, of the largest layer.
-    """
-    states = trainable * (BYTES[dtype] + MASTERS)
-    if zero_stage < 3:
-        return total * BYTES[dtype] + states
-    return (-(-total // world_size) + 2 * largest_layer) * BYTES[dtype] + states
-
-
 def _router_states(sizes: ModelSizes, setting: Setting) -> int:
     trained, world, item = sizes.trained, setting.world_size, setting.itemsize
     if setting.stage == 0:

@@ -34,7 +34,7 @@ class StepOperations:
 
 
 @dataclass(frozen=True)
-class _Layer:
+class LayerProducts:
     """Operations a token of the products with weights in one layer."""
 
     every: float
@@ -45,10 +45,12 @@ class _Layer:
 
     @property
     def whole(self) -> float:
+        """All of them."""
         return self.every + self.by_rows
 
 
-def _layer(sizes: ModelSizes, layer: int) -> _Layer:
+def layer_products(sizes: ModelSizes, layer: int) -> LayerProducts:
+    """Those of one decoder layer, numbered as in the whole model."""
     every = by_rows = router = 0.0
     for module in sizes.modules:
         if module.layer != layer:
@@ -65,12 +67,12 @@ def _layer(sizes: ModelSizes, layer: int) -> _Layer:
                 by_rows += operations
             else:
                 every += operations
-    return _Layer(every, by_rows, router)
+    return LayerProducts(every, by_rows, router)
 
 
 def layer_forward(sizes: ModelSizes, layer: int, length: int) -> float:
     """Operations of one layer on a sequence of `length` tokens, all of them whole."""
-    return length * _layer(sizes, layer).whole + _causal(sizes, length)
+    return length * layer_products(sizes, layer).whole + _causal(sizes, length)
 
 
 def _causal(sizes: ModelSizes, length: int) -> float:
@@ -88,7 +90,7 @@ def model_pass(sizes: ModelSizes, lengths: Sequence[int], rows: int = 1) -> floa
     below = sum(
         layer_forward(sizes, layer, length) for layer in range(sizes.layers - 1) for length in lengths
     )
-    last = _layer(sizes, sizes.layers - 1)
+    last = layer_products(sizes, sizes.layers - 1)
     end = sum(length * last.every + rows * last.by_rows + _at_end(sizes, length, rows) for length in lengths)
     return below + end + 2.0 * sizes.head * rows * len(lengths)
 
@@ -102,7 +104,9 @@ def training_step(
     `first` run forward as well.
     """
     last = sizes.layers - 1
-    layers = {layer: _layer(sizes, layer) for layer in range(0 if not cached else first, sizes.layers)}
+    layers = {
+        layer: layer_products(sizes, layer) for layer in range(0 if not cached else first, sizes.layers)
+    }
     head = 2.0 * sizes.head
     forward = backward = 0.0
     for length in lengths:

@@ -1,4 +1,4 @@
-"""docs/planning.md: its tables are what the planner says, and its measurements are what was measured."""
+"""docs/planning.md and prefix-cache.md: tables are what the planner says, measurements what was measured."""
 
 from __future__ import annotations
 
@@ -6,17 +6,23 @@ import importlib.util
 import json
 from pathlib import Path
 
+import pytest
+
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 
-def test_the_tables_of_the_page_are_current() -> None:
-    spec = importlib.util.spec_from_file_location("planning_tables", DOCS / "planning_tables.py")
+@pytest.mark.parametrize(
+    ("script", "name"), [("planning_tables", "planning.md"), ("prefix_cache_tables", "prefix-cache.md")]
+)
+def test_the_tables_of_the_page_are_current(script: str, name: str) -> None:
+    spec = importlib.util.spec_from_file_location(script, DOCS / f"{script}.py")
     assert spec is not None and spec.loader is not None
     printer = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(printer)
-    page = (DOCS / "planning.md").read_text()
-    for table in printer.tables():
-        assert table in page, f"docs/planning.md lacks what python docs/planning_tables.py prints:\n{table}"
+    page, printed = (DOCS / name).read_text(), list(printer.tables())
+    assert len(printed) >= 5
+    for table in printed:
+        assert table in page, f"docs/{name} lacks what python docs/{script}.py prints:\n{table}"
 
 
 def test_reality_is_within_ten_percent_and_traffic_within_five() -> None:

@@ -256,6 +256,20 @@ def test_quantized_weights_are_refused(tiny_olmoe: Path, tmp_path: Path) -> None
         skeleton(configured(folder))
 
 
+def test_a_tied_head_with_a_bias_is_refused_for_what_it_is(tmp_path: Path) -> None:
+    folder = save_tiny(tmp_path / "model", "phimoe")
+    skeleton(configured(folder))
+    config = json.loads((folder / "config.json").read_text())
+    assert config["lm_head_bias"] is True
+    config["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match=r"shares its weight with the embedding .* has a bias of its own"):
+        skeleton(configured(folder))
+    config["lm_head_bias"] = False
+    (folder / "config.json").write_text(json.dumps(config))
+    skeleton(configured(folder))
+
+
 def test_too_little_memory_is_a_fault_of_the_environment(
     tiny_olmoe: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
