@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,33 +19,61 @@ from prefix_worker import Shares, instrument
 
 NEIGHBOURS, OUTCOMES, UPDATES = "neighbours", "outcomes", "updates and checks"
 INDEX = (NEIGHBOURS, OUTCOMES, UPDATES)
-"""What the live index takes; the first two happen within `steps`."""
-WAITING, WAITING_INSIDE = "waiting for the slowest rank", "waiting before neighbours"
-"""The second is within `steps`."""
+"""What the training waits for."""
+BESIDE = "processor time beside the training"
+"""Of the index's own thread."""
 
 
 def time_index(record: Record) -> None:
-    """Time what training asks of the live index, and all of a step; ranks meet first, so that nobody's
-    part holds the wait for another."""
-    from roma_ds.training import loop
+    """Time how long the training waits for its targets, and what the index does meanwhile.
+
+    Nothing is added that ranks would wait for. Targets that stay as they were collected are timed likewise.
+    """
+    from roma_ds.index.courier import Courier
     from roma_ds.training.live_targets import LiveTargets
+    from roma_ds.training.targets import ManifoldTargets
 
     shares = Shares(record)
-    shares.wrap(LiveTargets, "of", NEIGHBOURS, WAITING_INSIDE)
-    shares.wrap(LiveTargets, "observe", OUTCOMES)
-    shares.wrap(LiveTargets, "after_step", UPDATES, WAITING)
-    shares.wrap(loop.Training, "_agree", "agreement", WAITING)
-    shares.wrap(loop.Training, "_step", "steps")
-    inner = LiveTargets.after_step
+    for owner in (LiveTargets, ManifoldTargets):
+        shares.wrap(owner, "ask", NEIGHBOURS)
+        _time_answers(shares, owner)
+        shares.wrap(owner, "observe", OUTCOMES)
+        shares.wrap(owner, "observed", UPDATES)
+        shares.wrap(owner, "after_step", UPDATES)
+        _note_steps(record, shares, owner)
+    send = Courier.send
 
-    def noted(self: LiveTargets, done: int) -> None:
+    def sent(self: Courier, work: Callable[[], Any]) -> Any:
+        def timed() -> Any:
+            begun = time.thread_time()
+            try:
+                return work()
+            finally:
+                shares.seconds[BESIDE] = shares.seconds.get(BESIDE, 0.0) + time.thread_time() - begun
+
+        return send(self, timed)
+
+    Courier.send = sent  # type: ignore[method-assign]
+
+
+def _time_answers(shares: Shares, owner: Any) -> None:
+    """Also time the wait for what was asked."""
+    ask = owner.ask
+    owner.ask = lambda self, *given: shares.timed(ask(self, *given), NEIGHBOURS)
+
+
+def _note_steps(record: Record, shares: Shares, owner: Any) -> None:
+    """Write down the sums behind every step."""
+    inner = owner.after_step
+
+    def noted(self: Any, done: int) -> None:
         inner(self, done)
         row = {**shares.seconds, "clock": time.perf_counter(), "successful": self.successful}
         record.facts.setdefault("by_step", []).append(row)
-        record.facts["searched"] = self.neighbours.searched
+        record.facts["searched"] = getattr(getattr(self, "neighbours", None), "searched", 0)
         record.facts["memory"] = resident_bytes("RssAnon")
 
-    LiveTargets.after_step = noted  # type: ignore[method-assign]
+    owner.after_step = noted
 
 
 def cut_off(steps: int) -> None:

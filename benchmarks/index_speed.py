@@ -30,7 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from comparison import SHARED_STAGES, Project, Records, plain_steps, spread, write_result
-from index_share_worker import INDEX, NEIGHBOURS, OUTCOMES, UPDATES, WAITING_INSIDE
+from index_share_worker import BESIDE, INDEX
 from index_worker import Case, write_points
 from launched import launch, threads_of
 from shapes import Questions, Shape, add_options, from_options
@@ -39,6 +39,7 @@ from roma_ds.planner import index_cost
 from roma_ds.planner.index_cost import IndexSetting, Line, Rates
 
 PLACEMENTS = ("replicated", "sharded")
+STILL = "without refreshing"
 HOURS = 3600.0
 OPTIONS = (
     "dim", "width", "payload", "backend", "neighbours", "candidates", "updates", "queries", "seconds",
@@ -90,8 +91,7 @@ def rates_of(case: Case, records: Records) -> Rates:
         many=line("many"),
         few=line("few"),
         digest=least["digest"],
-        walk=slowest("walk"),
-        fetch=slowest("fetch"),
+        neighbours=slowest("neighbours"),
         apply=line("apply"),
         few_queries=case.micro_batch * (len(records) if case.sharded else 1),
     )
@@ -99,7 +99,7 @@ def rates_of(case: Case, records: Records) -> Rates:
 
 def measured(case: Case, ranks: int, records: Records) -> dict[str, float]:
     """Of one run: seconds by operation, bytes of memory."""
-    found = {name: together(records, name) for name in ("many", "few", "walk", "fetch", "apply", "check")}
+    found = {name: together(records, name) for name in ("many", "few", "neighbours", "apply", "check")}
     found["queries_per_second"] = max(1, case.queries // ranks) * ranks / found["many"]
     found["memory"] = float(max(record["memory"] for record in records))
     return found
@@ -114,8 +114,7 @@ def predicted(case: Case, ranks: int, rates: Rates) -> dict[str, float]:
     return {
         "many": many,
         "few": index_cost.search_seconds(setting, rates, case.micro_batch),
-        "walk": index_cost.walk_seconds(setting, rates),
-        "fetch": index_cost.fetch_seconds(setting, rates),
+        "neighbours": index_cost.neighbour_seconds(setting, rates),
         "apply": index_cost.apply_seconds(setting, rates, told, 0.75 * told),
         "check": index_cost.check_seconds(setting, rates),
         "queries_per_second": each * ranks / many,
@@ -219,8 +218,7 @@ def show_case(size: int, ranks: int, placement: str, result: dict[str, Any]) -> 
     for name, unit, times in (
         ("queries_per_second", "queries a second", 1.0),
         ("few", "ms, search of one micro-batch a rank", 1e3),
-        ("walk", "ms, its neighbours by walking", 1e3),
-        ("fetch", "ms, their routing vectors", 1e3),
+        ("neighbours", "ms, its neighbours by walking, with routing vectors", 1e3),
         ("apply", "ms, updates of a step", 1e3),
         ("check", "ms, check of the ranks", 1e3),
         ("memory", "MB a rank", 1e-6),
@@ -263,57 +261,81 @@ def settings(arguments: argparse.Namespace, job: Path) -> list[str]:
 
 
 def share(arguments: argparse.Namespace) -> None:
-    """The part of a training step that neighbours, updates and checks of the live index take."""
+    """What neighbours, updates and checks of the live index add to a training step.
+
+    Each turn trains with S as collected and with each placement. Waiting is the part of a step in which the
+    training waits for the index; the whole difference also holds what the index's thread takes away from it.
+    """
     project, job = prepared(arguments)
-    for placement in arguments.placements:
-        turns = []
-        for _ in range(arguments.repeats):
+    kinds = {STILL: ["roma.refresh=never"]}
+    kinds |= {kind: [f"index.placement={kind}"] for kind in arguments.placements}
+    turns: dict[str, list[dict[str, Any]]] = {kind: [] for kind in kinds}
+    for _ in range(arguments.repeats):
+        for kind, words in kinds.items():
             shutil.rmtree(job / "train", ignore_errors=True)
-            words = ["--config", str(project.config(0)), "--until", "train", "--steps", str(arguments.steps)]
-            words += [*settings(arguments, job), f"index.placement={placement}"]
-            out = project.folder / "ranks" / f"share-{placement}"
-            turns.append(shares_of(launch("index_share_worker.py", project.ranks, words, out)))
-        whole = spread([turn["share"] for turn in turns])
+            given = ["--config", str(project.config(0)), "--until", "train", "--steps", str(arguments.steps)]
+            given += [*settings(arguments, job), *words]
+            out = project.folder / "ranks" / f"share-{kind}"
+            turns[kind].append(shares_of(launch("index_share_worker.py", project.ranks, given, out)))
+    for kind in arguments.placements:
+        waits = spread([turn["share"] for turn in turns[kind]])
+        longer = spread(
+            [
+                turn["step"]["median"] / still["step"]["median"] - 1
+                for turn, still in zip(turns[kind], turns[STILL], strict=True)
+            ]
+        )
         listed = ", ".join(
-            f"{name} {100 * statistics.median(turn['shares'][name] for turn in turns):.2f}%" for name in INDEX
+            f"{name} {100 * statistics.median(turn['shares'][name] for turn in turns[kind]):.2f}%"
+            for name in (*INDEX, BESIDE)
         )
         print(
-            f"{placement}, {project.ranks} ranks: {100 * whole['median']:.2f}% of a step "
-            f"({100 * whole['least']:.2f} to {100 * whole['largest']:.2f}): {listed}; "
-            f"wanted at most {100 * MOST_SHARE:g}%: {'yes' if whole['median'] <= MOST_SHARE else 'NO'}",
+            f"{kind}, {project.ranks} ranks: a step waits {percent(waits)} of its time for the index "
+            f"({listed}); wanted at most {100 * MOST_SHARE:g}%: "
+            f"{'yes' if waits['median'] <= MOST_SHARE else 'NO'}; median step longer than without refreshing "
+            f"by {percent(longer)}",
             flush=True,
         )
         write_result(
             arguments.out,
-            f"index-share-{project.questions.samples}-ranks{project.ranks}-{placement}",
-            {**project.describe(), "overrides": arguments.override, "share": whole, "turns": turns},
+            f"index-share-{project.questions.samples}-ranks{project.ranks}-{kind}",
+            {
+                **project.describe(),
+                "overrides": arguments.override,
+                "share": waits,
+                "longer": longer,
+                "turns": turns[kind],
+                "without_refreshing": turns[STILL],
+            },
         )
 
 
-def shares_of(records: Records) -> dict[str, Any]:
-    """Of one training: the index's share of a step, mean over steps and ranks, checks included.
+def percent(value: dict[str, float]) -> str:
+    """A spread of shares."""
+    return f"{100 * value['median']:.2f}% ({100 * value['least']:.2f} to {100 * value['largest']:.2f})"
 
-    Left out are steps to warm up and those that are logged, and the time for which ranks wait for the slowest
-    one before a part of the index; elsewhere a step keeps its waiting.
+
+def shares_of(records: Records) -> dict[str, Any]:
+    """Of one training, over steps and ranks, checks included: the share of a step that waits for the index.
+
+    Left out are steps to warm up and those that are logged.
     """
     parts: dict[str, list[float]] = {}
-    names = (*INDEX, WAITING_INSIDE, "steps", "agreement", "clock")
+    names = (*INDEX, BESIDE, "clock")
     for record in records:
-        rows = record["by_step"]
         steps = [
-            {name: after[name] - before.get(name, 0.0) for name in names}
-            for before, after in itertools.pairwise(rows)
+            {name: after.get(name, 0.0) - before.get(name, 0.0) for name in names}
+            for before, after in itertools.pairwise(record["by_step"])
         ]
         # `by_step` begins behind the first step, so its difference number i is that of step i + 1.
         for number in plain_steps(record):
             for name, value in steps[number - 1].items():
                 parts.setdefault(name, []).append(value)
     mean = {name: statistics.fmean(values) for name, values in parts.items()}
-    # Neighbours and outcomes happen inside `steps`.
-    whole = mean["steps"] - mean[WAITING_INSIDE] + mean["agreement"] + mean[UPDATES]
     return {
-        "share": (mean[NEIGHBOURS] + mean[OUTCOMES] + mean[UPDATES]) / whole,
-        "shares": {name: mean[name] / whole for name in INDEX},
+        "share": sum(mean[name] for name in INDEX) / mean["clock"],
+        "shares": {name: mean[name] / mean["clock"] for name in (*INDEX, BESIDE)},
+        "step": spread(parts["clock"]),
         "seconds": mean,
         "median_seconds": {name: statistics.median(values) for name, values in parts.items()},
         "steps": len(plain_steps(records[0])),

@@ -238,10 +238,8 @@ def measure(case: Case, world: Any, transport: Any, points: Any, members: Any) -
     def some(turn: int) -> Any:
         return source.choice(rows, min(case.micro_batch, len(rows)), replace=False)
 
-    found["walk"] = repeated(world, neighbours.of, case.seconds, some)
+    found["neighbours"] = repeated(world, neighbours.of, case.seconds, some)
     found["dry"] = neighbours.searched
-    answers = [neighbours.of(some(turn)).ids for turn in range(4)]
-    found["fetch"] = repeated(world, index.vectors, case.seconds, lambda turn: answers[turn % 4])
 
     def told(turn: int) -> Any:
         return draw_updates(case, index, world.rank, world.size, turn, case.updates)
@@ -297,9 +295,7 @@ def rates(case: Case, world: Any, transport: Any, points: Any) -> dict[str, Any]
     def some(turn: int) -> Any:
         return source.choice(rows, case.micro_batch, replace=False)
 
-    found["walk"] = median(repeated(world, neighbours.of, part, some))
-    answers = neighbours.of(some(0)).ids
-    found["fetch"] = median(repeated(world, lambda turn: index.vectors(answers), part))
+    found["neighbours"] = median(repeated(world, neighbours.of, part, some))
     for total in (FEW, OFTEN):
 
         def told(turn: int, total: int = total) -> Any:

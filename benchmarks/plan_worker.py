@@ -94,10 +94,11 @@ def train(world: Any, run: Any, options: argparse.Namespace, record: Record) -> 
     mine = [list(range(world.rank * share, (world.rank + 1) * share))]
     settings = StepSettings(run.roma.layer_reduction, task_loss=True)
     record.step_done()
-    for _ in range(options.steps):
+    for step in range(options.steps):
         training_step(
-            engine, requests, feed, targets, mine, samples, 1.0, run.train.lr, settings, with_norms=False
-        )
+            engine, requests, feed, targets, step + 1, mine, samples, 1.0, run.train.lr, settings,
+            with_norms=False,
+        )  # fmt: skip
         record.step_done()
     record.write(options.out)
     engine.close()

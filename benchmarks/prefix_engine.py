@@ -220,7 +220,6 @@ def scaling(arguments: argparse.Namespace) -> None:
     """Seconds a step of both sides along one axis, the rest equal."""
     base = from_options(arguments, Shape)
     rows: list[dict[str, Any]] = []
-    flags: dict[int, list[str]] = {}
     for value in arguments.values or AXES[arguments.axis]:
         changes: dict[str, Any] = {"shape": base}
         if arguments.axis in ("layers", "experts"):
@@ -231,12 +230,11 @@ def scaling(arguments: argparse.Namespace) -> None:
             changes["ranks"] = value
         project = project_of(arguments, f"{arguments.axis}-{value}", **changes)
         for zero in arguments.zero:
-            if zero not in flags or arguments.axis == "experts":
-                flags[zero], _ = rival_flags(arguments, project, zero)
+            flags, tried = rival_flags(arguments, project, zero)
             found = paired(
                 arguments.repeats,
                 lambda: project.ours(zero, *arguments.override),  # noqa: B023
-                lambda: project.rival(zero, *flags[zero]),  # noqa: B023
+                lambda: project.rival(zero, *flags),  # noqa: B023
                 {"step": step_seconds, "processor": processor_seconds, "job": job_seconds},
             )
             print(f"{arguments.axis} {value}, ZeRO {zero}", flush=True)
@@ -245,7 +243,8 @@ def scaling(arguments: argparse.Namespace) -> None:
                 {
                     arguments.axis: value,
                     "zero": zero,
-                    "rival": flags[zero],
+                    "rival": flags,
+                    "rival_tried": tried,
                     **project.describe(),
                     "found": found,
                 }

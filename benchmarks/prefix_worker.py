@@ -26,9 +26,12 @@ class Shares:
 
     def wrap(self, owner: Any, name: str, part: str, barrier_as: str = "") -> None:
         """Time `owner.name` as `part`; with `barrier_as` ranks meet first, and waiting is timed as that."""
-        inner = getattr(owner, name)
+        setattr(owner, name, self.timed(getattr(owner, name), part, barrier_as))
 
-        def timed(*positional: Any, **named: Any) -> Any:
+    def timed(self, inner: Callable[..., Any], part: str, barrier_as: str = "") -> Callable[..., Any]:
+        """As `wrap`, of a function."""
+
+        def outer(*positional: Any, **named: Any) -> Any:
             begun = time.perf_counter()
             if barrier_as:
                 import torch.distributed as dist
@@ -40,7 +43,7 @@ class Shares:
             self._add(part, begun)
             return found
 
-        setattr(owner, name, timed)
+        return outer
 
     def _add(self, part: str, begun: float) -> float:
         now = time.perf_counter()

@@ -17,8 +17,7 @@ ASSUMED = Rates(
     many=Line(0.0, 5e10),
     few=Line(0.0, 1e10),
     digest=2e9,
-    walk=30e-6,
-    fetch=20e-6,
+    neighbours=50e-6,
     apply=Line(200e-6, 1e6),
 )
 """Round numbers of no machine in particular."""

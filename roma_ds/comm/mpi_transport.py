@@ -35,6 +35,8 @@ class MpiWire:
     """See Wire."""
 
     most_rows = 2**31 - 1
+    sleeps = False
+    """MPI libraries ask again and again while they wait, and not all may be called from another thread."""
 
     def __init__(self, mpi: Any) -> None:
         self._mpi = mpi

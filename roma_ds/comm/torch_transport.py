@@ -23,6 +23,7 @@ class GlooWire:
     """See Wire."""
 
     most_rows = sys.maxsize
+    sleeps = True
 
     def __init__(self, group: Any, rank: int, size: int) -> None:
         self._group = group

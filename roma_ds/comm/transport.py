@@ -64,6 +64,10 @@ class Transport(Protocol):
     def size(self) -> int:
         """Number of ranks."""
 
+    @property
+    def sleeps(self) -> bool:
+        """Whether waiting for others leaves the processor to who computes, and a thread may do it."""
+
     def gather(self, rows: ArrayLike) -> list[Array]:
         """Every rank's rows [n_r, ...] in rank order, on every rank; n_r may differ and be 0."""
 
@@ -85,6 +89,8 @@ class Wire(Protocol):
 
     most_rows: int
     """Rows that one rank can send or receive in one call."""
+    sleeps: bool
+    """Whether a rank that waits leaves its processor to others."""
 
     def headers(self, mine: Integers) -> Integers:
         """[R, k], every rank's header [k]."""
@@ -118,6 +124,7 @@ class Exchange:
         self.size = size
         self._wire = wire
         self._closed = False
+        self.sleeps = wire is not None and wire.sleeps
 
     def gather(self, rows: ArrayLike) -> list[Array]:
         """See Transport."""

@@ -9,7 +9,7 @@ Shapes: n samples, q queries, d numbers of an embedding, k neighbours, w numbers
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,8 @@ from roma_ds.index.neighbourhood import ABSENT, Neighbourhood
 from roma_ds.index.payload import Payload, PayloadType, Placement
 from roma_ds.index.shard import Shard
 from roma_ds.index.updates import ADD, REFRESH, REFUSED, REMOVE, UpdateError, Updates, merged
+
+_Letters = NDArray[np.void]
 
 BLOCK = 1 << 10
 """Rows that are read at once for a digest: few enough to stay in a processor's cache."""
@@ -35,6 +37,18 @@ class Snapshot:
     """[m], ascending"""
     vectors: NDArray[np.float32]
     """[m, w]; exact, since both types of a payload are exact in float32"""
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """What all ranks told each other, as it arrived: nothing of it is applied yet."""
+
+    refusal: UpdateError | None
+    """Why this rank's own updates cannot be applied."""
+    heads: Sequence[NDArray[np.int64]]
+    """By rank [u, 2], id and operation of every update."""
+    letters: Sequence[_Letters]
+    """By rank, updates with their routing vectors: at least those of ids that are kept here."""
 
 
 class LiveIndex:
@@ -125,8 +139,30 @@ class LiveIndex:
 
         Raises UpdateError on every rank, with the id, for what `Updates.check` and `merged` refuse.
         """
+        self.take(self.deliver(updates))
+
+    def deliver(self, updates: Updates) -> Delivery:
+        """Tell all ranks of this rank's updates, and hear of theirs.
+
+        Changes nothing here, so it may run beside what only reads.
+        """
         refusal = updates.refusal(self.members, self.payload.width)
-        ids, ops, rows = self._delivered(self._letters(updates, refusal), refusal)
+        letters = self._letters(updates, refusal)
+        if not self.sharded:
+            arrived = self.transport.gather(letters)
+            return Delivery(refusal, [_heads(part) for part in arrived], arrived)
+        heads = self.transport.gather(_heads(letters))
+        owner = self.placement.owner(letters["id"])
+        carried = ~np.isin(letters["op"], (REMOVE, REFUSED))
+        ranks = range(self.placement.size)
+        return Delivery(
+            refusal, heads, self.transport.exchange([letters[carried & (owner == rank)] for rank in ranks])
+        )
+
+    def take(self, delivery: Delivery) -> None:
+        """Apply what was delivered, or on a refusal nothing; raises as `apply` does."""
+        ids, ops = self._agreed(delivery)
+        rows = self._rows(delivery.letters)
         changed, carried = ids[ops != ADD], ids[ops != REMOVE]
         self.flags_digest += digest.of_ids(ids[ops == ADD]) - digest.of_ids(ids[ops == REMOVE])
         old, new = (part[self.placement.mine(part)] for part in (changed, carried))
@@ -141,7 +177,7 @@ class LiveIndex:
         self.shard.set_members(flipped, self.members[flipped])
         self.epoch += 1
 
-    def _letters(self, updates: Updates, refusal: UpdateError | None) -> NDArray[np.void]:
+    def _letters(self, updates: Updates, refusal: UpdateError | None) -> _Letters:
         """[u], id, operation and row of each update, or one that says they are refused."""
         row = (self.payload.rows.dtype, (self.payload.width,))
         fields = np.dtype([("id", np.int64), ("op", np.int64), ("row", *row)])
@@ -152,39 +188,44 @@ class LiveIndex:
         letters["row"][updates.carries] = self.payload.encoded(updates.vectors)
         return letters
 
-    def _delivered(
-        self, letters: NDArray[np.void], refusal: UpdateError | None
-    ) -> tuple[NDArray[np.int64], NDArray[np.uint8], NDArray[np.generic]]:
-        """Ids and operations of all ranks' letters, and those rows that this rank keeps, by id ascending."""
-        sent = letters if not self.sharded else _heads(letters)
-        arrived = self.transport.gather(sent)
-        heads = arrived if self.sharded else [_heads(part) for part in arrived]
-        if any((part[:, 1] == REFUSED).any() for part in heads):
+    def _agreed(self, delivery: Delivery) -> tuple[NDArray[np.int64], NDArray[np.uint8]]:
+        """Ids and operations of all ranks' updates, by id ascending; raises what any rank refuses."""
+        if any((part[:, 1] == REFUSED).any() for part in delivery.heads):
             with agreement(self.world):
-                if refusal is not None:
-                    raise refusal
+                if delivery.refusal is not None:
+                    raise delivery.refusal
         try:
-            ids, ops = merged(heads)
+            return merged(delivery.heads)
         except UpdateError as error:
             error.agreed = True
             raise
-        if self.sharded:
-            carried = letters[letters["op"] != REMOVE]
-            owner = self.placement.owner(carried["id"])
-            arrived = self.transport.exchange([carried[owner == rank] for rank in range(self.placement.size)])
-        kept = np.concatenate(arrived)
+
+    def _rows(self, letters: Sequence[_Letters]) -> NDArray[np.generic]:
+        """[.., w], the rows that this rank keeps, by id ascending."""
+        kept = np.concatenate(letters)
         kept = kept[kept["op"] != REMOVE]
         rows: NDArray[np.generic] = kept["row"][np.argsort(kept["id"])]
-        return ids, ops, rows
+        return rows
 
     def vectors(self, ids: NDArray[np.int64]) -> NDArray[np.float32]:
         """float32 [.., w], the routing vectors of `ids` [..]; any numbers where an id is ABSENT."""
+        found = self.vectors_unless(False, ids)
+        assert found is not None
+        return found
+
+    def vectors_unless(self, unsure: bool, ids: NDArray[np.int64]) -> NDArray[np.float32] | None:
+        """As `vectors`, but None on all ranks that exchange rows where any of them is `unsure` of its ids."""
         flat = np.maximum(ids.reshape(-1), 0)
         if not self.sharded:
+            if unsure:
+                return None
             rows = self.payload.read(flat)
         else:
-            owner = self.placement.owner(flat)
-            asked = self.transport.exchange([flat[owner == rank] for rank in range(self.placement.size)])
+            owner, ranks = self.placement.owner(flat), range(self.placement.size)
+            mark = np.full(int(unsure), ABSENT)
+            asked = self.transport.exchange([np.append(flat[owner == rank], mark) for rank in ranks])
+            if any((wanted == ABSENT).any() for wanted in asked):
+                return None
             answers = self.transport.exchange([self.payload.read(wanted) for wanted in asked])
             rows = np.empty((len(flat), self.payload.width), self.payload.rows.dtype)
             rows[np.argsort(owner, kind="stable")] = np.concatenate(answers)
@@ -228,7 +269,7 @@ class LiveIndex:
         return best_of(np.concatenate(ids, axis=1), np.concatenate(products, axis=1), width)
 
 
-def _heads(letters: NDArray[np.void]) -> NDArray[np.int64]:
+def _heads(letters: _Letters) -> NDArray[np.int64]:
     """[u, 2], id and operation."""
     return np.stack([letters["id"], letters["op"]], axis=1)
 

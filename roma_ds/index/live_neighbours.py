@@ -38,20 +38,21 @@ class LiveNeighbours:
         self.searched = 0
         """Samples of this rank whose list ran dry."""
 
-    def of(self, rows: Sequence[int]) -> Neighbourhood:
-        """Neighbours of samples `rows`. A collective of all ranks where the index is sharded."""
+    def of(self, rows: Sequence[int]) -> tuple[Neighbourhood, NDArray[np.float32]]:
+        """Neighbours of samples `rows`, and their routing vectors [rows, count, w].
+
+        A collective of all ranks where the index is sharded.
+        """
         chosen = np.asarray(rows, np.int64)
         members = self.index.members
         if self.least is None:
             found, dry = self.candidates.nearest(chosen, members, self.count)
         else:
             found, dry = self.candidates.within(chosen, members, self.least, self.count)
+        vectors = self.index.vectors_unless(bool(dry.any()), found.ids)
+        if vectors is not None:
+            return found, vectors
         wanted = np.flatnonzero(dry)
-        total = len(wanted)
-        if self.index.sharded:
-            total = int(self.index.transport.reduce(np.array([total]), "sum")[0])
-        if not total:
-            return found
         asking = chosen[wanted]
         queries = np.ascontiguousarray(self.embeddings[asking], np.float32)
         if self.least is None:
@@ -61,4 +62,5 @@ class LiveNeighbours:
         self.searched += len(wanted)
         found.ids[wanted] = searched.ids
         found.inner_products[wanted] = searched.inner_products
-        return Neighbourhood(found.ids, found.inner_products, found.capped + searched.capped)
+        found = Neighbourhood(found.ids, found.inner_products, found.capped + searched.capped)
+        return found, self.index.vectors(found.ids)

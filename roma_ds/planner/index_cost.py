@@ -159,13 +159,8 @@ def _exchange(ranks: int, nbytes: float) -> Traffic:
     return _moved(ranks, nbytes, nbytes * (ranks - 1) / ranks)
 
 
-def walking(setting: IndexSetting) -> Traffic:
-    """Neighbours from candidate lists, none of them dry: sharded ranks tell that none is."""
-    return _gather(setting.ranks, INTEGER) if setting.spread else Traffic()
-
-
 def fetching(setting: IndexSetting) -> Traffic:
-    """Routing vectors of a micro-batch's neighbours, owners evenly spread."""
+    """A micro-batch's neighbours from lists of which none is dry, with vectors, owners evenly spread."""
     if not setting.spread:
         return Traffic()
     wanted = setting.micro_batch * setting.neighbours
@@ -212,7 +207,7 @@ def search_operations(setting: IndexSetting, queries: int) -> float:
 def a_step(setting: IndexSetting, every: int = 1, check_every: int = 100) -> Traffic:
     """A training step's mean: neighbours, updates each `every` steps, a check each `check_every`."""
     due = applying(setting, every * setting.micro_batch) * (1 / every)
-    return walking(setting) + fetching(setting) + due + checking(setting) * (1 / check_every)
+    return fetching(setting) + due + checking(setting) * (1 / check_every)
 
 
 @dataclass(frozen=True)
@@ -248,10 +243,8 @@ class Rates:
     """Search of at most `few_queries`."""
     digest: float
     """Bytes a second of routing vectors read for a check."""
-    walk: float
-    """Seconds to walk the lists of a micro-batch, without exchange."""
-    fetch: float
-    """Seconds to read its neighbours' routing vectors, without exchange."""
+    neighbours: float
+    """Seconds to walk the lists of a micro-batch and to read routing vectors, without exchange."""
     apply: Line
     """Applying updates, without exchange: updates of all ranks together."""
     few_queries: int = FEW_QUERIES - 1
@@ -269,14 +262,9 @@ def search_seconds(setting: IndexSetting, rates: Rates, queries: int) -> float:
     return line.at(search_operations(setting, queries)) + rates.moving(searching(setting, queries))
 
 
-def walk_seconds(setting: IndexSetting, rates: Rates) -> float:
-    """Neighbours of a micro-batch, no list dry."""
-    return rates.walk + rates.moving(walking(setting))
-
-
-def fetch_seconds(setting: IndexSetting, rates: Rates) -> float:
-    """Their routing vectors."""
-    return rates.fetch + rates.moving(fetching(setting))
+def neighbour_seconds(setting: IndexSetting, rates: Rates) -> float:
+    """Neighbours of a micro-batch with their routing vectors, no list dry."""
+    return rates.neighbours + rates.moving(fetching(setting))
 
 
 def apply_seconds(setting: IndexSetting, rates: Rates, updates: float, vectors: float | None = None) -> float:
@@ -293,4 +281,4 @@ def step_seconds(setting: IndexSetting, rates: Rates, every: int = 1, check_ever
     """The index's part of a training step, where each sample becomes an update and no list is dry."""
     due = apply_seconds(setting, rates, every * setting.micro_batch) / every
     checked = check_seconds(setting, rates) / check_every
-    return walk_seconds(setting, rates) + fetch_seconds(setting, rates) + due + checked
+    return neighbour_seconds(setting, rates) + due + checked

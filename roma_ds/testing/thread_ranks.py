@@ -15,6 +15,7 @@ class ThreadWire:
     """See Wire. Ranks read each other's arrays from one list."""
 
     most_rows = 2**62
+    sleeps = True
 
     def __init__(self, rank: int, board: list[Any], barrier: threading.Barrier) -> None:
         self._rank = rank

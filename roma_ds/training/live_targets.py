@@ -6,12 +6,15 @@ Shapes: B samples, M chosen layers, E experts, w = M E.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from roma_ds.index.live import LiveIndex, Snapshot
+from roma_ds.index import Neighbourhood
+from roma_ds.index.courier import Courier
+from roma_ds.index.live import Delivery, LiveIndex, Snapshot
 from roma_ds.index.live_neighbours import LiveNeighbours
 from roma_ds.index.replicas import check_replicas
 from roma_ds.index.updates import ADD, REFRESH, REMOVE, Updates
@@ -57,7 +60,8 @@ class LiveTargets:
     """Neighbours among the present members of S, with the routing weights they had when last trained on.
 
     At step t these are what steps before t left behind: outcomes of a window of steps are applied together,
-    at its end and at the latest at an epoch's end, so a window never sees a sample twice.
+    at its end and at the latest at an epoch's end, so a window never sees a sample twice. Exchanges run
+    beside the forward and the backward pass; only `after_step` changes the index, when none is under way.
     """
 
     def __init__(
@@ -85,6 +89,9 @@ class LiveTargets:
         self.repair = repair
         self.say = say
         self.outcomes = Outcomes(layers, experts)
+        self.courier = Courier(self.index.transport.sleeps)
+        self._delivery: Callable[[], Delivery] | None = None
+        """Waits for the updates of the step that is under way."""
 
     @property
     def successful(self) -> int:
@@ -96,12 +103,17 @@ class LiveTargets:
         """How often updates were applied."""
         return self.index.epoch
 
-    def of(self, rows: Sequence[int], device: torch.device) -> BatchTargets:
-        """Targets of samples `rows`. A collective where the index is sharded."""
-        found = self.neighbours.of(rows)
+    def ask(self, rows: Sequence[int], device: torch.device) -> Callable[[], BatchTargets]:
+        """Begin to find the targets of samples `rows`, beside what the training does meanwhile."""
+        wait = self.courier.send(lambda: self._found(rows))
+        return lambda: pulled(*wait(), device)
+
+    def _found(
+        self, rows: Sequence[int]
+    ) -> tuple[Neighbourhood, NDArray[np.float64], NDArray[np.floating[Any]]]:
+        found, vectors = self.neighbours.of(rows)
         weights = row_weights(similarity(found.inner_products, self.sigma), found.present)
-        values = self.index.vectors(found.ids).reshape(*found.ids.shape, *self.shape)
-        return pulled(found, weights, values, device)
+        return found, weights, vectors.reshape(*found.ids.shape, *self.shape)
 
     def observe(self, rows: Sequence[int], right: Sequence[bool], routing: torch.Tensor) -> None:
         """Remember outcomes and routing weights [B, M, E]; a sample without an outcome stays where it is."""
@@ -110,12 +122,19 @@ class LiveTargets:
             known = outcome if self.seen[row] else bool(self.index.members[row])
             self.outcomes.add(row, known, vector)
 
+    def observed(self, step: int) -> None:
+        """Begin to tell the other ranks, where the window of steps ends with this one."""
+        ends_epoch = step % self.steps_per_epoch == 0
+        if ends_epoch or (self.every is not None and step % self.every == 0):
+            updates = self.outcomes.updates(self.index.members)
+            self._delivery = self.courier.send(lambda: self.index.deliver(updates))
+            self.outcomes.clear()
+
     def after_step(self, done: int) -> None:
         """Bring the index up to date where it is due, and compare the ranks where that is. A collective."""
-        ends_epoch = done % self.steps_per_epoch == 0
-        if ends_epoch or (self.every is not None and done % self.every == 0):
-            self.index.apply(self.outcomes.updates(self.index.members))
-            self.outcomes.clear()
+        if self._delivery is not None:
+            self.index.take(self._delivery())
+            self._delivery = None
         if done % self.check_every == 0:
             for damage in check_replicas(self.index, self.repair):
                 self.say(f"index: rank {damage.rank} {damage.what}; repaired after step {done}")
@@ -150,4 +169,5 @@ class LiveTargets:
 
     def close(self) -> None:
         """Leave the index's own transport. A collective."""
+        self.courier.close()
         self.index.transport.close()

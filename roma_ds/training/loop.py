@@ -134,6 +134,7 @@ class Training:
             self.requests,
             self.feed,
             self.targets,
+            step + 1,
             order.share(step, self.world.rank, self.world.size, config.micro_batch, self.lengths),
             len(order.rows(step)),
             weight,

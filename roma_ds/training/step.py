@@ -80,6 +80,7 @@ def training_step(
     requests: Requests,
     feed: Feed,
     targets: Targets,
+    step: int,
     micro_batches: Sequence[Sequence[int]],
     batch_samples: int,
     weight: float,
@@ -89,10 +90,10 @@ def training_step(
 ) -> StepResult:
     """Update the routers once on this rank's `micro_batches` of a global batch of `batch_samples`.
 
-    feed: gives batches of the sequences of `requests`; a row is the number of a prompt. weight: lambda of
-    this step. Each sample counts 1 / batch_samples whatever rank and micro-batch it is in. `with_norms`
-    runs the two terms through backward passes of their own, so that their gradients can be told apart; the
-    update is the same up to rounding. A collective.
+    feed: gives batches of the sequences of `requests`; a row is the number of a prompt. step: which one it
+    is, counted from 1. weight: lambda of this step. Each sample counts 1 / batch_samples whatever rank and
+    micro-batch it is in. `with_norms` runs the two terms through backward passes of their own, so that their
+    gradients can be told apart; the update is the same up to rounding. A collective.
     """
     sums = StepSums()
     use_manifold = weight > 0
@@ -102,11 +103,19 @@ def training_step(
     # DeepSpeed averages over ranks; each sample must count the same wherever it is.
     scale = engine.world.size / batch_samples
     for turn, rows in enumerate(micro_batches):
+        asked = targets.ask(rows or [0], engine.world.device)
         batch = feed.batch([requests.targets[row] for row in rows])
-        pull = targets.of(rows or [0], engine.world.device)
         share = scale if rows else 0.0
         for number, names in enumerate(passes):
             output = engine.forward(batch)
+            if number == 0:
+                pull = asked()
+                if rows:
+                    right = answered_right(output.logits, batch, requests.prompts)
+                    targets.observe(rows, right, output.routing)
+                    sums.correct += sum(right)
+                if turn == len(micro_batches) - 1:
+                    targets.observed(step)
             task = task_term(output.logits, batch, len(batch.rows))
             manifold = manifold_term(
                 output.routing, pull.mean, pull.spread, pull.present, settings.layer_reduction
@@ -123,9 +132,6 @@ def training_step(
         if rows:
             sums.task += float(task.detach().sum())
             sums.manifold += float(manifold.detach().sum())
-            right = answered_right(output.logits, batch, requests.prompts)
-            targets.observe(rows, right, output.routing)
-            sums.correct += sum(right)
             sums.samples += len(rows)
             sums.empty += int((~pull.present).sum())
             sums.tokens += batch.tokens

@@ -5,7 +5,7 @@ Shapes: B samples, k neighbours, M chosen layers, E experts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -41,14 +41,20 @@ class Targets(Protocol):
     def epoch(self) -> int:
         """How often S and its routing weights were brought up to date."""
 
-    def of(self, rows: Sequence[int], device: torch.device) -> BatchTargets:
-        """Targets of samples `rows`; every rank calls it for each of its micro-batches."""
+    def ask(self, rows: Sequence[int], device: torch.device) -> Callable[[], BatchTargets]:
+        """Begin to find the targets of samples `rows`; what is returned waits for them.
+
+        Every rank asks for each of its micro-batches, and waits before it asks for the next.
+        """
 
     def observe(self, rows: Sequence[int], right: Sequence[bool], routing: torch.Tensor) -> None:
         """What one micro-batch showed: outcomes, and live routing weights float32 [B, M, E]."""
 
+    def observed(self, step: int) -> None:
+        """All micro-batches of step `step`, counted from 1, have shown what they show. A collective."""
+
     def after_step(self, done: int) -> None:
-        """`done` optimizer steps are behind us. A collective."""
+        """`done` optimizer steps are behind us, and what was observed in them counts. A collective."""
 
     def state(self) -> Mapping[str, torch.Tensor]:
         """What a resumed training needs, on rank 0. A collective."""
@@ -103,7 +109,15 @@ class ManifoldTargets:
         found = Neighbourhood(self.neighbours.ids[chosen], self.neighbours.inner_products[chosen])
         return pulled(found, self.weights[chosen], values, device)
 
+    def ask(self, rows: Sequence[int], device: torch.device) -> Callable[[], BatchTargets]:
+        """They are there already."""
+        found = self.of(rows, device)
+        return lambda: found
+
     def observe(self, rows: Sequence[int], right: Sequence[bool], routing: torch.Tensor) -> None:
+        """Nothing follows from it."""
+
+    def observed(self, step: int) -> None:
         """Nothing follows from it."""
 
     def after_step(self, done: int) -> None:

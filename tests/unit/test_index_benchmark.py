@@ -122,8 +122,8 @@ def test_ranks_make_as_many_calls_as_the_first_says(monkeypatch: pytest.MonkeyPa
 def test_the_share_of_a_step_leaves_out_warm_up_and_log_lines() -> None:
     from index_speed import shares_of
 
-    # Sums behind each step: 0.1 s neighbours, 0.05 outcomes, 0.5 waiting, all within 1.5 s of step, 0.25
-    # updates; agreement none. The fifth step is logged and takes ten times as long, as do the first two.
+    # Sums behind each step of 2 s: 0.1 s neighbours, 0.05 outcomes, 0.25 updates, and 0.3 s in the thread
+    # of the index. The fifth step is logged and takes ten times as long, as do the first two.
     slow = (10, 10, 1, 1, 10, 1, 1)
     rows, total = [], 0.0
     for turn, times in enumerate(slow):
@@ -131,7 +131,7 @@ def test_the_share_of_a_step_leaves_out_warm_up_and_log_lines() -> None:
         rows.append(
             {
                 "neighbours": 0.1 * total, "outcomes": 0.05 * total, "updates and checks": 0.25 * total,
-                "steps": 1.5 * total, "waiting before neighbours": 0.5 * total, "agreement": 0.0,
+                "processor time beside the training": 0.3 * total,
                 "clock": 2 * total, "successful": turn,
             }
         )  # fmt: skip
@@ -144,9 +144,10 @@ def test_the_share_of_a_step_leaves_out_warm_up_and_log_lines() -> None:
     }
     found = shares_of([record, record])
     assert found["steps"] == 3
-    assert found["share"] == pytest.approx(0.4 / 1.25)
-    assert found["shares"]["updates and checks"] == pytest.approx(0.25 / 1.25)
-    assert found["seconds"]["steps"] == pytest.approx(1.5) and found["successful"] == [0, 6]
+    assert found["share"] == pytest.approx(0.4 / 2)
+    assert found["shares"]["updates and checks"] == pytest.approx(0.25 / 2)
+    assert found["shares"]["processor time beside the training"] == pytest.approx(0.3 / 2)
+    assert found["step"]["median"] == pytest.approx(2) and found["successful"] == [0, 6]
 
 
 def test_a_training_is_cut_off_and_no_longer_than_it_was(monkeypatch: pytest.MonkeyPatch) -> None:

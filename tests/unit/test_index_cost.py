@@ -154,13 +154,11 @@ def test_traffic_is_what_leaves_a_rank(
         vectors = np.random.default_rng(1).standard_normal((5, setting.dim)).astype(np.float32)
         index.nearest(vectors, np.full(5, -1), K)
         found["search"] = taken()
-        everyone = np.tile(np.arange(setting.samples), (setting.samples, 1))
+        # Each list begins one id later, so that neighbours are dealt evenly over owners.
+        everyone = (np.arange(setting.samples) + np.arange(setting.samples)[:, None]) % setting.samples
         lists = Candidates(everyone, np.zeros(everyone.shape), np.ones(len(everyone), np.bool_))
         LiveNeighbours(index, lists, np.zeros((0, DIM)), np.zeros(0), K).of(range(setting.micro_batch))
-        found["walk"] = taken()
-        # As many of each owner.
-        index.vectors(np.arange(setting.micro_batch * K).reshape(setting.micro_batch, K) % setting.samples)
-        found["fetch"] = taken()
+        found["neighbours"] = taken()
         ids, ops = of_rank(transport.rank, setting, 1)
         index.apply(Updates(ids, ops, np.zeros((int((ops != REMOVE).sum()), setting.width), np.float32)))
         found["apply"] = taken()
@@ -170,8 +168,7 @@ def test_traffic_is_what_leaves_a_rank(
 
     wanted = {
         "search": index_cost.searching(setting, 5),
-        "walk": index_cost.walking(setting),
-        "fetch": index_cost.fetching(setting),
+        "neighbours": index_cost.fetching(setting),
         "apply": index_cost.applying(setting, 3 * ranks, 2 * ranks),
         "check": index_cost.checking(setting),
     }
@@ -184,7 +181,7 @@ def test_a_step_is_the_sum_of_its_parts() -> None:
     setting = IndexSetting(1000, 4, sharded=True)
     often, seldom = index_cost.a_step(setting, 1, 100), index_cost.a_step(setting, 10, 100)
     checks = index_cost.checking(setting) * 0.01
-    once = index_cost.walking(setting) + index_cost.fetching(setting) + checks
+    once = index_cost.fetching(setting) + checks
     assert often == once + index_cost.applying(setting, 8)
     assert seldom.messages == pytest.approx((once + index_cost.applying(setting, 80) * 0.1).messages)
     assert seldom.bytes < often.bytes and seldom.messages < often.messages
@@ -202,7 +199,7 @@ def test_sharding_saves_memory_and_no_operations() -> None:
 
 def test_seconds_follow_the_rates() -> None:
     rates = Rates(
-        message=1e-3, link=1e6, many=Line(0.5, 1e9), few=Line(0.25, 1e8), digest=1e6, walk=2e-3, fetch=3e-3,
+        message=1e-3, link=1e6, many=Line(0.5, 1e9), few=Line(0.25, 1e8), digest=1e6, neighbours=5e-3,
         apply=Line(4e-3, 1e3),
     )  # fmt: skip
     alone = IndexSetting(1000, dim=100, width=25)
@@ -215,8 +212,7 @@ def test_seconds_follow_the_rates() -> None:
     # Eight queries of each of two ranks arrive as sixteen.
     moved = rates.moving(index_cost.searching(pair, 8))
     assert index_cost.search_seconds(pair, rates, 8) == pytest.approx(0.5 + 16e5 / 1e9 + moved)
-    assert index_cost.walk_seconds(pair, rates) == pytest.approx(2e-3 + 1e-3 + (40 + 2**15) / 1e6)
-    assert index_cost.fetch_seconds(pair, rates) > 3e-3 + 2 * 1e-3
+    assert index_cost.neighbour_seconds(pair, rates) == pytest.approx(5e-3 + 2e-3 + 2 * (40 + 2**15) / 1e6)
 
 
 def test_numbers_are_those_of_backend_and_transport() -> None:

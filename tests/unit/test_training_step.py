@@ -99,6 +99,7 @@ class Bench:
             self.requests,
             self.feed,
             self.targets,
+            1,
             micro_batches,
             count,
             weight,
