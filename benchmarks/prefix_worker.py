@@ -82,8 +82,8 @@ def instrument(record: Record, options: argparse.Namespace) -> None:
     start, resolve = roma_ds.comm.start_world, worker.resolve_deepspeed
     run_loop, step, close = Training.run_loop, Training._step, World.close
 
-    def start_world() -> World:
-        world = start()
+    def start_world(*given: Any, **named: Any) -> World:
+        world = start(*given, **named)
         record.rank = world.rank
         record.begin()
         return world
