@@ -256,7 +256,6 @@ def rates(case: Case, world: Any, transport: Any, points: Any) -> dict[str, Any]
 
     from roma_ds.comm import World, open_transport
     from roma_ds.comm.ranks import Ranks
-    from roma_ds.index import digest
     from roma_ds.index.shard import Shard
 
     part = min(0.5, case.seconds)
@@ -303,9 +302,7 @@ def rates(case: Case, world: Any, transport: Any, points: Any) -> dict[str, Any]
 
         found["apply"].append((float(total), median(repeated(world, index.apply, part, told))))
     ids = np.flatnonzero(index.members)
-    read = median(
-        repeated(world, lambda turn: digest.of_rows(ids, index.payload.read(ids)), part),
-    )
+    read = median(repeated(world, lambda turn: index.digest_held(), part))
     found["digest"] = len(ids) * index.payload.rows.itemsize * index.payload.width / read
     return found
 
