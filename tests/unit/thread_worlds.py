@@ -20,7 +20,7 @@ class ThreadWorld(World):
     @classmethod
     def of(cls, transport: Any) -> ThreadWorld:
         ranks = Ranks(rank=transport.rank, world_size=transport.size)
-        return cls(ranks, torch.device("cpu"), transport._wire)
+        return cls(ranks, torch.device("cpu"), wire=transport._wire)
 
     def gather_objects(self, item: Any) -> list[Any]:
         return [item] if self.wire is None else list(self.wire._all(item))
