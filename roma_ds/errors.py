@@ -69,7 +69,7 @@ def full_disk(error: BaseException) -> EnvironmentFault | None:
 
 def error_for(exit_code: int, message: str, fix: str | None) -> RomaError:
     """The error of the kind that ends with `exit_code`; used to raise one rank's error on every rank."""
-    if exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM):
+    if exit_code in (128 + signal.SIGINT, 128 + signal.SIGTERM, 128 + signal.SIGUSR1):
         return Interrupted(exit_code - 128, message)
     kind = {2: UserError, 3: EnvironmentFault}.get(exit_code, RomaError)
     return kind(message, fix)

@@ -11,6 +11,7 @@ from roma_ds.cli.launching import default_ranks, launcher_environment, run_launc
 from roma_ds.config import RunConfig, preset_names, preset_text
 from roma_ds.errors import UserError
 from roma_ds.pipeline.folders import Folders
+from roma_ds.storage.run_lock import locked
 
 
 def _say(text: str) -> None:
@@ -34,6 +35,8 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     from roma_ds.pipeline.worker import load_for
 
     goal = "report" if options.command == "run" else options.command
+    if options.command == "report" and options.config.is_dir():
+        return compare(options)
     variant = getattr(options, "variant", None)
     if variant is not None and variant not in VARIANTS:
         raise UserError(f"--variant {variant} is unknown", f"use one of {', '.join(VARIANTS)}")
@@ -42,15 +45,26 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     resolve_deepspeed(run_config, max(1, ranks))
     needed = stages_until(goal)
     folders = Folders(Path(run_config.output_dir))
-    make_data(run_config, folders, _say)
+    with locked(folders.root):
+        make_data(run_config, folders, _say)
     if any(stage in ON_ALL_RANKS for stage in needed):
         last = [stage for stage in needed if stage in ON_ALL_RANKS][-1]
         code = _on_ranks(options, launcher_flags, ranks, last)
         if code:
             return code
-    for stage in needed:
-        if stage in ("export", "report"):
-            finish(stage, run_config, folders)
+    with locked(folders.root):
+        for stage in needed:
+            if stage in ("export", "report"):
+                finish(stage, run_config, folders)
+    return 0
+
+
+def compare(options: argparse.Namespace) -> int:
+    """`report` with folders of runs in place of a config: one table of all of them."""
+    from roma_ds.monitor.side_by_side import compare_runs, comparison_table
+
+    folders = [options.config, *map(Path, options.overrides)]
+    _say(comparison_table(compare_runs(folders)))
     return 0
 
 

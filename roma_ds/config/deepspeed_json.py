@@ -183,6 +183,11 @@ class _Resolution:
         for key, value in (("enabled", True), ("output_path", folder), ("job_name", "tensorboard")):
             if board.get(key, "auto") == "auto":
                 board[key] = value
+        table = self.content.get("csv_monitor")
+        if isinstance(table, dict) and table.get("enabled"):
+            for key, value in (("output_path", folder), ("job_name", "csv")):
+                if table.get(key, "auto") == "auto":
+                    table[key] = value
 
     def _fill_auto(self, content: Any, path: str) -> None:
         """Replace each "auto" inside an object or array by its value."""

@@ -204,11 +204,23 @@ class TrainConfig:
     """Optimizer steps between lines of metrics.jsonl."""
     keep_states: Count = 2
     """Resume states kept on disk; older ones are deleted."""
+    keep_best: bool = True
+    """Keep also the state with the smallest training loss since the state before it."""
+    result: Literal["last", "best"] = "last"
+    """Which routers training ends with: those of the last step, or of the best state that is kept."""
+    on_non_finite: Literal["stop", "skip"] = "stop"
+    """What follows where a loss or gradient is not finite on any rank: stop, or leave the step out on all.
+    Either names the samples."""
     task_loss: bool = True
     """False trains on the manifold term alone."""
     prefix_cache: Literal["auto", "on", "off"] = "auto"
     """Train and evaluate from cached hidden states that enter the first trained layer; auto does where some
     layers come before it and the disk has room, and says why not otherwise."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what the fields contradict together."""
+        if self.result == "best" and not self.keep_best:
+            yield "result", "the best state is not kept; set keep_best to true"
 
 
 @dataclass(frozen=True)

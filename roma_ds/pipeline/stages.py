@@ -36,6 +36,8 @@ from roma_ds.storage.atomic import read_parquet
 from roma_ds.training.stage import ROUTER_FILE, train
 from roma_ds.training.targets import Targets
 
+WITHOUT_EFFECT = ("save_every", "log_every", "keep_states", "keep_best", "on_non_finite", "prefix_cache")
+"""Keys of `train` that do not decide the result: a run resumes though they changed."""
 Weights = Mapping[int, torch.Tensor]
 Scored = tuple[Scores | None, tuple[int, ...]]
 
@@ -158,7 +160,7 @@ def _train_one(session: Session, name: str) -> None:
     settings = asdict(run.train)
     # The size of a global batch decides the result, not how ranks and micro-batches share it.
     per_rank = settings.pop("micro_batch") * settings.pop("gradient_accumulation")
-    for without_effect in ("save_every", "log_every", "keep_states", "prefix_cache"):
+    for without_effect in WITHOUT_EFFECT:
         settings.pop(without_effect)
     inputs = {
         "index": session.fingerprint(folders.record("index")),

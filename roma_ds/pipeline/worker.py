@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import atexit
+import contextlib
 import logging
 import os
+import signal
 import sys
 import traceback
 import warnings
@@ -48,6 +51,7 @@ class _KnownNoise(logging.Filter):
     quiet = (
         "ZeRO leaf module configuration did not match",  # none is wanted: experts are one fused module
         "A module has unknown inputs or outputs type",  # the root's output is opaque on purpose
+        "OVERFLOW! Skipping step",  # training says so with the samples; the first batch wants it
     )
 
     def filter(self, record: logging.LogRecord) -> bool:
@@ -99,32 +103,36 @@ def _run_on(world: World, run: RunConfig, goal: str, variant: str | None, interr
     from roma_ds.pipeline.folders import describe_run
     from roma_ds.pipeline.machine_support import check_machine
     from roma_ds.pipeline.session import Session
+    from roma_ds.storage.run_lock import locked
 
     torch.manual_seed(run.train.seed)
-    with agreement(world):
-        ds = resolve_deepspeed(run, world.size)
-        check_machine(ds)
-    session = Session(world, run, ds, interruption)
-    with agreement(world):
-        if world.is_first:
-            describe_run(session.folders, run, ds, world.size, str(world.device))
-    needed = stages_until(goal) if variant != "base" else ("data", "eval")
-    steps = {
-        "data": stages.data_stage,
-        "embed": stages.embed_stage,
-        "collect": stages.collect_stage,
-        "index": stages.index_stage,
-        "train": lambda s: stages.train_stage(s, trained_variants(run, variant)),
-        "eval": lambda s: stages.eval_stage(s, evaluated_variants(run, variant)),
-    }
-    for name in needed:
-        if name in steps:
-            steps[name](session)
-        if name == "index" and "eval" in needed:
-            # Now, while the whole network is in memory, rather than load it again after training.
-            stages.eval_stage(session, ("base",))
-    # Export and report may follow in this process.
-    session.release_frozen()
+    with contextlib.ExitStack() as held:
+        with agreement(world):
+            ds = resolve_deepspeed(run, world.size)
+            check_machine(ds)
+            if world.is_first:
+                held.enter_context(locked(Path(run.output_dir)))
+        session = Session(world, run, ds, interruption)
+        with agreement(world):
+            if world.is_first:
+                describe_run(session.folders, run, ds, world.size, str(world.device))
+        needed = stages_until(goal) if variant != "base" else ("data", "eval")
+        steps = {
+            "data": stages.data_stage,
+            "embed": stages.embed_stage,
+            "collect": stages.collect_stage,
+            "index": stages.index_stage,
+            "train": lambda s: stages.train_stage(s, trained_variants(run, variant)),
+            "eval": lambda s: stages.eval_stage(s, evaluated_variants(run, variant)),
+        }
+        for name in needed:
+            if name in steps:
+                steps[name](session)
+            if name == "index" and "eval" in needed:
+                # Now, while the whole network is in memory, rather than load it again after training.
+                stages.eval_stage(session, ("base",))
+        # Export and report may follow in this process.
+        session.release_frozen()
     world.close()
 
 
@@ -140,6 +148,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         run_stages(run, options.until, options.variant)
     except RomaError as error:
+        if rank == 0 and isinstance(error, Interrupted) and error.signum == signal.SIGUSR1:
+            from roma_ds.pipeline.requeue import requeue
+
+            error.fix = requeue()
         # What ranks agreed on is printed once, by rank 0; a signal reaches all of them.
         once = error.agreed or isinstance(error, Interrupted)
         return report(error, rank) if rank == 0 or not once else error.exit_code
@@ -162,9 +174,12 @@ def report(error: RomaError, rank: int = 0) -> int:
 
 
 def main_and_exit() -> None:
-    """`main`, then end without waiting: a rank that failed must not hang in a collective at exit."""
+    """`main`, then end at once: a rank that failed must not hang in a collective at exit, and one that is
+    done must not be aborted by a library's thread that outlives what it works on."""
     code = main()
+    if not code:
+        # W&B and others send the rest of what they have here.
+        atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()
-    if code:
-        os._exit(code)
+    os._exit(code)

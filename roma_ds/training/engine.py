@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from roma_ds.backbone.batches import Batch
 from roma_ds.backbone.blueprint import blueprint
@@ -16,6 +19,7 @@ from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.config.deepspeed_keys import AUTO
 
+MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
@@ -73,6 +77,8 @@ class RouterEngine:
         # Dropout is off in the frozen network: collected and live routing must be the same function.
         self.engine.module.eval()
         self.routed.attach()
+        self.updates = 0
+        """Steps so far that changed the routers"""
 
     def forward(self, batch: Batch) -> RoutedOutput:
         """One forward pass through the engine."""
@@ -81,86 +87,115 @@ class RouterEngine:
 
     def backward(self, loss: torch.Tensor, last: bool) -> None:
         """Accumulate the gradient of `loss` [scalar]; with `last`, reduce it over the ranks (a mean)."""
+        # An infinite loss may have a finite gradient: as NaN it stops the update, on every rank.
+        factor = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
         self.engine.set_gradient_accumulation_boundary(last)
-        self.engine.backward(loss, scale_wrt_gas=False)
+        self.engine.backward(loss * factor, scale_wrt_gas=False)
 
     def step(self, learning_rate: float) -> float:
-        """Clip, update the routers, clear gradients. Returns the norm of the gradient before clipping."""
+        """Clip, update the routers, clear gradients. Returns the norm of the gradient before clipping.
+
+        Where the norm is not finite nothing is updated; as it is that of all ranks together, on none of them.
+        """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        norm = None
         if self.optimizer is self.adamw:
-            norm = torch.linalg.vector_norm(
-                torch.stack(
-                    [torch.linalg.vector_norm(weight.grad.float()) for weight in self._with_gradient()]
-                )
-            )
-        self.engine.step()
-        if norm is None:
-            norm = self.engine.get_global_grad_norm()
-        return float(norm) if norm is not None else float("nan")
+            norm = self._own_norm()
+            if math.isfinite(norm):
+                self.engine.step()
+            else:
+                self.engine.zero_grad()
+        else:
+            # DeepSpeed's own optimizers skip such a step by themselves.
+            self.engine.step()
+            found = self.engine.get_global_grad_norm()
+            norm = float(found) if found is not None else float("nan")
+        self.updates += math.isfinite(norm)
+        return norm
+
+    def _own_norm(self) -> float:
+        norms = [torch.linalg.vector_norm(weight.grad.float()) for weight in self._with_gradient()]
+        return float(torch.linalg.vector_norm(torch.stack(norms)))
 
     def _with_gradient(self) -> Sequence[Any]:
         return [weight for weight in self.routers.values() if weight.grad is not None]
 
     def masters(self) -> dict[int, torch.Tensor]:
         """Router weights by layer, float32 [experts, hidden] on the CPU. A collective."""
-        from deepspeed.utils import safe_get_full_fp32_param
+        return {
+            layer: self._full(MASTER, weight).float().cpu().clone() for layer, weight in self.routers.items()
+        }
+
+    def state_entries(self) -> dict[str, tuple[Any, tuple[int, ...]]]:
+        """Type and shape of what `state_arrays` gives, by name, in its order."""
+        shapes = {
+            layer: tuple(getattr(weight, "ds_shape", weight.shape)) for layer, weight in self.routers.items()
+        }
+        return {f"{name}.{layer}": (np.float32, shapes[layer]) for name, layer in self._state_names()}
+
+    def state_arrays(self) -> Iterator[tuple[str, NDArray[np.float32] | None]]:
+        """Router weights and AdamW's moments, each [experts, hidden], one at a time; None but on rank 0.
+
+        A collective, after a step: every rank goes through all of it.
+        """
+        for name, layer in self._state_names():
+            value = self._full(name, self.routers[layer])
+            yield f"{name}.{layer}", value.float().cpu().numpy() if self.world.is_first else None
+
+    def _state_names(self) -> list[tuple[str, int]]:
+        return [(name, layer) for name in (MASTER, *MOMENTS) for layer in self.routers]
+
+    def _full(self, name: str, weight: Any) -> torch.Tensor:
+        """The float32 master of a router or one of its moments, whole on every rank. A collective."""
+        from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
         if self.optimizer is self.adamw:
-            found = {layer: weight.detach() for layer, weight in self.routers.items()}
+            found = weight.detach() if name == MASTER else self._moment(weight, name)
+        elif name == MASTER:
+            found = safe_get_full_fp32_param(weight)
+        elif self.updates:
+            found = safe_get_full_optimizer_state(weight, name)
         else:
-            found = {layer: safe_get_full_fp32_param(weight) for layer, weight in self.routers.items()}
-        return {layer: value.float().cpu().clone() for layer, value in found.items()}
+            found = torch.zeros(tuple(getattr(weight, "ds_shape", weight.shape)))
+        value: torch.Tensor = found
+        return value
 
-    def moments(self) -> dict[str, dict[int, torch.Tensor]]:
-        """AdamW's first and second moments by layer, float32 on the CPU. A collective, after a step."""
-        from deepspeed.utils import safe_get_full_optimizer_state
+    def _moment(self, weight: torch.Tensor, name: str) -> torch.Tensor:
+        """Before the first update AdamW has none."""
+        value: torch.Tensor = self.adamw.state[weight].get(name, torch.zeros_like(weight))
+        return value
 
-        found: dict[str, dict[int, torch.Tensor]] = {}
-        for name in MOMENTS:
-            if self.optimizer is self.adamw:
-                values = {layer: self.adamw.state[weight][name] for layer, weight in self.routers.items()}
-            else:
-                values = {
-                    layer: safe_get_full_optimizer_state(weight, name)
-                    for layer, weight in self.routers.items()
-                }
-            found[name] = {layer: value.float().cpu().clone() for layer, value in values.items()}
-        return found
+    def restore(self, read: Callable[[str], NDArray[np.float32]], updates: int) -> None:
+        """Put weights and optimizer state in place as they were after `updates` updates. A collective.
 
-    def restore(
-        self,
-        masters: Mapping[int, torch.Tensor],
-        moments: Mapping[str, Mapping[int, torch.Tensor]],
-        step: int,
-    ) -> None:
-        """Put weights and optimizer state in place as they were after `step` updates. A collective."""
+        read: gives what `state_arrays` gave, by name, on every rank; asked for each name in the same order
+        on all of them, one at a time.
+        """
         import deepspeed
         from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
-        device = self.world.device
+        self.updates = updates
         for flat in self._optimized_tensors():
             state = self.adamw.state[flat]
-            state["step"] = torch.tensor(float(step))
+            state["step"] = torch.tensor(float(updates))
             for name in MOMENTS:
                 state[name] = torch.zeros_like(flat)
         wrapped = self.optimizer is not self.adamw
         if wrapped and hasattr(self.optimizer, "_lazy_init_hp_params_optimizer_state"):
             self.optimizer._lazy_init_hp_params_optimizer_state()
-        for layer, weight in self.routers.items():
-            value = masters[layer].to(device)
-            with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=self.partitioned):
-                if not self.partitioned or self.world.is_first:
-                    weight.data.copy_(value)
-            if wrapped:
-                safe_set_full_fp32_param(weight, value)
-            for name in MOMENTS:
-                moment = moments[name][layer].to(device)
+        for name, layer in self._state_names():
+            weight = self.routers[layer]
+            value = torch.from_numpy(read(f"{name}.{layer}")).to(self.world.device)
+            if name == MASTER:
+                with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=self.partitioned):
+                    if not self.partitioned or self.world.is_first:
+                        weight.data.copy_(value)
                 if wrapped:
-                    safe_set_full_optimizer_state(weight, moment, name)
-                else:
-                    self.adamw.state[weight][name].copy_(moment)
+                    safe_set_full_fp32_param(weight, value)
+            elif wrapped:
+                safe_set_full_optimizer_state(weight, value, name)
+            else:
+                self.adamw.state[weight][name].copy_(value)
 
     def _optimized_tensors(self) -> Sequence[torch.Tensor]:
         """What AdamW keeps its state for: flat fp32 partitions under ZeRO and bf16, else the routers."""

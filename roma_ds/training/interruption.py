@@ -1,4 +1,7 @@
-"""SIGINT and SIGTERM end a run at a step's end, on all ranks together, after its state is saved."""
+"""Signals end a run at a step's end, on all ranks together, after its state is saved.
+
+SIGINT and SIGTERM ask for it; SIGUSR1 is what Slurm is told to send before a job's time is up.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from collections.abc import Iterator
 from types import FrameType
 
 from roma_ds.errors import Interrupted
+
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interruption:
@@ -19,7 +24,7 @@ class Interruption:
 
     def listen(self) -> Interruption:
         """Install the handlers in this process."""
-        for signum in (signal.SIGINT, signal.SIGTERM):
+        for signum in STOPPING:
             signal.signal(signum, self._handle)
         return self
 

@@ -77,13 +77,14 @@ def train(
         order=order,
         folder=folder / "state",
         inputs=inputs,
+        names=[sample.id for sample in samples],
         interruption=interruption,
         callbacks=callbacks(engine),
         say=say,
     )
     facts = training.run_loop()
     training.targets.close()
-    weights = engine.masters()
+    weights = training.routers()
     with agreement(world):
         if world.is_first:
             write_router_file(

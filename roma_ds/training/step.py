@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -48,6 +49,8 @@ class StepResult:
     grad_norm: float
     grad_norm_task: float | None
     grad_norm_manifold: float | None
+    suspects: tuple[int, ...] = ()
+    """Rows of this rank's micro-batches whose loss is not finite"""
 
 
 def task_term(logits: torch.Tensor, batch: Batch, sequences: int) -> torch.Tensor:
@@ -95,7 +98,7 @@ def training_step(
     micro-batch it is in. `with_norms` runs the two terms through backward passes of their own, so that their
     gradients can be told apart; the update is the same up to rounding. A collective.
     """
-    sums = StepSums()
+    sums, suspects = StepSums(), list[int]()
     use_manifold = weight > 0
     terms = [name for name, used in (("task", settings.task_loss), ("manifold", use_manifold)) if used]
     passes = [[name] for name in terms] if with_norms else [terms]
@@ -112,7 +115,9 @@ def training_step(
                 pull = asked()
                 if rows:
                     right = answered_right(output.logits, batch, requests.prompts)
-                    targets.observe(rows, right, output.routing)
+                    # What is not a number must not get into S.
+                    if bool(torch.isfinite(output.routing).all()):
+                        targets.observe(rows, right, output.routing)
                     sums.correct += sum(right)
                 if turn == len(micro_batches) - 1:
                     targets.observed(step)
@@ -132,6 +137,8 @@ def training_step(
         if rows:
             sums.task += float(task.detach().sum())
             sums.manifold += float(manifold.detach().sum())
+            if not math.isfinite(float((task + manifold).detach().sum())):
+                suspects += rows
             sums.samples += len(rows)
             sums.empty += int((~pull.present).sum())
             sums.tokens += batch.tokens
@@ -148,4 +155,5 @@ def training_step(
         grad_norm,
         norms.get("task"),
         norms["manifold"] / weight if "manifold" in norms else None,
+        tuple(suspects),
     )

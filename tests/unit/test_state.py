@@ -2,14 +2,27 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roma_ds.training.state import TENSORS, ResumeState, load_newest, save_state
+from roma_ds.training.state import (
+    INDEX,
+    MANIFEST,
+    ROUTERS,
+    SavedState,
+    StateFacts,
+    StateWriter,
+    load_best,
+    load_newest,
+)
+
+FILES = (ROUTERS, INDEX, MANIFEST)
+Arrays = dict[str, np.ndarray]
 
 
 @pytest.fixture(autouse=True)
@@ -17,33 +30,61 @@ def _no_sync(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "fsync", lambda _: None)
 
 
-def state(step: int, shape: tuple[int, int] = (4, 3), layers: tuple[int, ...] = (2, 11)) -> ResumeState:
-    generator = torch.Generator().manual_seed(step)
-
-    def tensors() -> dict[int, torch.Tensor]:
-        return {layer: torch.randn(shape, generator=generator) for layer in layers}
-
-    return ResumeState(step, tensors(), {"exp_avg": tensors(), "exp_avg_sq": tensors()})
+def routers(step: int, shape: tuple[int, int] = (4, 3), layers: tuple[int, ...] = (2, 11)) -> Arrays:
+    source = np.random.default_rng(step)
+    names = [f"{name}.{layer}" for name in ("master", "exp_avg", "exp_avg_sq") for layer in layers]
+    return {name: source.standard_normal(shape).astype(np.float32) for name in names}
 
 
-def same(one: ResumeState, other: ResumeState) -> bool:
-    pairs = [
-        (one.masters, other.masters),
-        *((one.moments[n], other.moments[n]) for n in ("exp_avg", "exp_avg_sq")),
-    ]
-    return (
-        one.step == other.step
-        and set(one.moments) == set(other.moments)
-        and all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in pairs)
-    )
+def index(step: int) -> Arrays:
+    source = np.random.default_rng([step, 1])
+    return {
+        "epoch": np.array([step], np.int64),
+        "vectors": source.standard_normal((5, 4)).astype(np.float32),
+        "waiting_right": np.array([True, False]),
+    }
 
 
-def load(folder: Path, inputs: str = "run") -> tuple[ResumeState | None, list[str]]:
+def save(
+    folder: Path,
+    step: int,
+    inputs: str = "run",
+    keep: int = 3,
+    loss: float | None = None,
+    arrays: Arrays | None = None,
+    keep_best: bool = True,
+    with_index: bool = True,
+) -> Path:
+    arrays = routers(step) if arrays is None else arrays
+    writer = StateWriter(folder, {name: (array.dtype, array.shape) for name, array in arrays.items()})
+    try:
+        for name, array in arrays.items():
+            writer.add(name, array)
+        facts = StateFacts(step, step - 1, inputs, loss)
+        return writer.finish(facts, index(step) if with_index else {}, keep, keep_best)
+    finally:
+        writer.abandon()
+
+
+def load(folder: Path, inputs: str = "run") -> tuple[SavedState | None, list[str]]:
     said: list[str] = []
     return load_newest(folder, inputs, said.append), said
 
 
-@settings(max_examples=25, deadline=None)
+def is_state_of(found: SavedState | None, step: int, arrays: Arrays | None = None) -> bool:
+    """Whether every array and fact is that of `save`."""
+    assert found is not None
+    pairs = [
+        (routers(step) if arrays is None else arrays, {k: found.routers.read(k) for k in found.routers.keys}),
+        (index(step), found.index()),
+    ]
+    return found.facts.step == step and all(
+        one.keys() == other.keys() and all(np.array_equal(one[k], other[k]) for k in one)
+        for one, other in pairs
+    )
+
+
+@settings(max_examples=25)
 @given(
     st.integers(1, 10**7),
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
@@ -53,12 +94,32 @@ def test_round_trip(
     tmp_path_factory: pytest.TempPathFactory, step: int, shape: tuple[int, int], layers: list[int]
 ) -> None:
     folder = tmp_path_factory.mktemp("states")
-    saved = state(step, shape, tuple(layers))
-    save_state(folder, saved, "run", 2)
+    arrays = routers(step, shape, tuple(layers))
+    save(folder, step, loss=0.25, arrays=arrays)
     found, said = load(folder)
-    assert found is not None
-    assert same(found, saved)
+    assert is_state_of(found, step, arrays)
+    assert found is not None and found.facts == StateFacts(step, step - 1, "run", 0.25)
     assert not said
+
+
+def test_others_read_the_files_too(tmp_path: Path) -> None:
+    from safetensors.numpy import load_file
+
+    found = load_file(save(tmp_path, 7) / ROUTERS)
+    assert all(np.array_equal(found[name], array) for name, array in routers(7).items())
+
+
+def test_arrays_come_as_they_were_announced(tmp_path: Path) -> None:
+    arrays = routers(1)
+    entries = {name: (array.dtype, array.shape) for name, array in arrays.items()}
+    writer = StateWriter(tmp_path, entries)
+    with pytest.raises(ValueError, match=r"where .*master\.2.* is due"):
+        writer.add("master.11", arrays["master.11"])
+    writer.add("master.2", arrays["master.2"])
+    with pytest.raises(ValueError, match=r"master\.11, .* announced and not given"):
+        writer.finish(StateFacts(1, 1, "run"), {}, 2, True)
+    writer.abandon()
+    assert not os.listdir(tmp_path)
 
 
 def test_nothing_saved_is_nothing_to_resume(tmp_path: Path) -> None:
@@ -68,136 +129,179 @@ def test_nothing_saved_is_nothing_to_resume(tmp_path: Path) -> None:
 
 def test_later_steps_of_another_run_do_not_push_out_new_states(tmp_path: Path) -> None:
     for step in (200, 400):
-        save_state(tmp_path, state(step), "another run", 2)
-    save_state(tmp_path, state(50), "run", 2)
-    found, _ = load(tmp_path)
-    assert found is not None
-    assert same(found, state(50))
+        save(tmp_path, step, "another run", 2)
+    save(tmp_path, 50, "run", 2)
+    assert is_state_of(load(tmp_path)[0], 50)
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".step-cut").mkdir()
-    save_state(tmp_path, state(3), "run", 2)
+    save(tmp_path, 3)
     assert os.listdir(tmp_path) == ["step-3"]
 
 
 @pytest.mark.parametrize("keep", [1, 2, 3])
 def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
     for step in (2, 9, 10, 100):
-        save_state(tmp_path, state(step), "run", keep)
+        save(tmp_path, step, keep=keep)
     assert sorted(os.listdir(tmp_path)) == sorted(["step-100", "step-10", "step-9"][:keep])
     found, _ = load(tmp_path)
     assert found is not None
-    assert found.step == 100, "by number, not by name"
+    assert found.facts.step == 100, "by number, not by name"
+
+
+@pytest.mark.parametrize(("keep_best", "kept"), [(True, [20, 40, 50]), (False, [40, 50])])
+def test_the_best_is_kept_beside_the_newest(tmp_path: Path, keep_best: bool, kept: list[int]) -> None:
+    save(tmp_path, 5, "another run", loss=0.0, keep=9)
+    for step, loss in ((10, 0.9), (20, 0.3), (30, 0.5), (40, 0.4), (50, None)):
+        save(tmp_path, step, keep=2, loss=loss, keep_best=keep_best)
+    assert sorted(int(name[5:]) for name in os.listdir(tmp_path)) == kept
+    best = load_best(tmp_path, "run")
+    assert is_state_of(best, kept[0])
+    assert load_best(tmp_path, "third run") is None
+
+
+def test_of_equally_good_states_the_later_is_kept(tmp_path: Path) -> None:
+    for step in (10, 20, 30):
+        save(tmp_path, step, keep=1, loss=0.5 if step < 30 else 0.7)
+    assert sorted(os.listdir(tmp_path)) == ["step-20", "step-30"]
 
 
 def test_a_step_may_be_saved_again(tmp_path: Path) -> None:
-    save_state(tmp_path, state(5), "other", 2)
-    path = save_state(tmp_path, state(5), "run", 2)
-    assert path == tmp_path / "step-5"
+    save(tmp_path, 5, "other")
+    assert save(tmp_path, 5) == tmp_path / "step-5"
     found, said = load(tmp_path)
-    assert found is not None
-    assert same(found, state(5))
+    assert is_state_of(found, 5)
     assert not said
 
 
 def test_states_of_another_run_are_not_resumed(tmp_path: Path) -> None:
-    save_state(tmp_path, state(5), "run", 3)
-    save_state(tmp_path, state(9), "other", 3)
+    save(tmp_path, 5)
+    save(tmp_path, 9, "other")
     found, said = load(tmp_path)
-    assert found is not None
-    assert found.step == 5
+    assert is_state_of(found, 5)
     assert said == ["state of step 9 belongs to another config, data or global batch; not resumed"]
     assert load(tmp_path, "third")[0] is None
 
 
-def damaged_newest(folder: Path, file: str, content: bytes | None) -> None:
-    """The newest state with `file` replaced by `content` (None: absent) is passed over, with a message."""
+@pytest.fixture(scope="module")
+def two(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """States of some kilobytes after steps 5 and 9."""
+    folder = tmp_path_factory.mktemp("two")
     for step in (5, 9):
-        save_state(folder, state(step), "run", 3)
-    path = folder / "step-9" / file
-    if content is None:
-        path.unlink()
-    else:
-        path.write_bytes(content)
+        save(folder, step, arrays=routers(step, (16, 40)))
+    assert (folder / "step-9" / ROUTERS).stat().st_size > 12 * 1024
+    return folder
+
+
+@pytest.fixture
+def whole(two: Path) -> Iterator[Path]:
+    """`two`, put back as it was."""
+    before = {file: (two / "step-9" / file).read_bytes() for file in FILES}
+    yield two
+    for file, content in before.items():
+        (two / "step-9" / file).write_bytes(content)
+
+
+def is_named_and_fallen_back_from(folder: Path, file: str) -> bool:
     found, said = load(folder)
-    assert found is not None
-    assert same(found, state(5))
-    assert len(said) == 1
-    assert said[0].startswith("state of step 9 is damaged (")
-    assert said[0].endswith("; trying the one before it")
+    return (
+        is_state_of(found, 5, routers(5, (16, 40)))
+        and len(said) == 1
+        and said[0].startswith(f"state of step 9 is damaged ({file} ")
+        and said[0].endswith("; trying the one before it")
+    )
 
 
-def content_of(folder: Path, file: str) -> bytes:
-    return (save_state(folder / "whole", state(9), "run", 3) / file).read_bytes()
+@pytest.mark.parametrize("file", FILES)
+def test_a_file_cut_anywhere_is_named(file: str, whole: Path) -> None:
+    """At every kilobyte, at every byte of the first and last 200, and longer than it was."""
+    path = whole / "step-9" / file
+    content = path.read_bytes()
+    size = len(content)
+    near = range(min(size, 200)), range(max(0, size - 200), size), range(0, size, 1024)
+    for cut in sorted({place for places in near for place in places}):
+        path.write_bytes(content[:cut])
+        assert is_named_and_fallen_back_from(whole, file), cut
+    path.write_bytes(content + b"\n")
+    assert is_named_and_fallen_back_from(whole, file)
 
 
-@pytest.mark.parametrize("file", [TENSORS, "state.json"])
-@pytest.mark.parametrize("share", [0.0, 0.01, 0.3, 0.6, 0.95])
-def test_a_cut_state_is_passed_over(tmp_path: Path, file: str, share: float) -> None:
-    whole = content_of(tmp_path, file)
-    damaged_newest(tmp_path / "run", file, whole[: int(len(whole) * share)])
+@pytest.mark.parametrize("file", FILES)
+def test_any_flipped_bit_is_named(file: str, two: Path) -> None:
+    path = two / "step-9" / file
+    content = path.read_bytes()
+
+    @settings(max_examples=150)
+    @given(st.integers(0, 8 * len(content) - 1))
+    def flipped(bit: int) -> None:
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(changed))
+        assert is_named_and_fallen_back_from(two, file), bit
+
+    try:
+        flipped()
+    finally:
+        path.write_bytes(content)
 
 
-@pytest.mark.parametrize("file", [TENSORS, "state.json"])
-def test_a_state_without_a_file_is_passed_over(tmp_path: Path, file: str) -> None:
-    damaged_newest(tmp_path, file, None)
+def test_every_bit_of_the_manifest_counts(whole: Path) -> None:
+    path = whole / "step-9" / MANIFEST
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        changed = bytearray(content)
+        changed[bit // 8] ^= 1 << bit % 8
+        path.write_bytes(bytes(changed))
+        assert is_named_and_fallen_back_from(whole, MANIFEST), bit
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_a_state_without_a_file_is_passed_over(file: str, whole: Path) -> None:
+    (whole / "step-9" / file).unlink()
+    assert is_named_and_fallen_back_from(whole, file)
 
 
 @pytest.mark.parametrize("content", [b"null", b"[]", b"3", b'{"step": null}', b"\xff\xff", b'{"step": 9}'])
-def test_a_state_record_of_another_form_is_passed_over(tmp_path: Path, content: bytes) -> None:
-    damaged_newest(tmp_path, "state.json", content)
+def test_a_manifest_of_another_form_is_passed_over(content: bytes, whole: Path) -> None:
+    (whole / "step-9" / MANIFEST).write_bytes(content)
+    assert is_named_and_fallen_back_from(whole, MANIFEST)
 
 
-def test_a_state_without_masters_is_passed_over(tmp_path: Path) -> None:
-    from safetensors.torch import save_file
+def test_a_manifest_of_another_step_or_format_is_passed_over(whole: Path) -> None:
+    path = whole / "step-9" / MANIFEST
+    path.write_bytes((whole / "step-5" / MANIFEST).read_bytes())
+    assert is_named_and_fallen_back_from(whole, MANIFEST)
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    assert load(whole)[1][0].startswith("state of step 9 is damaged (state.json has the format 1")
 
-    from roma_ds.storage import fingerprint
 
-    path = save_state(tmp_path, state(9), "run", 2)
-    save_file({"exp_avg.2": torch.zeros(1)}, path / TENSORS)
-    facts = {"step": 9, "inputs": "run", "sha256": fingerprint.of_file(path / TENSORS)}
-    (path / "state.json").write_text(json.dumps(facts))
+def test_with_all_states_damaged_it_says_where_training_begins(tmp_path: Path) -> None:
+    for step in (5, 9):
+        (save(tmp_path, step) / ROUTERS).write_bytes(b"")
     found, said = load(tmp_path)
     assert found is None
-    assert "damaged" in said[0]
+    assert [line.split(" is damaged")[0] for line in said[:2]] == ["state of step 9", "state of step 5"]
+    assert said[2] == f"no state in {tmp_path} is whole: training starts from the beginning"
 
 
-def flips(content: bytes, every: int) -> list[bytes]:
-    found = []
-    for bit in range(0, 8 * len(content), every):
-        changed = bytearray(content)
-        changed[bit // 8] ^= 1 << bit % 8
-        found.append(bytes(changed))
-    return found
-
-
-def test_no_flipped_bit_is_resumed_from(tmp_path: Path) -> None:
-    """Whatever bit of the newest state flips, what is resumed is a state that was saved, or none."""
-    path = save_state(tmp_path, state(9, (2, 2), (1,)), "run", 2)
-    for file, every in ((TENSORS, 97), ("state.json", 1)):
-        whole = (path / file).read_bytes()
-        for content in flips(whole, every):
-            (path / file).write_bytes(content)
-            found, said = load(tmp_path)
-            # JSON has white space and letter case in escapes: a flip may leave the same facts.
-            assert found is None or same(found, state(9, (2, 2), (1,))), content
-            assert found is not None or said
-        (path / file).write_bytes(whole)
-
-
-def test_a_write_that_fails_leaves_the_older_states(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    save_state(tmp_path, state(5), "run", 1)
+@pytest.mark.parametrize("fails_at", ["add", "replace"])
+def test_a_write_that_fails_leaves_the_older_states(
+    fails_at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(tmp_path, 5, keep=1)
 
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(os, "replace", full)
+    if fails_at == "replace":
+        monkeypatch.setattr(os, "replace", full)
+    else:
+        monkeypatch.setattr(StateWriter, "add", full)
     with pytest.raises(OSError, match="No space"):
-        save_state(tmp_path, state(9), "run", 1)
+        save(tmp_path, 9, keep=1)
     monkeypatch.undo()
     found, said = load(tmp_path)
-    assert found is not None
-    assert found.step == 5
+    assert is_state_of(found, 5)
     assert not said
     assert os.listdir(tmp_path) == ["step-5"], "no half state left behind"

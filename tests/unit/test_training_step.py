@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import os
+import random
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -178,8 +179,8 @@ def as_given(targets: ManifoldTargets) -> dict[str, Any]:
 
 def accumulated(bench: Bench) -> list[torch.Tensor]:
     """The gradient that the first update was made from: AdamW's first moment is a tenth of it."""
-    moments = bench.engine.moments()["exp_avg"]
-    return [10 * moments[layer] for layer in LAYERS]
+    arrays = dict(bench.engine.state_arrays())
+    return [10 * torch.from_numpy(arrays[f"exp_avg.{layer}"]) for layer in LAYERS]
 
 
 def test_the_manifold_term_alone_moves_the_gates_and_falls(bench: Any) -> None:
@@ -344,11 +345,27 @@ def test_a_restored_engine_goes_on_bit_for_bit(bench: Any) -> None:
         whole.step(step, 1.0, 0.01)
     for step in range(3):
         first.step(step, 1.0, 0.01)
-    second.engine.restore(first.engine.masters(), first.engine.moments(), 3)
+    arrays = {name: array.copy() for name, array in first.engine.state_arrays()}
+    assert {name: (array.dtype, array.shape) for name, array in arrays.items()} == {
+        name: (np.dtype(kind), shape) for name, (kind, shape) in first.engine.state_entries().items()
+    }
+    second.engine.restore(arrays.__getitem__, 3)
     for step in range(3, 6):
         second.step(step, 1.0, 0.01)
     for layer in LAYERS:
         assert torch.equal(whole.engine.masters()[layer], second.engine.masters()[layer])
+
+
+def test_a_step_draws_no_random_numbers(bench: Any) -> None:
+    """So a resume state needs none of the generators' states."""
+    one = bench()
+    before = torch.get_rng_state(), random.getstate(), np.random.get_state()
+    one.step(0, 1.0, 1e-2, norms=True)
+    one.step(1, 1.0, 1e-2)
+    assert torch.equal(torch.get_rng_state(), before[0])
+    assert random.getstate() == before[1]
+    found = np.random.get_state()
+    assert all(np.array_equal(one, other) for one, other in zip(found, before[2], strict=True))
 
 
 def test_counts_of_a_step(bench: Any, prompts: list[Prompt]) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,7 +12,9 @@ from typing import Any
 import pytest
 import torch
 
+from roma_ds.errors import Interrupted, error_for
 from roma_ds.pipeline import worker
+from roma_ds.training.interruption import STOPPING, Interruption
 
 
 def test_networks_are_released_before_what_follows_in_the_same_process(
@@ -66,3 +70,38 @@ def test_used_up_memory_is_a_fault_of_the_environment(
     assert worker.main(["--config", "run.yaml"]) == 3
     said = capsys.readouterr().err
     assert "error: not enough memory: " in said and "train.micro_batch" in said and "Traceback" not in said
+
+
+@pytest.mark.parametrize(("rank", "asked"), [("0", True), ("1", False)])
+def test_slurms_signal_asks_for_another_turn_once(
+    rank: str, asked: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def stopped(*given: Any) -> None:
+        raise Interrupted(signal.SIGUSR1, "stopped after step 8 of 64, which is saved")
+
+    monkeypatch.setenv("RANK", rank)
+    monkeypatch.setattr(worker, "load_for", lambda *given: None)
+    monkeypatch.setattr(worker, "run_stages", stopped)
+    monkeypatch.setattr("roma_ds.pipeline.requeue.requeue", lambda: "job 5 is requeued")
+    assert worker.main(["--config", "run.yaml"]) == 138
+    said = capsys.readouterr().err
+    assert ("stopped after step 8 of 64, which is saved\n  fix: job 5 is requeued" in said) == asked, said
+
+
+def test_any_of_the_three_signals_is_remembered_while_training_defers_it() -> None:
+    before = {signum: signal.getsignal(signum) for signum in STOPPING}
+    try:
+        interruption = Interruption().listen()
+        for signum in STOPPING:
+            interruption.signum = 0
+            with interruption.defer():
+                os.kill(os.getpid(), signum)
+                assert interruption.signum == signum
+            interruption.signum = 0
+            with pytest.raises(Interrupted) as raised:
+                os.kill(os.getpid(), signum)
+            assert raised.value.exit_code == 128 + signum
+            assert isinstance(error_for(128 + signum, "stopped", None), Interrupted)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
