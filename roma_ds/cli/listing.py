@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,23 +25,6 @@ def lines(what: str, under: Path) -> Iterator[str]:
 
         yield from NAMED
     else:
-        yield from _runs(under)
+        from roma_ds.monitor.run_list import run_lines
 
-
-def _runs(under: Path) -> Iterator[str]:
-    found = sorted(under.rglob("config.resolved.yaml")) if under.is_dir() else []
-    if not found:
-        yield f"no runs under {under}"
-    for config in found:
-        folder = config.parent
-        report = folder / "report" / "report.json"
-        if not report.exists():
-            yield f"{folder}  not finished"
-            continue
-        variants = json.loads(report.read_text())["variants"]
-        scores = [
-            f"{name} {100 * variant['average']:.1f}%"
-            for name, variant in variants.items()
-            if variant.get("average") is not None
-        ]
-        yield f"{folder}  {', '.join(scores)}"
+        yield from run_lines(under)

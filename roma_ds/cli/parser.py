@@ -147,6 +147,8 @@ def build_parser() -> argparse.ArgumentParser:
         _add_run_arguments(command)
         if stage in ("train", "eval"):
             command.add_argument("--variant", metavar="NAME", help="this variant alone")
+        if stage == "report":
+            command.epilog = "With folders of runs in place of a config: one table of all of them."
         if stage == "train":
             command.epilog = "Flags for the deepspeed launcher go after `--`."
 

@@ -49,6 +49,7 @@ def write_report(run: RunConfig, folders: Folders, say: Say) -> None:
     from roma_ds.monitor.console import next_commands, summary_table
     from roma_ds.monitor.report import build_report
     from roma_ds.monitor.tensorboard_images import add_images
+    from roma_ds.monitor.tensorboard_results import add_results
 
     record = folders.record("report")
     inputs = {
@@ -64,6 +65,7 @@ def write_report(run: RunConfig, folders: Folders, say: Say) -> None:
         started = time.monotonic()
         variants = build_report(folders.root)["variants"]
         add_images(folders.root)
+        add_results(folders.root)
         record.finish(inputs, ["report.json", "report.html"], time.monotonic() - started, {})
     say(summary_table(variants))
     say(next_commands(folders.root))

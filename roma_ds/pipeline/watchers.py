@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+import math
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from roma_ds.config import to_dict, to_yaml
 from roma_ds.monitor.console import Banner, log_line
+from roma_ds.monitor.hyperparameters import Setting, flat, tell_services, write_settings
 from roma_ds.monitor.metrics_log import MetricsLog
 from roma_ds.pipeline.memory_estimate import training_estimate
 from roma_ds.pipeline.session import Session
@@ -28,7 +32,11 @@ SCALARS = (
     "expert_load_entropy",
     "tokens_per_second",
     "memory_bytes",
+    "skipped_steps",
 )
+ACROSS_RANKS = ("straggler_gap", "slowest_rank", "gathered_bytes")
+MOST_RANKS = 64
+"""Ranks with curves of their own; metrics.jsonl has all of them."""
 
 
 class ConsoleWatcher:
@@ -64,11 +72,21 @@ class FileWatcher:
 class MonitorWatcher:
     """Sends scalars to the monitors of the DeepSpeed JSON, TensorBoard among them."""
 
-    def __init__(self, engine: RouterEngine) -> None:
+    def __init__(
+        self, engine: RouterEngine, settings: Mapping[str, Setting], texts: Mapping[str, str]
+    ) -> None:
+        """settings, texts: what TensorBoard, W&B and Comet show of the config."""
         self.engine = engine
+        self.settings = settings
+        self.texts = texts
 
     def on_start(self, first_step: int) -> None:
-        """Nothing to prepare: the engine opened its monitors."""
+        """Send the settings; the engine opened its monitors."""
+        monitor = self.engine.engine.monitor
+        if getattr(monitor, "tb_monitor", None) is not None:
+            board = monitor.tb_monitor
+            write_settings(Path(board.output_path) / board.job_name, self.settings, self.texts)
+        tell_services(monitor, self.settings)
 
     def on_log(self, entry: LogEntry) -> None:
         """Send losses, norms, and the expert load of each layer."""
@@ -78,6 +96,9 @@ class MonitorWatcher:
             for name in SCALARS
             if entry.metrics.get(name) is not None
         ]
+        events += [(f"ranks/{name}", float(entry.metrics[name]), step) for name in ACROSS_RANKS]
+        for name, values in entry.metrics["ranks"].items():
+            events += [(f"ranks/{name}/rank_{rank}", v, step) for rank, v in enumerate(values[:MOST_RANKS])]
         task, manifold = entry.metrics["grad_norm_task"], entry.metrics["grad_norm_manifold"]
         if task and manifold is not None:
             ratio = entry.metrics["lambda"] * manifold / task
@@ -85,7 +106,7 @@ class MonitorWatcher:
         for layer, load, entropy in zip(entry.layers, entry.load, load_entropy(entry.load), strict=True):
             events.append((f"expert_load_entropy/layer_{layer}", float(entropy), step))
             events.append((f"expert_load_largest/layer_{layer}", float(load.max()), step))
-        self.engine.write_events(events)
+        self.engine.write_events([event for event in events if math.isfinite(event[1])])
 
 
 def _banner(session: Session, engine: RouterEngine) -> Banner:
@@ -108,6 +129,14 @@ def _banner(session: Session, engine: RouterEngine) -> Banner:
     )
 
 
+def _texts(session: Session, engine: RouterEngine) -> dict[str, str]:
+    return {
+        "config": to_yaml(session.run),
+        "deepspeed": json.dumps(session.ds, indent=2),
+        "facts": _banner(session, engine).render(),
+    }
+
+
 def watchers(session: Session, variant: str, engine: RouterEngine) -> Sequence[Callback]:
     """The callbacks of one training; made on every rank, called on rank 0."""
     if not session.world.is_first:
@@ -116,5 +145,5 @@ def watchers(session: Session, variant: str, engine: RouterEngine) -> Sequence[C
     return (
         ConsoleWatcher(_banner(session, engine)),
         FileWatcher(folder / "metrics.jsonl"),
-        MonitorWatcher(engine),
+        MonitorWatcher(engine, flat({**to_dict(session.run), "variant": variant}), _texts(session, engine)),
     )
