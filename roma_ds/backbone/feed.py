@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from roma_ds.backbone.batches import Batch, collate
+from roma_ds.backbone.cache_part import CachePart
 from roma_ds.backbone.encoding import Encoded
 from roma_ds.backbone.prefix_cache import PrefixCache
 
@@ -22,7 +23,7 @@ class Feed:
     sequences: Sequence[Encoded]
     tokens: str
     """Prompt positions whose routing is read, as `roma.tokens`."""
-    cache: PrefixCache | None = None
+    cache: PrefixCache | CachePart | None = None
     """Hidden states by sequence number, for a suffix network."""
 
     def batch(self, numbers: Sequence[int]) -> Batch:

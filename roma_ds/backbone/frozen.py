@@ -11,6 +11,7 @@ import torch
 
 from roma_ds.backbone.batches import Batch, in_batches
 from roma_ds.backbone.blueprint import blueprint
+from roma_ds.backbone.cache_part import CachePart
 from roma_ds.backbone.checkpoint_files import CheckpointFiles
 from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.feed import Feed
@@ -146,7 +147,7 @@ class FrozenModel:
         tokens: str,
         batch_size: int,
         title: str,
-        cache: PrefixCache | None = None,
+        cache: PrefixCache | CachePart | None = None,
     ) -> Scores | None:
         """Score every prompt; the result is complete on rank 0 and None elsewhere.
 

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from roma_ds.cli.launching import default_ranks, launcher_environment, run_launcher
-from roma_ds.config import RunConfig, preset_names, preset_text
+from roma_ds.config import RunConfig, preset_names, preset_text, study_names, study_text
 from roma_ds.errors import UserError
 from roma_ds.pipeline.folders import Folders
 from roma_ds.storage.run_lock import locked
@@ -102,13 +102,39 @@ def demo(options: argparse.Namespace) -> int:
     return run(run_options)
 
 
+def study(options: argparse.Namespace) -> int:
+    """Run every cell of a study that is not finished, and write its report."""
+    import os
+
+    from roma_ds.config.study import load_study_config
+    from roma_ds.demo.project import write_study_project
+    from roma_ds.study.report import write_study_report
+    from roma_ds.study.worker import main as worker
+    from roma_ds.study.worker import planner_of
+
+    config = load_study_config(options.config, options.overrides)
+    if config.run == "demo":
+        write_study_project(Path(config.output_dir) / "project")
+    planner_of(config)
+    ranks = options.ranks if options.ranks is not None else default_ranks()
+    arguments = ["--study", str(options.config), *options.overrides]
+    if ranks == 1:
+        os.environ.update(launcher_environment())
+        code = worker(arguments)
+    else:
+        code = run_launcher(ranks, (), arguments, "roma_ds.study.worker")
+    if not code:
+        _say(write_study_report(Path(config.output_dir)))
+    return code
+
+
 def init(options: argparse.Namespace) -> int:
     """Print a packaged config."""
-    if options.name not in preset_names():
-        raise UserError(
-            f"there is no packaged config '{options.name}'", f"use one of {', '.join(preset_names())}"
-        )
-    sys.stdout.write(preset_text(options.name))
+    names = (*preset_names(), *study_names())
+    if options.name not in names:
+        raise UserError(f"there is no packaged config '{options.name}'", f"use one of {', '.join(names)}")
+    text = study_text if options.name in study_names() else preset_text
+    sys.stdout.write(text(options.name))
     return 0
 
 

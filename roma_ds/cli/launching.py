@@ -46,7 +46,12 @@ def _free_port() -> int:
         return port
 
 
-def launch_line(ranks: int, launcher_flags: Sequence[str], worker_arguments: Sequence[str]) -> list[str]:
+def launch_line(
+    ranks: int,
+    launcher_flags: Sequence[str],
+    worker_arguments: Sequence[str],
+    module: str = "roma_ds.train",
+) -> list[str]:
     """The deepspeed command; flags of the user come last, so that they win."""
     flags = (
         []
@@ -60,7 +65,7 @@ def launch_line(ranks: int, launcher_flags: Sequence[str], worker_arguments: Seq
         *flags,
         *launcher_flags,
         "--module",
-        "roma_ds.train",
+        module,
         *worker_arguments,
     ]
 
@@ -76,7 +81,12 @@ def _ranks_of(launcher: int) -> list[int]:
         return []
 
 
-def run_launcher(ranks: int, launcher_flags: Sequence[str], worker_arguments: Sequence[str]) -> int:
+def run_launcher(
+    ranks: int,
+    launcher_flags: Sequence[str],
+    worker_arguments: Sequence[str],
+    module: str = "roma_ds.train",
+) -> int:
     """Print and run the deepspeed command; returns the exit code of the ranks.
 
     On one host the launcher itself dies of SIGTERM and leaves its ranks running, so this process stays
@@ -84,7 +94,7 @@ def run_launcher(ranks: int, launcher_flags: Sequence[str], worker_arguments: Se
     """
     if ranks < 1:
         raise UserError(f"--ranks must be 1 or more, not {ranks}", "leave it out for one rank a device")
-    line = launch_line(ranks, launcher_flags, worker_arguments)
+    line = launch_line(ranks, launcher_flags, worker_arguments, module)
     print("$ " + shlex.join(line), flush=True)
     environment = launcher_environment()
     try:

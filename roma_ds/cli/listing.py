@@ -5,15 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from roma_ds.config import preset_names, preset_text
+from roma_ds.config import preset_names, preset_text, study_names, study_text
 
 
 def lines(what: str, under: Path) -> Iterator[str]:
-    """One line an item of `configs`, `families`, `tasks` or `runs` (searched in `under`)."""
+    """One line an item of `configs`, `studies`, `variants`, `families`, `tasks` or `runs` (in `under`)."""
     if what == "configs":
         for name in preset_names():
             first = preset_text(name).splitlines()[0].lstrip("# ")
             yield f"{name:<12} {first}"
+    elif what == "studies":
+        for name in study_names():
+            first = study_text(name).splitlines()[0].lstrip("# ")
+            yield f"{name:<22} {first}"
+    elif what == "variants":
+        from roma_ds.baselines.methods import METHODS
+
+        for method in METHODS.values():
+            label = " (uses test labels)" if method.uses_test_labels else ""
+            yield f"{method.name:<18} {method.kind:<10} {method.description}{label}"
     elif what == "families":
         from roma_ds.families.registry import FAMILIES
 

@@ -31,7 +31,7 @@ CHECKS = (
     "memory",
 )
 """What `check` looks at, in this order."""
-LISTS = ("configs", "families", "tasks", "runs")
+LISTS = ("configs", "studies", "variants", "families", "tasks", "runs")
 
 
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]]*=")
@@ -120,7 +120,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the demo config's")
 
     init = commands.add_parser("init", help="print a packaged, commented config")
-    init.add_argument("name", metavar="NAME", help="one that `roma-ds ls configs` lists")
+    init.add_argument("name", metavar="NAME", help="one that `roma-ds ls configs` or `ls studies` lists")
 
     listing = commands.add_parser("ls", help="list what there is")
     listing.add_argument("what", choices=LISTS)
@@ -151,6 +151,15 @@ def build_parser() -> argparse.ArgumentParser:
             command.epilog = "With folders of runs in place of a config: one table of all of them."
         if stage == "train":
             command.epilog = "Flags for the deepspeed launcher go after `--`."
+
+    study = commands.add_parser(
+        "study", help="variants, seeds and settings over one set of caches; one table"
+    )
+    study.add_argument("config", type=Path, metavar="STUDY.yaml", help="the study's config")
+    study.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the study's")
+    study.add_argument(
+        "--ranks", type=int, default=None, metavar="N", help="ranks on this host (default: one a device)"
+    )
 
     merge = commands.add_parser("merge", help="base checkpoint with the routers of a router file")
     merge.add_argument("model", type=Path, metavar="MODEL", help="folder of the base checkpoint, or `demo`")

@@ -6,7 +6,14 @@
 from roma_ds.config.deepspeed_json import resolve_deepspeed
 from roma_ds.config.dumping import config_hash, to_dict, to_yaml
 from roma_ds.config.loader import load_run_config, parse_run_config
-from roma_ds.config.packaged import deepspeed_file, deepspeed_names, preset_names, preset_text
+from roma_ds.config.packaged import (
+    deepspeed_file,
+    deepspeed_names,
+    preset_names,
+    preset_text,
+    study_names,
+    study_text,
+)
 from roma_ds.config.schema import (
     DataConfig,
     DatasetConfig,
@@ -39,6 +46,8 @@ __all__ = [
     "preset_names",
     "preset_text",
     "resolve_deepspeed",
+    "study_names",
+    "study_text",
     "to_dict",
     "to_yaml",
 ]

@@ -52,14 +52,14 @@ class Distinct:
 
 @dataclass(frozen=True)
 class Layers:
-    """`lastN`, `firstN`, `all`, or distinct layer numbers from 0 upwards."""
+    """`lastN`, `firstN`, `middleN`, `all`, or distinct layer numbers from 0 upwards."""
 
     def problem(self, value: Any) -> str | None:
         """What is wrong with a text or a tuple of numbers, or None."""
         if isinstance(value, str):
-            if re.fullmatch(r"all|(last|first)[1-9][0-9]*", value):
+            if re.fullmatch(r"all|(last|first|middle)[1-9][0-9]*", value):
                 return None
-            return f"{value!r} is none of lastN, firstN (N from 1 upwards), all, or a list of layer numbers"
+            return f"{value!r} is none of lastN, firstN, middleN (N from 1), all, or a list of layer numbers"
         if not value:
             return "must name at least one layer"
         if min(value) < 0:

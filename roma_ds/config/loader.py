@@ -32,6 +32,12 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
 def parse_run_config(text: str, path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     """Like `load_run_config` for the `text` of a file that lies, or would lie, at `path`."""
+    run: RunConfig = parse_section(text, path, overrides, RunConfig, _FIX)
+    return _with_absolute_paths(replace(run, source=_absolute(path)))
+
+
+def parse_section(text: str, path: Path, overrides: Sequence[str], section: type, fix: str) -> Any:
+    """The `section` that `text` describes. Raises UserError with every problem and `fix`."""
     try:
         values = parse(text)
     except YamlProblem as error:
@@ -46,16 +52,20 @@ def parse_run_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Ru
         if isinstance(item, Problem)
     ]
     values, misplaced = apply(values, given) if isinstance(values, dict) else (values, [])
-    result = convert(values, RunConfig)
+    result = convert(values, section)
     problems += [_located(problem, path, given) for problem in (*misplaced, *result.problems)]
     if problems:
         title = "" if len(problems) == 1 else f"{path.name}: {len(problems)} problems:\n"
-        raise UserError(title + "\n".join(problems), _FIX)
-    return _with_absolute_paths(replace(result.value, source=_absolute(path)))
+        raise UserError(title + "\n".join(problems), fix)
+    return result.value
 
 
 def _read(path: Path) -> str:
-    fix = "give the path of a run config; `roma-ds init olmoe > run.yaml` makes one"
+    return read_text(path, "give the path of a run config; `roma-ds init olmoe > run.yaml` makes one")
+
+
+def read_text(path: Path, fix: str) -> str:
+    """The text of a config file. Raises UserError with `fix` where there is none."""
     try:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError as error:

@@ -10,6 +10,7 @@ from roma_ds.errors import UserError
 
 _HERE = Path(__file__).parent
 _PRESETS = _HERE / "presets"
+_STUDIES = _HERE / "studies"
 _DEEPSPEED = _HERE / "deepspeed"
 
 
@@ -26,6 +27,21 @@ def preset_text(name: str) -> str:
             f"no packaged config {name!r}{did_you_mean(name, names)}", f"choose one of {', '.join(names)}"
         )
     return (_PRESETS / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def study_names() -> tuple[str, ...]:
+    """Names that `study_text` and `roma-ds init` take, sorted."""
+    return tuple(sorted(file.stem for file in _STUDIES.glob("*.yaml")))
+
+
+def study_text(name: str) -> str:
+    """The commented YAML of a packaged study. Raises UserError for an unknown name."""
+    names = study_names()
+    if name not in names:
+        raise UserError(
+            f"no packaged study {name!r}{did_you_mean(name, names)}", f"choose one of {', '.join(names)}"
+        )
+    return (_STUDIES / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def deepspeed_names() -> tuple[str, ...]:

@@ -109,7 +109,7 @@ class RomaConfig:
     """The method: which routing weights are aligned with which neighbours, and how strongly."""
 
     layers: Annotated[str | tuple[int, ...], Layers()] = "last5"
-    """MoE layers whose routers learn: lastN, firstN, all, or a list of layer numbers from 0."""
+    """MoE layers whose routers learn: lastN, firstN, middleN, all, or a list of layer numbers from 0."""
     tokens: Literal["last1", "last3", "first1", "first3", "middle1", "middle3"] = "last1"
     """Prompt tokens whose routing weights make up r; the weights of three tokens are averaged."""
     neighbours: Count = 3
@@ -181,6 +181,9 @@ class TrainConfig:
 
     epochs: Count = 3
     """Passes over the training samples."""
+    samples: Count | None = None
+    """Train on this many of the collected samples, chosen by train.seed, and take neighbours from them alone;
+    null takes all. Unlike data.train.limit it changes no cache."""
     micro_batch: Count = 8
     """Samples per rank and forward pass, on average: a step's samples are grouped by length and dealt out
     such that all micro-batches have about as many tokens."""

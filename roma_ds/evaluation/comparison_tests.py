@@ -1,7 +1,7 @@
 """Tests of one variant against another over several seeds on the same questions, and their correction.
 
-Outcomes are arrays [seeds, samples], bool or float, of two variants in the same order: a seed of one is paired
-with the same seed of the other, a sample with itself. Every function is pure.
+Outcomes are arrays [seeds, samples], bool or float, of two variants in the same order: a seed of one is
+paired with the same seed of the other, a sample with itself. Every function is pure.
 """
 
 from __future__ import annotations

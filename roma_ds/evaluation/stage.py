@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from roma_ds.backbone.encoding import Prompt, encode
+from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.scores import Scores
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
@@ -26,18 +26,17 @@ def evaluate(
     run: RunConfig,
     variant: str,
     samples: Sequence[Sample],
-    tokenizer: Any,
+    prompts: Sequence[Prompt],
     folder: Path,
     score: Callable[[Sequence[Prompt]], Scores | None],
 ) -> dict[str, Any]:
     """Score one variant and write its files. A collective.
 
-    score: runs the variant over the encoded samples; a collective, complete on rank 0.
+    prompts: of the samples, in their order; score: runs the variant over them; a collective, complete on
+    rank 0.
     Every sample is scored exactly once, whatever the number of ranks. Returns {"average": accuracy}.
     """
     started = time.monotonic()
-    with agreement(world):
-        prompts = encode(samples, tokenizer, run.data.max_tokens)
     scores = score(prompts)
     facts: dict[str, Any] = {}
     with agreement(world):

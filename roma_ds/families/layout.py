@@ -47,7 +47,7 @@ class MoELayout:
         return self.family.gate_key.format(layer=layer)
 
     def choose(self, layers: str | Sequence[int]) -> tuple[int, ...]:
-        """The layer numbers that `roma.layers` names: `lastN`, `firstN`, `all`, or a list of numbers.
+        """The layer numbers that `roma.layers` names: `lastN`, `firstN`, `middleN`, `all`, or a list.
 
         Counts MoE layers only. Raises UserError when the model has fewer, or a number is no MoE layer.
         """
@@ -62,10 +62,13 @@ class MoELayout:
             return tuple(sorted(set(layers)))
         if layers == "all":
             return available
-        count = int(layers.removeprefix("last").removeprefix("first"))
+        place = layers.rstrip("0123456789")
+        count = int(layers[len(place) :])
         if count > len(available):
             raise UserError(
                 f"roma.layers is {layers}, but the model has {len(available)} MoE layers",
                 f"use last{len(available)} or all",
             )
-        return available[-count:] if layers.startswith("last") else available[:count]
+        spare = len(available) - count
+        start = {"first": 0, "middle": spare // 2, "last": spare}[place]
+        return available[start : start + count]

@@ -101,10 +101,11 @@ class Run:
         if isinstance(chosen, list):
             picked = [numbers.index(number) for number in chosen if number in numbers]
             return picked or list(range(count))
-        for prefix, sign in (("last", -1), ("first", 1)):
+        for prefix in ("last", "first", "middle"):
             if str(chosen).startswith(prefix) and str(chosen)[len(prefix) :].isdigit():
                 size = min(int(chosen[len(prefix) :]), count)
-                return list(range(count))[-size:] if sign < 0 else list(range(size))
+                start = {"first": 0, "middle": (count - size) // 2, "last": count - size}[prefix]
+                return list(range(start, start + size))
         return list(range(count))
 
     def labels(self) -> list[str]:

@@ -6,7 +6,8 @@ import os
 import platform
 import shlex
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -35,10 +36,21 @@ class Folders:
     """A run directory."""
 
     root: Path
+    places: Mapping[str, Path] = field(default_factory=dict)
+    """Folders that lie elsewhere, because several runs of a study share them: of stages by name, of prefix
+    caches as `collect/prefix` and `eval/prefix`, of the base model's evaluation as `eval/base`."""
 
     def stage(self, name: str) -> Path:
         """Folder of a stage."""
-        return self.root / name
+        return self.places.get(name, self.root / name)
+
+    def prefix(self, part: str) -> Path:
+        """Folder of the prefix cache of `collect` or `eval`."""
+        return self.places.get(f"{part}/prefix", self.stage(part) / "prefix")
+
+    def evaluation(self, variant: str) -> Path:
+        """Folder of the files that a variant's evaluation leaves."""
+        return self.places.get(f"eval/{variant}", self.stage("eval"))
 
     def training(self, variant: str) -> Path:
         """Folder of one training: `train` for RoMA, `controls/NAME` for the others."""
@@ -55,7 +67,7 @@ class Folders:
 
     def evaluation_record(self, variant: str) -> StageRecord:
         """Record of one variant's evaluation."""
-        return StageRecord(self.root / "eval", variant)
+        return StageRecord(self.evaluation(variant), variant)
 
 
 def installed() -> dict[str, str]:

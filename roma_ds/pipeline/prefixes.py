@@ -32,13 +32,16 @@ SAMPLES = {"collect": "samples.parquet", "eval": "eval.parquet"}
 class Prefixes:
     """The caches of training (`collect`) and evaluation (`eval`). Methods are collectives."""
 
-    def __init__(self, session: Session) -> None:
+    def __init__(self, session: Session, entering: int | None = None) -> None:
+        """entering: the layer that caches which others also use enter; a run that trains an earlier one
+        goes without a cache, rather than make another."""
         self.session = session
+        self.entering = entering
         self._layers: dict[Part, int | None] = {}
 
     def folder(self, part: Part) -> Path:
         """Where the cache lies."""
-        return self.session.folders.stage(part) / "prefix"
+        return self.session.folders.prefix(part)
 
     def fingerprint(self, part: Part, first: int) -> str:
         """Of all that the hidden states entering layer `first` depend on."""
@@ -59,7 +62,15 @@ class Prefixes:
             session = self.session
             with agreement(session.world):
                 first = min(session.whole.layout.choose(session.run.roma.layers))
+                early = self.entering is not None and first < self.entering
+                first = self.entering if self.entering is not None and not early else first
             made_from = self.fingerprint(part, first)
+            if early:
+                session.say(
+                    f"{part}: no prefix cache, since it would enter a layer after the first trained one"
+                )
+                self._layers[part] = None
+                return None
             with agreement(session.world):
                 decided = self._decide(part, first, made_from) if session.world.is_first else None
             self._layers[part] = session.world.from_first(decided)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from copy import copy
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,17 @@ class Session:
             else fingerprint.of_json([str(location), commit])
         )
         self._refuse_changed_weights()
+
+    def cell(self, run: RunConfig, folders: Folders, entering: int | None) -> Session:
+        """A session of the same model and ranks for another run; entering: as `Prefixes`.
+
+        It shares what was read and encoded, and no network: this one gives back its own. No collective.
+        """
+        self.release_frozen()
+        other = copy(self)
+        other.run, other.folders = run, folders
+        other.prefixes = Prefixes(other, entering)
+        return other
 
     def _refuse_changed_weights(self) -> None:
         """Compare sampled weights with those that routing was collected from; each host looks at its own."""

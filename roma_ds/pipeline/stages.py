@@ -13,7 +13,7 @@ import torch
 from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.frozen import MONITORS
 from roma_ds.backbone.scores import Scores
-from roma_ds.baselines import TRAINED
+from roma_ds.baselines import TRAINED, Pool
 from roma_ds.collect import collect
 from roma_ds.collect.stage import OUTPUTS as COLLECT_OUTPUTS
 from roma_ds.comm import agreement
@@ -33,6 +33,7 @@ from roma_ds.pipeline.targets import is_refreshed, make_targets
 from roma_ds.pipeline.watchers import watchers
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import read_parquet
+from roma_ds.training.batch_order import chosen_rows
 from roma_ds.training.stage import ROUTER_FILE, train
 from roma_ds.training.targets import Targets
 
@@ -94,14 +95,19 @@ def collect_stage(session: Session) -> None:
     session.prefixes.forget_unfinished("collect")
 
 
-def _successful(session: Session) -> np.ndarray:
+def neighbour_pool(session: Session, pool: Pool) -> np.ndarray:
+    """bool [samples], who may be a neighbour: of the samples that are trained on, those that `pool` names."""
+    train = session.run.train
     with agreement(session.world):
         outcome = read_parquet(session.folders.stage("collect") / "outcome.parquet")
-    return np.array(outcome["correct"], np.bool_)
+        correct = np.array(outcome["correct"], np.bool_)
+        trained = np.zeros_like(correct)
+        trained[list(chosen_rows(len(correct), train.samples, train.seed))] = True
+    return {"successful": correct, "all": np.ones_like(correct), "wrong": ~correct}[pool] & trained
 
 
-def index_stage(session: Session) -> None:
-    """Neighbours of the training samples among the successful ones."""
+def index_stage(session: Session, pool: Pool = "successful") -> None:
+    """Neighbours of the training samples among those of `pool`."""
     folders, run = session.folders, session.run
     inputs = {
         "embed": session.fingerprint(folders.record("embed")),
@@ -112,6 +118,8 @@ def index_stage(session: Session) -> None:
         "seed": run.train.seed if run.roma.sigma == "median" else None,
         "index": {name: getattr(run.index, name) for name in ("backend", "factory", "max_neighbours")},
         "candidates": run.index.candidates if run.roma.refresh != "never" else None,
+        "samples": [run.train.samples, run.train.seed] if run.train.samples else None,
+        "pool": None if pool == "successful" else pool,
     }
 
     def work() -> Mapping[str, Any]:
@@ -129,7 +137,7 @@ def index_stage(session: Session) -> None:
             run,
             samples,
             embeddings,
-            _successful(session),
+            neighbour_pool(session, pool),
             least,
             folders.stage("index"),
             session.say,
@@ -178,8 +186,9 @@ def _train_one(session: Session, name: str) -> None:
 
     def work() -> Mapping[str, Any]:
         session.release_frozen()
-        samples = session.samples("samples.parquet")
-        successful = _successful(session)
+        with agreement(session.world):
+            prompts = session.prompts("samples.parquet")
+        successful = neighbour_pool(session, variant.pool)
 
         def targets(layers: Sequence[int], steps_per_epoch: int) -> Targets:
             return make_targets(session, run, variant, successful, layers, steps_per_epoch)
@@ -188,8 +197,7 @@ def _train_one(session: Session, name: str) -> None:
             world=session.world,
             run=run,
             ds=_monitored(session.ds, name, folder),
-            samples=samples,
-            tokenizer=session.tokenizer,
+            prompts=prompts,
             targets=targets,
             method=name,
             model_hash=session.model_hash,
@@ -199,6 +207,7 @@ def _train_one(session: Session, name: str) -> None:
             callbacks=lambda engine: watchers(session, name, engine),
             say=session.say,
             cache=session.prefixes.open("collect"),
+            penalty=variant.penalty,
         )
         return {
             **facts,
@@ -247,7 +256,7 @@ def _variant_scores(
     if scores is None or layers == everywhere:
         return scores
     # Layers before the cache are the pretrained ones, and so is their routing.
-    routing = np.load(session.folders.stage("eval") / "base.routing.npy")
+    routing = np.load(session.folders.evaluation("base") / "base.routing.npy")
     routing[:, [everywhere.index(layer) for layer in layers]] = scores.routing
     return replace(scores, routing=routing)
 
@@ -281,13 +290,14 @@ def _evaluate_one(session: Session, name: str) -> None:
         samples = session.samples("eval.parquet")
         with agreement(session.world):
             weights = {} if router is None else read_router_file(router).by_layer()
+            prompts = session.prompts("eval.parquet")
 
         def score(prompts: Sequence[Prompt]) -> Scores | None:
             if router is None:
                 return session.prefixes.run_pass("eval", prompts, "eval base")
             return _variant_scores(session, name, weights, prompts)
 
-        facts = evaluate(session.world, run, name, samples, session.tokenizer, folders.stage("eval"), score)
+        facts = evaluate(session.world, run, name, samples, prompts, folders.evaluation(name), score)
         if name == "roma":
             facts = {**facts, "training_successful": _successful_now(session, weights)}
         session.say(f"eval {name}: average accuracy {100 * facts['average']:.2f}%")

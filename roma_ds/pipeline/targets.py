@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 
 from roma_ds.backbone.encoding import Prompt
 from roma_ds.baselines import TrainedVariant
+from roma_ds.baselines.neighbours import own_neighbours
 from roma_ds.comm import agreement, open_transport
 from roma_ds.config import RunConfig
 from roma_ds.data.store import load_samples
@@ -22,9 +24,15 @@ from roma_ds.training.live_targets import LiveTargets
 from roma_ds.training.targets import ManifoldTargets, Targets
 
 
+def oracle_file(folder: Path) -> Path:
+    """Where the routing weights lie that Oracle Tuning pulls to, in the folder of its training."""
+    return folder / "oracle.routing.npy"
+
+
 def is_refreshed(run: RunConfig, variant: TrainedVariant) -> bool:
     """Whether S follows the training of a variant: not for one with neighbours of its own or without any."""
-    return run.roma.refresh != "never" and variant.neighbours is None and run.roma.lambda_ > 0
+    plain = variant.neighbours is None and variant.penalty is None and not variant.oracle
+    return run.roma.refresh != "never" and plain and run.roma.lambda_ > 0
 
 
 def make_targets(
@@ -49,6 +57,9 @@ def make_targets(
     with agreement(session.world):
         ids, products = (np.load(folders.stage("index") / name) for name in NEIGHBOURS)
     neighbours = Neighbourhood(ids, products)
+    if variant.oracle:
+        routing = np.load(oracle_file(folders.training(variant.name)), mmap_mode="r")
+        neighbours = own_neighbours(len(samples))
     if variant.neighbours is not None:
         neighbours = variant.neighbours(neighbours, successful, groups, run.train.seed)
     return ManifoldTargets(routing, columns, neighbours, sigma, int(successful.sum()))

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roma_ds.errors import UserError
+
 
 def deal(rows: Sequence[int], lengths: Sequence[int], groups: int) -> list[list[int]]:
     """`rows` in `groups` parts of similar length inside and as equal numbers of tokens as that allows.
@@ -36,6 +38,22 @@ def deal(rows: Sequence[int], lengths: Sequence[int], groups: int) -> list[list[
     return parts + [[] for _ in range(groups - len(parts))]
 
 
+def chosen_rows(total: int, count: int | None, seed: int) -> tuple[int, ...]:
+    """Numbers of the samples that are trained on, ascending: `count` of `total`, or all of them.
+
+    A smaller `count` of the same seed chooses among the rows of a larger one. Raises UserError when there
+    are fewer.
+    """
+    if count is None or count == total:
+        return tuple(range(total))
+    if count > total:
+        raise UserError(
+            f"train.samples is {count}, but there are {total} training samples", "lower it, or set it to null"
+        )
+    order = np.random.default_rng([seed, 3]).permutation(total)
+    return tuple(sorted(int(row) for row in order[:count]))
+
+
 @dataclass(frozen=True)
 class BatchOrder:
     """The order of `samples` rows over `epochs`, in global batches cut from a new shuffle each epoch.
@@ -48,6 +66,8 @@ class BatchOrder:
     epochs: int
     global_batch: int
     seed: int
+    numbers: Sequence[int] | None = None
+    """Number of each of these rows among all samples; None where they are all."""
 
     @property
     def steps_per_epoch(self) -> int:
@@ -64,7 +84,8 @@ class BatchOrder:
         epoch, turn = divmod(step, self.steps_per_epoch)
         order = np.random.default_rng([self.seed, 1, epoch]).permutation(self.samples)
         start = turn * self.global_batch
-        return [int(row) for row in order[start : start + self.global_batch]]
+        chosen = [int(row) for row in order[start : start + self.global_batch]]
+        return chosen if self.numbers is None else [self.numbers[row] for row in chosen]
 
     def share(
         self, step: int, rank: int, world_size: int, micro_batch: int, lengths: Sequence[int]

@@ -9,15 +9,14 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from roma_ds.backbone.encoding import encode
+from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.feed import Feed
 from roma_ds.backbone.prefix_cache import PrefixCache
 from roma_ds.backbone.request_set import requests_of
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig, config_hash
-from roma_ds.data.sample import Sample
 from roma_ds.storage.atomic import make_folder, writing
-from roma_ds.training.batch_order import BatchOrder
+from roma_ds.training.batch_order import BatchOrder, chosen_rows
 from roma_ds.training.callbacks import Callback
 from roma_ds.training.engine import RouterEngine
 from roma_ds.training.interruption import Interruption
@@ -41,8 +40,7 @@ def train(
     world: World,
     run: RunConfig,
     ds: Mapping[str, Any],
-    samples: Sequence[Sample],
-    tokenizer: Any,
+    prompts: Sequence[Prompt],
     targets: Callable[[Sequence[int], int], Targets],
     method: str,
     model_hash: str,
@@ -52,20 +50,22 @@ def train(
     callbacks: Callable[[RouterEngine], Sequence[Callback]],
     say: Callable[[str], None],
     cache: PrefixCache | None = None,
+    penalty: Callable[[torch.Tensor], torch.Tensor] | None = None,
 ) -> dict[str, Any]:
     """Train the chosen routers and write `folder`/router.safetensors. A collective.
 
     targets: from the trained layers and the steps of an epoch, made on every rank; `inputs`: fingerprint
     under which resume states are valid; `callbacks`: made on every rank for the engine, called on rank 0;
-    `cache`: hidden states of `requests_of` the encoded samples, with
-    which only the layers from its first on are loaded and run. Returns facts for the stage's record.
+    `cache`: hidden states of `requests_of(prompts)`, with which only the layers from its first on are loaded
+    and run; `penalty`: as `StepSettings`. Returns facts for the stage's record.
     """
     with agreement(world):
         global_batch = check_batches(run, world.size)
-        requests = requests_of(encode(samples, tokenizer, run.data.max_tokens))
+        requests = requests_of(prompts)
+        rows = chosen_rows(len(prompts), run.train.samples, run.train.seed)
         make_folder(folder)
     engine = RouterEngine(world, run, ds, cache.plan.first_layer if cache is not None else None)
-    order = BatchOrder(len(samples), run.train.epochs, global_batch, run.train.seed)
+    order = BatchOrder(len(rows), run.train.epochs, global_batch, run.train.seed, rows)
     training = Training(
         world=world,
         run=run,
@@ -73,7 +73,7 @@ def train(
         requests=requests,
         feed=Feed(requests.sequences, run.roma.tokens, cache),
         targets=targets(engine.layers, order.steps_per_epoch),
-        settings=StepSettings(run.roma.layer_reduction, run.train.task_loss),
+        settings=StepSettings(run.roma.layer_reduction, run.train.task_loss, penalty),
         order=order,
         folder=folder / "state",
         inputs=inputs,

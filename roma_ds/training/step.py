@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -24,6 +24,8 @@ class StepSettings:
 
     layer_reduction: str
     task_loss: bool
+    penalty: Callable[[torch.Tensor], torch.Tensor] | None = None
+    """Takes the place of the manifold term, for controls: live routing weights [B, M, E] -> float32 [B]."""
 
 
 @dataclass
@@ -122,9 +124,12 @@ def training_step(
                 if turn == len(micro_batches) - 1:
                     targets.observed(step)
             task = task_term(output.logits, batch, len(batch.rows))
-            manifold = manifold_term(
-                output.routing, pull.mean, pull.spread, pull.present, settings.layer_reduction
-            )
+            if settings.penalty is not None:
+                manifold = settings.penalty(output.routing)
+            else:
+                manifold = manifold_term(
+                    output.routing, pull.mean, pull.spread, pull.present, settings.layer_reduction
+                )
             # ZeRO-3 releases a module after its backward only if one began at its output: the manifold term
             # alone enters the last layer half-way, so the task term stays in the graph, if with weight 0.
             loss = (share if "task" in names else 0.0) * task.sum()

@@ -32,7 +32,7 @@ LINE = (
     "export",
     "monitor",
 )
-TOP = ("pipeline", "worker", "train", "cli")
+TOP = ("pipeline", "study", "worker", "train", "cli")
 BESIDE = ("planner", "demo", "testing")
 MAX_LINES = 320
 MODEL_NAMES = re.compile(

@@ -152,7 +152,7 @@ def test_a_deepspeed_json_of_ones_own_wins_over_the_packaged_one(write: Write, t
         ("roma.epsilon=1.5", "roma.epsilon: must be greater than 0 and at most 1, got 1.5"),
         ("roma.lambda=-0.1", "roma.lambda: must be at least 0, got -0.1"),
         ("roma.lambda_warmup=1.0", "roma.lambda_warmup: must be at least 0 and less than 1"),
-        ("roma.layers=last", "roma.layers: 'last' is none of lastN, firstN"),
+        ("roma.layers=last", "roma.layers: 'last' is none of lastN, firstN, middleN"),
         ("roma.layers=last0", "roma.layers: 'last0' is none of"),
         ("roma.layers=5", "roma.layers: expected text or a list of whole numbers, got 5"),
         ("roma.layers=[]", "roma.layers: must name at least one layer"),

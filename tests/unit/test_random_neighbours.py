@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from roma_ds.baselines import TRAINED
-from roma_ds.baselines.random_neighbours import random_neighbours
+from roma_ds.baselines.neighbours import random_neighbours
 from roma_ds.index.neighbourhood import ABSENT, Neighbourhood
 from roma_ds.index.shard import Shard
 from roma_ds.manifold.kernel import similarity

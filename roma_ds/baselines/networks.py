@@ -1,0 +1,146 @@
+"""The networks of the rivals: what of them is trained, and how a packed batch runs through them.
+
+Shapes: B sequences, A predicted tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from roma_ds.backbone.batches import Batch
+from roma_ds.backbone.experts import use_frozen_experts
+from roma_ds.backbone.frozen import load_part
+from roma_ds.backbone.loading import checkpoint
+from roma_ds.backbone.routed import RoutedLM
+from roma_ds.baselines.adapters import add_adapters, matched_plan, peft, rank_plan
+from roma_ds.comm import World
+from roma_ds.config import ModelConfig
+from roma_ds.families import MoELayout
+
+PROMPT_TOKENS = 20
+"""Virtual tokens of prompt tuning, as peft's examples have it."""
+
+
+@dataclass
+class Rival:
+    """A network with something trainable in it."""
+
+    forward: Callable[[Batch], torch.Tensor]
+    """Logits float32 [A, V] at the answer positions of a batch."""
+    trained: list[nn.Parameter]
+    first: int | None
+    """The layer whose cached hidden states it takes, None for token ids."""
+    facts: dict[str, Any]
+    """What it is, for the result."""
+
+
+@dataclass(frozen=True)
+class Build:
+    """What a rival is built from."""
+
+    world: World
+    """This process alone."""
+    model: ModelConfig
+    depth: int
+    first: int | None
+    """The layer that the cache enters, None without one."""
+    routers: int
+    """Trainable numbers of the routers, which matched rivals have about as many of."""
+    seed: int
+
+
+def _packed(
+    build: Build, network: Any, layout: MoELayout, first: int | None
+) -> Callable[[Batch], torch.Tensor]:
+    routed = RoutedLM(network, layout, layout.layers[-1:], first or 0).attach()
+    device = build.world.device
+
+    def forward(batch: Batch) -> torch.Tensor:
+        logits: torch.Tensor = routed(**batch.inputs(device)).logits
+        return logits
+
+    return forward
+
+
+def adapted(build: Build, kind: str, rank: int | None) -> Rival:
+    """Adapters of `kind` in the layers behind the cache; rank None matches the routers' parameters."""
+    network, layout = load_part(build.world, build.model, build.depth, build.first, None)
+    plan = matched_plan(network, kind, build.routers) if rank is None else rank_plan(network, kind, rank)
+    trained = add_adapters(network, plan, build.seed)
+    facts = {"adapters": kind, "products": list(plan.products), "rank": plan.rank, "alpha": 2 * plan.rank}
+    return Rival(_packed(build, network, layout, build.first), trained, build.first, facts)
+
+
+def dense(build: Build) -> Rival:
+    """All routers, and the norms of and before attention, of the whole network (Dense BP as documented)."""
+    network, layout = load_part(build.world, build.model, build.depth, None, None)
+    routers = {f"{site.module}.weight" for site in layout.sites}
+    attention = f".{layout.family.attention}."
+    trained = []
+    for name, weight in network.named_parameters():
+        norm = "norm" in name and (attention in name or ".input_layernorm." in name)
+        if name in routers or norm:
+            trained.append(weight.requires_grad_(True))
+    return Rival(_packed(build, network, layout, None), trained, None, {"routers": len(routers)})
+
+
+def virtual_tokens(build: Build, kind: str) -> Rival:
+    """Prompt tuning (embeddings before the prompt) or prefix tuning (keys and values in every layer).
+
+    By peft; they run in transformers' own padded forward of the whole network.
+    """
+    from transformers import AutoModelForCausalLM
+
+    library = peft()
+    torch.manual_seed(build.seed)
+    network = AutoModelForCausalLM.from_pretrained(
+        checkpoint(build.model),
+        revision=build.model.revision,
+        dtype=getattr(torch, build.model.dtype),
+        trust_remote_code=build.model.trust_remote_code,
+    )
+    network = network.to(build.world.device).eval().requires_grad_(False)
+    use_frozen_experts(network)
+    if kind == "prompt":
+        config = library.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PROMPT_TOKENS)
+        count = PROMPT_TOKENS
+    else:
+        text = network.config
+        heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
+        width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        count = max(1, round(build.routers / (2 * text.num_hidden_layers * heads * width)))
+        config = library.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count)
+    model = library.get_peft_model(network, config)
+    added = count if kind == "prompt" else 0
+
+    def forward(batch: Batch) -> torch.Tensor:
+        return padded_logits(model, batch, added, build.world.device)
+
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    return Rival(forward, trained, None, {"virtual_tokens": count})
+
+
+def padded_logits(model: Any, batch: Batch, added: int, device: torch.device) -> torch.Tensor:
+    """float32 [A, V]: a packed batch through a model that takes padded ids [B, L].
+
+    added: positions that the model puts before the sequence. Padding is on the right, so positions and what a
+    real token sees are those of the sequence alone.
+    """
+    lengths: Sequence[int] = batch.packing.lengths
+    longest = max(lengths)
+    slots = batch.packing.slots
+    ids = torch.zeros(len(lengths) * longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    ids[slots], mask[slots] = batch.input_ids, 1
+    shape = (len(lengths), longest)
+    logits = model(
+        input_ids=ids.view(shape).to(device), attention_mask=mask.view(shape).to(device), use_cache=False
+    ).logits
+    flat = logits[:, added:].reshape(len(lengths) * longest, -1)
+    chosen: torch.Tensor = flat[slots[batch.answer_position].to(device)].float()
+    return chosen

@@ -1,0 +1,234 @@
+"""Cells that one process runs by itself: rivals with their own training, and methods of the test time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from roma_ds.backbone.batches import Batch
+from roma_ds.backbone.cache_part import CachePart
+from roma_ds.backbone.encoding import Prompt, encode
+from roma_ds.backbone.feed import Feed
+from roma_ds.backbone.prefix_cache import PrefixCache
+from roma_ds.backbone.request_set import requests_of
+from roma_ds.backbone.scores import Scores
+from roma_ds.backbone.steered import Steering
+from roma_ds.baselines.descent import C3PO, ORACLE
+from roma_ds.baselines.in_context import with_examples
+from roma_ds.baselines.networks import Build
+from roma_ds.baselines.rivals import RIVALS, train_rival
+from roma_ds.baselines.scoring import score
+from roma_ds.baselines.test_time import Questions, Reference, TestTime, described
+from roma_ds.comm import World
+from roma_ds.comm.ranks import Ranks
+from roma_ds.manifold.kernel import median_sigma, similarity
+from roma_ds.pipeline.stages import neighbour_pool
+from roma_ds.pipeline.targets import oracle_file
+from roma_ds.storage.atomic import make_folder, write_npy
+from roma_ds.study.nearest import nearest_members
+from roma_ds.training.batch_order import chosen_rows
+
+if TYPE_CHECKING:
+    from roma_ds.study.cell_work import Work
+
+Found = tuple[Scores, dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class _Caches:
+    """Prefix caches of both parts, or neither."""
+
+    first: int | None
+    training: PrefixCache | None
+    evaluation: PrefixCache | None
+
+
+class Alone:
+    """A cell on this process, whatever other ranks do. Not a collective."""
+
+    def __init__(self, work: Work) -> None:
+        self.work = work
+        outer, cell = work.session, work.cell
+        self.session = outer.cell(cell.run, outer.folders, outer.prefixes.entering)
+        self.session.world = self.world = World(Ranks(), outer.world.device)
+        self.session.ds, self.session.partitioned = {}, False
+        self.run_config = cell.run
+
+    def run(self) -> Found:
+        """Scores of the cell's questions and its facts."""
+        method = self.work.cell.entry.method
+        try:
+            if method.kind == "rival":
+                return self._rival(method.name)
+            if method.name == "in_context":
+                return self._in_context()
+            return self._steered(method.name)
+        finally:
+            self.session.release_frozen()
+
+    def make_oracle_targets(self) -> dict[str, Any]:
+        """Write the routing weights that Oracle Tuning pulls to; rank 0 does, the others return at once."""
+        if not self.work.session.world.is_first:
+            return {}
+        path = oracle_file(self.session.folders.training("oracle_tuning"))
+        rows = self._trained_rows()
+        if not path.exists():
+            make_folder(path.parent)
+            found, steps = self._steering().oracle(self._reference_questions(), rows, ORACLE)
+            routing = np.array(self.work.tables.routing)
+            routing[np.ix_(rows, self.work.columns)] = found.astype(routing.dtype)
+            write_npy(path, routing)
+            self.session.release_frozen()
+            return {"oracle": described(ORACLE), "oracle_steps_taken_mean": float(np.mean(steps))}
+        return {"oracle": described(ORACLE)}
+
+    def _trained_rows(self) -> list[int]:
+        train = self.run_config.train
+        return list(chosen_rows(len(self.session.prompts("samples.parquet")), train.samples, train.seed))
+
+    def _caches(self) -> _Caches:
+        prefixes = self.session.prefixes
+        training, evaluation = prefixes.layer("collect"), prefixes.layer("eval")
+        if training is None or training != evaluation:
+            return _Caches(None, None, None)
+        return _Caches(training, prefixes.open("collect"), prefixes.open("eval"))
+
+    def _steering(self) -> TestTime:
+        caches = self._caches()
+        model = self.session.pretrained() if caches.first is None else self.session.suffix(caches.first)
+        layers = [self.session.whole.layout.layers[place] for place in self.work.columns]
+        rows = self._question_rows()
+        prompts = self._prompts(rows)
+        feed = self._feed(prompts, self._part(caches.evaluation, rows))
+        routing = np.asarray(self.work.tables.eval_routing[rows])[:, self.work.columns]
+        questions = Questions(requests_of(prompts), feed, routing)
+        steering = Steering(model.routed, layers)
+        return TestTime(steering, questions, self.world.device, self.run_config.eval.batch_size)
+
+    def _question_rows(self) -> list[int]:
+        return self.work.tasks.rows(self.work.measured)
+
+    def _prompts(self, rows: Sequence[int]) -> list[Prompt]:
+        from roma_ds.study.shared import chosen_prompts
+
+        return chosen_prompts(self.session.prompts("eval.parquet"), rows)
+
+    def _part(self, cache: PrefixCache | None, rows: Sequence[int]) -> CachePart | None:
+        from roma_ds.study.cell_work import part_of
+
+        return part_of(cache, self.session.prompts("eval.parquet"), rows)
+
+    def _feed(self, prompts: Sequence[Prompt], cache: PrefixCache | CachePart | None) -> Feed:
+        return Feed(requests_of(prompts).sequences, self.run_config.roma.tokens, cache)
+
+    def _reference_questions(self) -> Questions:
+        prompts = self.session.prompts("samples.parquet")
+        routing = np.asarray(self.work.tables.routing)[:, self.work.columns]
+        return Questions(requests_of(prompts), self._feed(prompts, self._caches().training), routing)
+
+    def _neighbours(self) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+        """The k nearest successful training samples of each question, int64 [n, k], and their kernel."""
+        roma, tables = self.run_config.roma, self.work.tables
+        members = np.flatnonzero(neighbour_pool(self.session, "successful"))
+        ids, products = nearest_members(
+            np.asarray(tables.eval_embeddings[self._question_rows()]),
+            np.asarray(tables.embeddings),
+            members,
+            roma.neighbours,
+        )
+        sigma = roma.sigma
+        if sigma == "median":
+            sigma = median_sigma(np.asarray(tables.embeddings), self.run_config.train.seed)
+        return ids, similarity(products, float(sigma))
+
+    def _steered(self, name: str) -> Found:
+        test = self._steering()
+        facts: dict[str, Any] = {"train_seconds": 0.0, "trainable_parameters": 0, "partial": True}
+        if name == "oracle":
+            routing, steps = test.oracle(test.questions, range(len(test.questions.routing)), ORACLE)
+            facts |= {
+                "uses_test_labels": True,
+                "procedure": described(ORACLE),
+                "steps_taken": {"least": min(steps), "mean": float(np.mean(steps)), "most": max(steps)},
+            }
+        else:
+            reference = Reference(self._reference_questions(), *self._neighbours())
+            if name == "c3po_regression":
+                routing, mixes = test.regression(reference)
+                facts["own_share_chosen"] = mixes
+            else:
+                routing, _ = test.descent(reference, C3PO)
+                facts["procedure"] = described(C3PO)
+        base_tokens = sum(test.questions.requests.lengths)
+        scores = test.scores(routing, f"eval {self.work.cell.title}")
+        facts["inference"] = 1.0 + test.tokens / base_tokens
+        facts["rows"] = self._question_rows()
+        test.steering.close()
+        return scores, facts
+
+    def _in_context(self) -> Found:
+        rows, roma = self._question_rows(), self.run_config.roma
+        questions = [self.work.tasks.samples[row] for row in rows]
+        ids, _ = self._neighbours()
+        asked = with_examples(questions, self.session.samples("samples.parquet"), ids)
+        limit = self.run_config.data.max_tokens * (roma.neighbours + 1)
+        prompts = encode(asked, self.session.tokenizer, limit)
+        model = self.session.pretrained()
+        size = self.run_config.eval.batch_size
+        scores = model.score(prompts, roma.tokens, size, f"eval {self.work.cell.title}")
+        assert scores is not None
+        plain = sum(requests_of(self._prompts(rows)).lengths)
+        return scores, {
+            "train_seconds": 0.0,
+            "trainable_parameters": 0,
+            "examples": roma.neighbours,
+            "truncated": sum(prompt.truncated for prompt in prompts),
+            "inference": sum(requests_of(prompts).lengths) / plain,
+            "rows": rows,
+        }
+
+    def _rival(self, name: str) -> Found:
+        started = time.monotonic()
+        run, session, caches = self.run_config, self.session, self._caches()
+        layout = session.whole.layout
+        chosen = layout.choose(run.roma.layers)
+        routers = sum(site.experts * site.hidden for site in layout.sites if site.layer in chosen)
+        session.release_frozen()
+        build = Build(self.world, run.model, session.whole.depth, caches.first, routers, run.train.seed)
+        rival = RIVALS[name].build(build)
+        trained = sum(weight.numel() for weight in rival.trained)
+        cached = rival.first is not None
+        prompts = session.prompts("samples.parquet")
+        feed = self._feed(prompts, caches.training if cached else None)
+        result = train_rival(rival, run.train, requests_of(prompts), feed, self._trained_rows(), session.say)
+        seconds = time.monotonic() - started
+        asked = self._prompts(self.work.rows)
+        part = self._part(caches.evaluation, self.work.rows) if cached else None
+
+        def forward(numbers: Sequence[int], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+            return rival.forward(batch), torch.zeros(len(numbers), 1, 1)
+
+        requests = requests_of(asked)
+        scores = score(
+            requests, self._feed(asked, part), run.eval.batch_size, forward, f"eval {self.work.cell.title}"
+        )
+        lengths = requests.lengths
+        virtual = rival.facts.get("virtual_tokens", 0) if name == "prompt_tuning" else 0
+        return scores, {
+            **rival.facts,
+            "train_seconds": round(seconds, 3),
+            "trainable_parameters": trained,
+            "matched_to_routers": trained / routers,
+            "steps": result.steps,
+            "first_loss": result.first_loss,
+            "last_loss": result.last_loss,
+            "merges": RIVALS[name].merges,
+            "inference": 1.0 + virtual * len(lengths) / sum(lengths),
+            "routing": False,
+        }

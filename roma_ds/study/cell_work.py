@@ -1,0 +1,187 @@
+"""One cell of a study: train what its variant trains, answer the questions, measure."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from roma_ds.backbone.cache_part import CachePart
+from roma_ds.backbone.encoding import Prompt
+from roma_ds.backbone.prefix_cache import PrefixCache
+from roma_ds.backbone.request_set import requests_of
+from roma_ds.backbone.scores import Scores
+from roma_ds.baselines import TRAINED
+from roma_ds.comm import agreement
+from roma_ds.config.study import StudyConfig
+from roma_ds.data.sample import Sample
+from roma_ds.export.router_file import read_router_file
+from roma_ds.pipeline import stages
+from roma_ds.pipeline.session import Session
+from roma_ds.study import measures
+from roma_ds.study.alone import Alone
+from roma_ds.study.plan import Cell
+from roma_ds.study.shared import TEXT_TASK, BaseTables, Tasks, chosen_prompts
+from roma_ds.training.stage import ROUTER_FILE
+
+OUTCOME = "outcome.parquet"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a cell works with."""
+
+    study: StudyConfig
+    tasks: Tasks
+    cell: Cell
+    session: Session
+    tables: BaseTables
+
+    @property
+    def measured(self) -> tuple[str, ...]:
+        """Tasks that this cell is measured on: a selection never sees what is reported."""
+        if self.cell.purpose == "select":
+            return self.tasks.select
+        return (*self.tasks.report, *self.tasks.select)
+
+    @property
+    def rows(self) -> list[int]:
+        """Rows of the evaluation data that are answered; plain text only for the report."""
+        text = (TEXT_TASK,) if self.cell.purpose == "report" else ()
+        return self.tasks.rows((*self.measured, *text))
+
+    @property
+    def columns(self) -> list[int]:
+        """Places of the layers that are trained or steered among the MoE layers."""
+        layout = self.session.whole.layout
+        return [layout.layers.index(layer) for layer in layout.choose(self.cell.run.roma.layers)]
+
+
+def part_of(cache: PrefixCache | None, prompts: Sequence[Prompt], rows: Sequence[int]) -> CachePart | None:
+    """The sequences of some of the prompts, as `requests_of` those alone numbers them."""
+    if cache is None:
+        return None
+    wanted = set(rows)
+    by_row: dict[int, list[int]] = {}
+    for number, sequence in enumerate(requests_of(prompts).sequences):
+        if sequence.row in wanted:
+            by_row.setdefault(sequence.row, []).append(number)
+    return CachePart(cache, [number for row in rows for number in by_row[row]])
+
+
+def run_cell(work: Work) -> dict[str, Any]:
+    """Train and measure; returns the cell's facts, whole on rank 0, which has its answers. A collective."""
+    kind = work.cell.entry.method.kind
+    resettable = measures.reset_peak(work.session.world.device)
+    started = time.monotonic()
+    if kind == "base":
+        scores, facts = _base(work), {"train_seconds": 0.0, "trainable_parameters": 0}
+    elif kind == "routers":
+        scores, facts = _routers(work)
+    else:
+        scores, facts = Alone(work).run()
+    facts["seconds"] = round(time.monotonic() - started, 3)
+    facts["peak_memory_bytes"] = measures.peak_memory(work.session.world.device) if resettable else None
+    if scores is None:
+        return facts
+    return {**facts, **_measured(work, scores, facts)}
+
+
+def _measured(work: Work, scores: Scores, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything from the scores of `facts["rows"]`, on the process that has them."""
+    cell, layout = work.cell, work.session.whole.layout
+    rows: list[int] = facts.get("rows") or work.rows
+    samples = [work.tasks.samples[row] for row in rows]
+    text = [place for place, sample in enumerate(samples) if sample.task == TEXT_TASK]
+    asked = [place for place, sample in enumerate(samples) if sample.task != TEXT_TASK]
+    questions = [samples[place] for place in asked]
+    answered = part_of_scores(scores, asked)
+    measures.write_outcome(cell.folder / OUTCOME, questions, answered)
+    found: dict[str, Any] = measures.accuracies(questions, answered, cell.run.eval.scoring)
+    if cell.purpose == "select":
+        return found
+    prompts = [work.session.prompts("eval.parquet")[row] for row in rows]
+    found["perplexity"] = measures.text_perplexity(prompts, scores, text)
+    if facts.get("routing", True):
+        places = [rows[place] for place in asked]
+        routing = np.asarray(work.tables.eval_routing[places])
+        routing[:, work.columns if facts.get("partial") else slice(None)] = answered.routing
+        found["side_effects"] = measures.routing_effects(
+            routing, work.tables.eval_routing[places], work.columns, layout.top_k
+        )
+        found["alignment"] = measures.alignments(
+            questions,
+            work.measured,
+            np.asarray(work.tables.eval_embeddings[places]),
+            routing,
+            work.columns,
+            cell.run.roma.neighbours,
+            work.study.alignment_limit,
+        )
+    return found
+
+
+def part_of_scores(scores: Scores, places: Sequence[int]) -> Scores:
+    """The scores of some of the samples."""
+    chosen = list(places)
+    names = ("target_loglikelihood", "loss", "predicted", "correct", "margin", "routing")
+    return replace(
+        scores,
+        option_loglikelihoods=[scores.option_loglikelihoods[place] for place in chosen],
+        **{name: getattr(scores, name)[chosen] for name in names},
+    )
+
+
+def _score(work: Work, weights: Mapping[int, Any]) -> Scores | None:
+    """The model with these routers on the cell's questions; complete on rank 0. A collective."""
+    session, run = work.session, work.cell.run
+    first = session.prefixes.layer("eval")
+    model = session.frozen() if first is None else session.suffix(first)
+    model.use_routers(weights)
+    with agreement(session.world):
+        everyone = session.prompts("eval.parquet")
+        prompts = chosen_prompts(everyone, work.rows)
+    cache = part_of(session.prefixes.open("eval"), everyone, work.rows)
+    scores = model.score(prompts, run.roma.tokens, run.eval.batch_size, f"eval {work.cell.title}", cache)
+    if scores is None or model.layout.layers == session.whole.layout.layers:
+        return scores
+    everywhere = session.whole.layout.layers
+    routing = np.asarray(work.tables.eval_routing[work.rows])
+    routing[:, [everywhere.index(layer) for layer in model.layout.layers]] = scores.routing
+    return replace(scores, routing=routing)
+
+
+def _base(work: Work) -> Scores | None:
+    return _score(work, {})
+
+
+def _routers(work: Work) -> tuple[Scores | None, dict[str, Any]]:
+    session, cell = work.session, work.cell
+    variant = TRAINED[cell.entry.method.name]
+    stages.index_stage(session, variant.pool)
+    started = time.monotonic()
+    facts: dict[str, Any] = {}
+    if variant.oracle:
+        # Every rank needs the file; one makes it.
+        facts = Alone(work).make_oracle_targets()
+        session.world.barrier()
+    stages.train_stage(session, [variant.name])
+    trained = session.extra(session.folders.training_record(variant.name))
+    facts |= {
+        "train_seconds": round(time.monotonic() - started, 3),
+        "trainable_parameters": trained["trainable_parameters"],
+        "total_parameters": trained["total_parameters"],
+        "steps": trained["steps"],
+        "inference": 1.0,
+    }
+    with agreement(session.world):
+        weights = read_router_file(session.folders.training(variant.name) / ROUTER_FILE).by_layer()
+    return _score(work, weights), facts
+
+
+def samples_of(work: Work) -> list[Sample]:
+    """The cell's questions."""
+    return [work.tasks.samples[row] for row in work.rows]

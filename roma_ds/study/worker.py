@@ -1,0 +1,75 @@
+"""What the launcher starts on every rank for a study."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+from pathlib import Path
+
+from roma_ds.config.study import StudyConfig, load_study_config
+from roma_ds.errors import Interrupted, RomaError, full_disk, out_of_memory
+from roma_ds.pipeline.worker import report
+from roma_ds.study.plan import Planner
+
+
+def planner_of(study: StudyConfig) -> Planner:
+    """The planner, on the run config's file. Raises UserError where the study or a cell's config is wrong."""
+    config = Path(study.run)
+    if study.run == "demo":
+        config = Path(study.output_dir) / "project" / "run.yaml"
+    planner = Planner(study, config)
+    planner.everything()
+    return planner
+
+
+def run_study(study: StudyConfig) -> None:
+    """All cells on this rank. A collective over the launcher's ranks."""
+    import torch
+
+    from roma_ds.backbone.release import keep_large_blocks_apart
+    from roma_ds.comm import start_world
+    from roma_ds.pipeline.worker import calm_libraries
+    from roma_ds.study.runner import Runner
+    from roma_ds.training.interruption import Interruption
+
+    calm_libraries()
+    keep_large_blocks_apart()
+    interruption = Interruption().listen()
+    world = start_world()
+    torch.manual_seed(study.seeds[0])
+    Runner(world, study, planner_of(study), interruption).run()
+    world.close()
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run this rank; the exit code says how it ended."""
+    parser = argparse.ArgumentParser(prog="roma_ds.study.worker", description=__doc__.splitlines()[0])
+    parser.add_argument("--study", required=True, type=Path, help="the study's YAML file")
+    parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="appended by the launcher")
+    parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the study's")
+    options = parser.parse_intermixed_args(arguments)
+    rank = int(os.environ.get("RANK", 0))
+    try:
+        run_study(load_study_config(options.study, options.overrides))
+    except RomaError as error:
+        # What ranks agreed on is printed once, by rank 0; a signal reaches all of them.
+        once = error.agreed or isinstance(error, Interrupted)
+        return report(error, rank) if rank == 0 or not once else error.exit_code
+    except Exception as error:  # noqa: BLE001  the last resort of a process: say everything, end at once
+        found = full_disk(error) or out_of_memory(error)
+        if found is not None:
+            return report(found, rank)
+        traceback.print_exc()
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code:
+        os._exit(code)

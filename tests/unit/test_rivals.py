@@ -1,0 +1,180 @@
+"""What defines each rival: what it trains, how much of it, and that it starts as the base model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tiny_runs import letter_samples, model_config, tiny_run
+from torch import nn
+
+from roma_ds.backbone.encoding import Prompt, encode
+from roma_ds.backbone.feed import Feed
+from roma_ds.backbone.frozen import load_part
+from roma_ds.backbone.request_set import requests_of
+from roma_ds.backbone.routed import RoutedLM
+from roma_ds.baselines.adapters import MIXED, LoraMixture, add_adapters, matched_plan, numbers_of, rank_plan
+from roma_ds.baselines.in_context import with_examples
+from roma_ds.baselines.methods import METHODS
+from roma_ds.baselines.networks import Build, Rival
+from roma_ds.baselines.rivals import RIVALS, train_rival
+from roma_ds.baselines.variants import TRAINED
+from roma_ds.comm import World
+from roma_ds.comm.ranks import Ranks
+
+CPU = torch.device("cpu")
+ALONE = World(Ranks(), CPU)
+ROUTERS = 2 * 8 * 32
+"""Numbers in two routers of the tiny model."""
+
+
+@pytest.fixture
+def build(tiny_olmoe: Path) -> Build:
+    return Build(ALONE, model_config(tiny_olmoe), 4, None, ROUTERS, 0)
+
+
+@pytest.fixture(scope="module")
+def prompts(tokenizer: Any) -> list[Prompt]:
+    return encode(letter_samples(24), tokenizer, 500)
+
+
+def base_logits(folder: Path, prompts: list[Prompt]) -> torch.Tensor:
+    network, layout = load_part(ALONE, model_config(folder), 4, None, None)
+    routed = RoutedLM(network, layout, layout.layers).attach()
+    requests = requests_of(prompts)
+    with torch.no_grad():
+        return routed(**Feed(requests.sequences, "last1").batch(list(requests.targets)).inputs(CPU)).logits
+
+
+def numbers(rival: Rival) -> int:
+    return sum(weight.numel() for weight in rival.trained)
+
+
+@pytest.mark.parametrize("name", sorted(set(RIVALS) - {"prompt_tuning", "prefix_tuning"}))
+def test_a_rival_starts_as_the_base_model_and_learns(
+    name: str, build: Build, tiny_olmoe: Path, tmp_path: Path, prompts: list[Prompt]
+) -> None:
+    rival = RIVALS[name].build(build)
+    requests = requests_of(prompts)
+    feed = Feed(requests.sequences, "last1")
+    with torch.no_grad():
+        logits = rival.forward(feed.batch(list(requests.targets)))
+    assert torch.allclose(logits, base_logits(tiny_olmoe, prompts), atol=1e-4)
+    run = tiny_run(tiny_olmoe, tmp_path, "train.epochs=6", "train.lr=0.02")
+    result = train_rival(rival, run.train, requests, feed, range(24), lambda text: None)
+    assert result.steps == 18
+    assert result.last_loss < result.first_loss
+
+
+@pytest.mark.parametrize("name", ["prompt_tuning", "prefix_tuning"])
+def test_virtual_tokens_learn(
+    name: str, build: Build, tiny_olmoe: Path, tmp_path: Path, prompts: list[Prompt]
+) -> None:
+    rival = RIVALS[name].build(build)
+    count = rival.facts["virtual_tokens"]
+    per_token = 32 if name == "prompt_tuning" else 4 * 2 * 32
+    assert numbers(rival) == count * per_token
+    requests = requests_of(prompts)
+    feed = Feed(requests.sequences, "last1")
+    run = tiny_run(tiny_olmoe, tmp_path, "train.epochs=6", "train.lr=0.1")
+    result = train_rival(rival, run.train, requests, feed, range(24), lambda text: None)
+    assert result.last_loss < result.first_loss
+
+
+def test_padding_changes_nothing_under_virtual_tokens(build: Build, prompts: list[Prompt]) -> None:
+    for name in ("prompt_tuning", "prefix_tuning"):
+        rival = RIVALS[name].build(build)
+        requests = requests_of(prompts)
+        feed = Feed(requests.sequences, "last1")
+        with torch.no_grad():
+            together = rival.forward(feed.batch(list(requests.targets)))
+            apart = torch.cat([rival.forward(feed.batch([number])) for number in requests.targets])
+        assert torch.allclose(together, apart, atol=1e-4), name
+
+
+class Attention(nn.Module):
+    def __init__(self, hidden: int, narrow: int) -> None:
+        super().__init__()
+        self.q_proj = nn.Linear(hidden, hidden, bias=False)
+        self.k_proj = nn.Linear(hidden, narrow, bias=False)
+        self.v_proj = nn.Linear(hidden, narrow, bias=False)
+        self.o_proj = nn.Linear(hidden, hidden, bias=False)
+
+
+def network_of(layers: int, hidden: int, narrow: int) -> nn.Module:
+    return nn.ModuleList(Attention(hidden, narrow) for _ in range(layers)).requires_grad_(False)
+
+
+@pytest.mark.parametrize("kind", ["lora", "dora", "mixture"])
+@pytest.mark.parametrize(
+    ("layers", "hidden", "narrow", "routers"), [(5, 128, 128, 5 * 32 * 128), (5, 2048, 512, 5 * 64 * 2048)]
+)
+def test_matched_adapters_have_the_routers_number_of_parameters_within_5_percent(
+    kind: str, layers: int, hidden: int, narrow: int, routers: int
+) -> None:
+    """The demo model, and OLMoE's width with grouped keys; the count is checked on real adapters."""
+    with torch.device("meta"):
+        network = network_of(layers, hidden, narrow)
+    plan = matched_plan(network, kind, routers)
+    assert plan.parameters == pytest.approx(routers, rel=0.05)
+    if hidden == 128:
+        real = network_of(layers, hidden, narrow)
+        assert sum(weight.numel() for weight in add_adapters(real, plan, 0)) == plan.parameters
+
+
+def test_rank_8_is_rank_8_everywhere() -> None:
+    network = network_of(3, 64, 32)
+    for kind in ("lora", "dora"):
+        plan = rank_plan(network, kind, 8)
+        assert (plan.rank, plan.products) == (8, ("q_proj", "k_proj", "v_proj", "o_proj"))
+        extra = 3 * (64 + 32 + 32 + 64) if kind == "dora" else 0
+        assert plan.parameters == 3 * 8 * (128 + 96 + 96 + 128) + extra
+
+
+def test_a_mixture_weighs_its_adapters_by_the_input() -> None:
+    torch.manual_seed(0)
+    product = nn.Linear(6, 5, bias=False)
+    mixture = LoraMixture(product, 2)
+    hidden = torch.randn(7, 6)
+    assert torch.equal(mixture(hidden), product(hidden)), "the same function before training"
+    mixture.up.data.normal_()
+    mixture.gate.data.normal_()
+    shares = torch.softmax(hidden @ mixture.gate.T, dim=-1)
+    expected = product(hidden) + 2 * sum(
+        shares[:, place, None] * (hidden @ mixture.down[place].T @ mixture.up[place].T)
+        for place in range(MIXED)
+    )
+    assert torch.allclose(mixture(hidden), expected, atol=1e-5)
+    trained = sum(weight.numel() for weight in (mixture.up, mixture.down, mixture.gate))
+    assert trained == numbers_of("mixture", [product], 2)
+
+
+def test_dense_bp_trains_all_routers_and_the_norms_of_attention(build: Build) -> None:
+    rival = RIVALS["dense_bp"].build(build)
+    # 4 layers: router 8 x 32, norms before attention, of queries and of keys, 32 each.
+    assert numbers(rival) == 4 * (8 * 32 + 3 * 32)
+
+
+def test_examples_come_before_the_question_the_nearest_last() -> None:
+    import numpy as np
+
+    reference, asked = letter_samples(5, seed=1), letter_samples(2, seed=2)
+    found = with_examples(asked, reference, np.array([[3, 1], [0, -1]]))
+    assert found[0].prompt == "\n\n".join(
+        [
+            reference[1].prompt + reference[1].target,
+            reference[3].prompt + reference[3].target,
+            asked[0].prompt,
+        ]
+    )
+    assert found[1].prompt.endswith(asked[1].prompt) and found[1].prompt.startswith(reference[0].prompt)
+    assert (found[0].options, found[0].answer) == (asked[0].options, asked[0].answer)
+
+
+def test_every_variant_is_a_method_and_the_oracle_says_what_it_sees() -> None:
+    assert {"base", "oracle", "in_context", "c3po_regression", "c3po_descent", *TRAINED, *RIVALS} == set(
+        METHODS
+    )
+    assert [method.name for method in METHODS.values() if method.uses_test_labels] == ["oracle"]
