@@ -8,7 +8,7 @@ import inspect
 import sys
 from pathlib import Path
 
-from roma_ds.config import guards, schema
+from roma_ds.config import guards, schema, study
 
 TARGET = Path(__file__).with_name("config.md")
 
@@ -53,9 +53,23 @@ SECTIONS = (
 )
 
 
+STUDY_HEAD = """
+# Study config
+
+What `roma-ds study` takes; [study.md](study.md) explains it. `set`, `grid` and `sweep` hold overrides of the
+run config, as on the command line.
+"""
+
+STUDY_SECTIONS = (
+    ("", study.StudyConfig),
+    ("variants[]", study.VariantConfig),
+    ("select", study.SelectConfig),
+)
+
+
 def class_nodes() -> dict[str, ast.ClassDef]:
     """The classes of the schema's modules by name."""
-    trees = [ast.parse(inspect.getsource(module)) for module in (schema, guards)]
+    trees = [ast.parse(inspect.getsource(module)) for module in (schema, guards, study)]
     return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
@@ -86,6 +100,7 @@ def plain_type(annotation: str) -> str:
         "int": "whole number",
         "float": "number",
         "None": "null",
+        "Seeds": "list of whole numbers from 0, below 2^32",
     }
 
     def describe(node: ast.expr) -> str:
@@ -137,9 +152,15 @@ def plain_default(default: str | None) -> str:
 
 def reference() -> str:
     """The whole page."""
+    run = "\n".join([HEAD.rstrip(), *tables(SECTIONS)])
+    return run + "\n" + FOOT + STUDY_HEAD + "\n".join(tables(STUDY_SECTIONS)) + "\n"
+
+
+def tables(sections: tuple[tuple[str, type], ...]) -> list[str]:
+    """A table for each section, under its title."""
     nodes = class_nodes()
-    parts = [HEAD.rstrip()]
-    for prefix, owner in SECTIONS:
+    parts: list[str] = []
+    for prefix, owner in sections:
         title = f"`{prefix}`" if prefix else "Top level"
         parts.append(f"\n## {title}\n\n{(owner.__doc__ or '').strip()}\n")
         parts.append("| key | type | default | meaning |\n|---|---|---|---|")
@@ -150,7 +171,7 @@ def reference() -> str:
                 key = ".".join(filter(None, [prefix, item.name.rstrip("_")]))
                 row = f"| `{key}` | {plain_type(annotation)} | {plain_default(default)} | {text} |"
                 parts.append(" ".join(row.split()))
-    return "\n".join(parts) + "\n" + FOOT
+    return parts
 
 
 if __name__ == "__main__":

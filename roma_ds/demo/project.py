@@ -11,9 +11,11 @@ from roma_ds.storage.atomic import make_folder, write_text
 
 TRAINING_ROWS = 2_000
 TEST_ROWS = 2_000
-STUDY_ROWS = 10_000
-STUDY_VALIDATION_ROWS = 1_000
-PLAIN_ROWS = 300
+STUDY_ROWS = 4_000
+STUDY_TRAINING_ROWS = 1_000
+STUDY_TEST_ROWS = 600
+STUDY_VALIDATION_ROWS = 300
+PLAIN_ROWS = 120
 TEST_SEED = 1
 """The test rows are the same for every seed, so that runs can be compared pair by pair."""
 
@@ -50,14 +52,14 @@ def write_project(
 def write_study_project(out: Path) -> Path:
     """The files of a study on the demo suite; returns the path of the run config that its variants share.
 
-    Each seed of the study trains on TRAINING_ROWS of the STUDY_ROWS training questions, so that all seeds
+    Each seed of the study trains on STUDY_TRAINING_ROWS of the STUDY_ROWS training questions, so that all seeds
     share one collection. `plain.txt` is text in known phrasings that nothing is trained or tested on.
     """
     make_folder(out)
     rows = {
         "train": generate("train", STUDY_ROWS, 0),
         "validation": generate("validation", STUDY_VALIDATION_ROWS, TEST_SEED),
-        "test": generate("test", TEST_ROWS, TEST_SEED),
+        "test": generate("test", STUDY_TEST_ROWS, TEST_SEED),
     }
     for name, content in rows.items():
         _write(out / f"{name}.jsonl", "".join(json.dumps(row) + "\n" for row in content))
@@ -71,7 +73,7 @@ def write_study_project(out: Path) -> Path:
             "    - {name: validation, path: validation.jsonl, split: validation}\n"
             "    - {name: test, path: test.jsonl}\n",
         ),
-        ("  seed: 0\n", f"  seed: 0\n  samples: {TRAINING_ROWS}\n"),
+        ("  seed: 0\n", f"  seed: 0\n  samples: {STUDY_TRAINING_ROWS}\n"),
         ("save_every: 50\n", "save_every: 100000\n"),
         ("log_every: 10\n", "log_every: 1000\n"),
         ("ds_configs/zero3.json", "ds_configs/zero0.json"),

@@ -36,13 +36,14 @@ def with_text(run: RunConfig, study: StudyConfig, folder: Path) -> RunConfig:
 
     words = read_text(Path(study.text), "give a file of plain text").split()
     pieces = [words[start : start + study.text_words] for start in range(0, len(words), study.text_words)]
+    # Cloze scoring wants options. The second, one word, costs nothing; only the first is read.
     rows = [
-        {"id": str(number), "prompt": piece[0], "answer": " ".join(piece[1:])}
+        {"id": str(number), "prompt": piece[0], "choices": [" ".join(piece[1:]), piece[1]], "answer": 0}
         for number, piece in enumerate(pieces)
-        if len(piece) > 1
+        if len(piece) > 2
     ]
     if not rows:
-        raise UserError(f"{study.text} holds less than two words", "give a file of plain text")
+        raise UserError(f"{study.text} holds less than three words", "give a file of plain text")
     path = folder / "plain_text.jsonl"
     content = "".join(json.dumps(row) + "\n" for row in rows)
     if not path.exists() or path.read_text() != content:

@@ -67,7 +67,7 @@ def test_the_routers_own_weights_give_the_same_logits(routed: RoutedLM, letters:
 def test_every_experts_weight_has_the_gradient_of_the_dense_mixture(
     routed: RoutedLM, letters: Questions
 ) -> None:
-    """In the last steered layer: moving the output by h * expert(x) moves the loss by h times the gradient."""
+    """In the last steered layer, moving the output by h expert(x) moves the loss by h times the gradient."""
     steering = Steering(routed, LAYERS)
     batch = letters.batch([4])
     given = torch.from_numpy(letters.routing[[4]]).requires_grad_(True)
