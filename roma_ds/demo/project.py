@@ -52,8 +52,8 @@ def write_project(
 def write_study_project(out: Path) -> Path:
     """The files of a study on the demo suite; returns the path of the run config that its variants share.
 
-    Each seed of the study trains on STUDY_TRAINING_ROWS of the STUDY_ROWS training questions, so that all seeds
-    share one collection. `plain.txt` is text in known phrasings that nothing is trained or tested on.
+    Each seed of the study trains on STUDY_TRAINING_ROWS of the STUDY_ROWS training questions, so that all
+    seeds share one collection. `plain.txt` is text in known phrasings that nothing is trained or tested on.
     """
     make_folder(out)
     rows = {

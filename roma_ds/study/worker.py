@@ -7,6 +7,7 @@ import os
 import sys
 import traceback
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 
 from roma_ds.config.study import StudyConfig, load_study_config
@@ -31,6 +32,7 @@ def run_study(study: StudyConfig) -> None:
 
     from roma_ds.backbone.release import keep_large_blocks_apart
     from roma_ds.comm import start_world
+    from roma_ds.pipeline.absence import named_absence
     from roma_ds.pipeline.worker import calm_libraries
     from roma_ds.study.runner import Runner
     from roma_ds.training.interruption import Interruption
@@ -38,9 +40,12 @@ def run_study(study: StudyConfig) -> None:
     calm_libraries()
     keep_large_blocks_apart()
     interruption = Interruption().listen()
-    world = start_world()
+    planner = planner_of(study)
+    timeout = timedelta(seconds=planner.shared_run().guards.collective_timeout)
+    world = start_world(timeout=timeout)
     torch.manual_seed(study.seeds[0])
-    Runner(world, study, planner_of(study), interruption).run()
+    with named_absence(world, timeout.total_seconds()):
+        Runner(world, study, planner, interruption).run()
     world.close()
 
 
