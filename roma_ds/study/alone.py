@@ -112,7 +112,9 @@ class Alone:
         return TestTime(steering, questions, self.world.device, self.run_config.eval.batch_size)
 
     def _question_rows(self) -> list[int]:
-        return self.work.tasks.rows(self.work.measured)
+        """Of the reported tasks alone: here every question costs many passes."""
+        tasks = self.work.tasks
+        return tasks.rows(tasks.select if self.work.cell.purpose == "select" else tasks.report)
 
     def _prompts(self, rows: Sequence[int]) -> list[Prompt]:
         from roma_ds.study.shared import chosen_prompts

@@ -76,7 +76,7 @@ def run_cell(work: Work) -> dict[str, Any]:
     """Train and measure; returns the cell's facts, whole on rank 0, which has its answers. A collective."""
     kind = work.cell.entry.method.kind
     resettable = measures.reset_peak(work.session.world.device)
-    started = time.monotonic()
+    started, processor = time.monotonic(), time.process_time()
     if kind == "base":
         scores, facts = _base(work), {"train_seconds": 0.0, "trainable_parameters": 0}
     elif kind == "routers":
@@ -84,6 +84,7 @@ def run_cell(work: Work) -> dict[str, Any]:
     else:
         scores, facts = Alone(work).run()
     facts["seconds"] = round(time.monotonic() - started, 3)
+    facts["processor_seconds"] = round(time.process_time() - processor, 3)
     facts["peak_memory_bytes"] = measures.peak_memory(work.session.world.device) if resettable else None
     if scores is None:
         return facts
@@ -114,7 +115,7 @@ def _measured(work: Work, scores: Scores, facts: Mapping[str, Any]) -> dict[str,
         )
         found["alignment"] = measures.alignments(
             questions,
-            work.measured,
+            tuple(dict.fromkeys(sample.task for sample in questions)),
             np.asarray(work.tables.eval_embeddings[places]),
             routing,
             work.columns,

@@ -189,11 +189,15 @@ class Planner:
         ]
 
     def reported(self, chosen: Mapping[str, Point]) -> list[Cell]:
-        """The cells of the table; chosen: by name, the point of an entry that has a grid."""
+        """The cells of the table, seed by seed, so that a part of the study is a table of fewer seeds.
+
+        chosen: by name, the point of an entry that has a grid.
+        """
         return [
             self.cell(entry, chosen.get(entry.name, entry.grid[0]), seed, "report")
+            for turn, seed in enumerate(self.study.seeds)
             for entry in self.entries
-            for seed in (self.study.seeds if entry.method.seeded else self.study.seeds[:1])
+            if entry.method.seeded or turn == 0
         ]
 
     def everything(self) -> list[Cell]:

@@ -112,6 +112,7 @@ def _row(
         "cost": {
             "train_seconds": _mean(records, "train_seconds"),
             "seconds": _mean(records, "seconds"),
+            "processor_seconds": _mean(records, "processor_seconds"),
             "peak_memory_bytes": _most(records, "peak_memory_bytes"),
             "trainable_parameters": _mean(records, "trainable_parameters"),
             "inference": _mean(records, "inference") if first["variant"] != "base" else 1.0,

@@ -71,6 +71,7 @@ class Runner:
             "world_size": self.world.size,
             "packages": installed(),
             "seconds_of_this_launch": round(time.monotonic() - self.started, 1),
+            "processor_seconds_of_this_launch": round(time.process_time(), 1),
             "shared_seconds": self._shared_seconds(),
             "cells": [self._described(cell) for cell in cells],
             "selection": [self._described(cell) for cell in selection],
