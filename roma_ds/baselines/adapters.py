@@ -19,7 +19,7 @@ from roma_ds.errors import EnvironmentFault, UserError
 PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj")
 """Names of the products in an attention module, as most families call them."""
 MIXED = 4
-"""LoRA experts in a mixture."""
+"""LoRA experts in a mixture, where their number need not match anything."""
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,8 @@ class Plan:
     products: tuple[str, ...]
     rank: int
     parameters: int
+    adapters: int = 1
+    """LoRA experts a product, of a mixture."""
 
 
 def peft() -> Any:
@@ -58,15 +60,18 @@ def linear_products(network: nn.Module, names: Sequence[str] = PRODUCTS) -> dict
     return found
 
 
-def numbers_of(kind: str, products: Sequence[nn.Linear], rank: int) -> int:
-    """Trainable numbers of adapters of `rank` on `products`: LoRA q (in + out); DoRA out more for each."""
+def numbers_of(kind: str, products: Sequence[nn.Linear], rank: int, adapters: int = MIXED) -> int:
+    """Trainable numbers of adapters of `rank` on `products`: LoRA q (in + out); DoRA out more for each.
+
+    adapters: in a mixture, each with a row of the gate.
+    """
     total = 0
     for product in products:
         one = rank * (product.in_features + product.out_features)
         if kind == "dora":
             one += product.out_features
         elif kind == "mixture":
-            one = MIXED * one + MIXED * product.in_features
+            one = adapters * (one + product.in_features)
         total += one
     return total
 
@@ -74,17 +79,18 @@ def numbers_of(kind: str, products: Sequence[nn.Linear], rank: int) -> int:
 def matched_plan(network: nn.Module, kind: str, wanted: int, most_rank: int = 256) -> Plan:
     """The choice of products and rank whose number of trainable parameters is nearest to `wanted`.
 
-    Of equally near ones that with the most products.
+    Of equally near ones that with the most products. A mixture has 2 to 8 adapters, nearest to MIXED.
     """
     everywhere = linear_products(network)
     present = [name for name in PRODUCTS if any(path.endswith(f".{name}") for path in everywhere)]
     plans = []
-    for names in _subsets(present):
+    counts = sorted(range(2, 9), key=lambda count: abs(count - MIXED)) if kind == "mixture" else [1]
+    for names, adapters in itertools.product(_subsets(present), counts):
         products = [one for path, one in everywhere.items() if path.rpartition(".")[2] in names]
-        per_rank = numbers_of(kind, products, 2) - numbers_of(kind, products, 1)
-        guess = round((wanted - numbers_of(kind, products, 0)) / per_rank)
+        none = numbers_of(kind, products, 0, adapters)
+        guess = round((wanted - none) / (numbers_of(kind, products, 1, adapters) - none))
         rank = min(max(1, guess), most_rank)
-        plans.append(Plan(kind, names, rank, numbers_of(kind, products, rank)))
+        plans.append(Plan(kind, names, rank, numbers_of(kind, products, rank, adapters), adapters))
     return min(plans, key=lambda plan: (abs(plan.parameters - wanted), -len(plan.products)))
 
 
@@ -106,7 +112,7 @@ def add_adapters(network: nn.Module, plan: Plan, seed: int) -> list[nn.Parameter
     if plan.kind == "mixture":
         for path, product in linear_products(network, plan.products).items():
             parent, _, name = path.rpartition(".")
-            setattr(network.get_submodule(parent), name, LoraMixture(product, plan.rank))
+            setattr(network.get_submodule(parent), name, LoraMixture(product, plan.rank, plan.adapters))
     else:
         library = peft()
         config = library.LoraConfig(

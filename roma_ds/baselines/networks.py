@@ -73,6 +73,8 @@ def adapted(build: Build, kind: str, rank: int | None) -> Rival:
     plan = matched_plan(network, kind, build.routers) if rank is None else rank_plan(network, kind, rank)
     trained = add_adapters(network, plan, build.seed)
     facts = {"adapters": kind, "products": list(plan.products), "rank": plan.rank, "alpha": 2 * plan.rank}
+    if plan.adapters > 1:
+        facts["experts"] = plan.adapters
     return Rival(_packed(build, network, layout, build.first), trained, build.first, facts)
 
 

@@ -41,7 +41,7 @@ RIVALS: dict[str, RivalKind] = {
     ),
     "dora_r8": RivalKind("DoRA on attention, rank 8", lambda b: adapted(b, "dora", 8), True),
     "lora_mixture": RivalKind(
-        "mixture of 4 LoRA experts a product, as many parameters as the routers",
+        "mixture of LoRA experts in each product, as many parameters as the routers",
         lambda b: adapted(b, "mixture", None),
     ),
     "prompt_tuning": RivalKind(

@@ -132,6 +132,7 @@ def _row(
                 "own_share_chosen",
                 "products",
                 "rank",
+                "experts",
                 "virtual_tokens",
                 "matched_to_routers",
                 "examples",

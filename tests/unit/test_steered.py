@@ -92,7 +92,7 @@ def test_every_experts_weight_has_the_gradient_of_the_dense_mixture(
                 losses.append(float(task_term(steering.forward(batch, given, CPU).logits, batch, 1)))
             hook.remove()
         assert float(gradient[0, 1, expert]) == pytest.approx(
-            (losses[0] - losses[1]) / 2e-2, rel=0.02, abs=1e-5
+            (losses[0] - losses[1]) / 2e-2, rel=0.03, abs=5e-5
         )
     steering.close()
 
@@ -168,7 +168,7 @@ def test_c3po_sees_the_neighbours_and_never_the_questions_answers(routed: Routed
             before = test.neighbour_loss(reference, range(6), own)
             for routing in (descended, mixed):
                 after = test.neighbour_loss(reference, range(6), torch.from_numpy(routing))
-                assert float(after.mean()) <= float(before.mean()) + 1e-5
+                assert float(after.mean()) <= float(before.mean()) + 1e-4
         assert test.tokens > 0
         test.steering.close()
     assert np.array_equal(found[False][0], found[True][0])

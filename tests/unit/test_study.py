@@ -74,7 +74,7 @@ def test_cells_are_variants_times_settings_times_seeds(folder: Path) -> None:
     assert names.count("roma") == 2 and names.count("k neighbours=1") == 2
     assert names.count("base") == names.count("oracle") == 1, "what no seed changes is run once"
     assert {cell.run.train.lr for cell in cells if cell.entry.name == "roma"} == {0.02}
-    assert [cell.run.roma.neighbours for cell in cells if cell.entry.curve] == [1, 1, 3, 3]
+    assert [cell.run.roma.neighbours for cell in cells if cell.entry.curve] == [1, 3, 1, 3]
     tuned = next(cell for cell in cells if cell.entry.name == "router_tuning")
     assert tuned.run.roma.lambda_ == 0.0
     folders = [cell.folder for cell in (*selection, *cells)]
@@ -85,7 +85,7 @@ def test_cells_are_variants_times_settings_times_seeds(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("variants=[base, rmoa]", "no variant 'rmoa', did you mean 'roma'"),
+        ("variants=[base, rmoa]", "no variant 'rmoa'; did you mean 'roma'"),
         ("variants=[{variant: roma, set: [output_dir=x]}]", "output_dir is the same for all variants"),
         ("variants=[{variant: roma, set: [train.seed=3]}]", "train.seed is the same for all variants"),
         ("variants=[{variant: roma, grid: [train.lr=0.1]}]", "names no list of values"),
