@@ -136,10 +136,10 @@ class LoraMixture(nn.Module):
     def __init__(self, product: nn.Linear, rank: int, adapters: int = MIXED) -> None:
         super().__init__()
         self.product = product
-        like = {"dtype": product.weight.dtype, "device": product.weight.device}
-        self.down = nn.Parameter(torch.empty(adapters, rank, product.in_features, **like))
-        self.up = nn.Parameter(torch.zeros(adapters, product.out_features, rank, **like))
-        self.gate = nn.Parameter(torch.zeros(adapters, product.in_features, **like))
+        weight = product.weight
+        self.down = nn.Parameter(weight.new_empty(adapters, rank, product.in_features))
+        self.up = nn.Parameter(weight.new_zeros(adapters, product.out_features, rank))
+        self.gate = nn.Parameter(weight.new_zeros(adapters, product.in_features))
         for one in self.down:
             nn.init.kaiming_uniform_(one.data, a=math.sqrt(5))
 

@@ -30,4 +30,5 @@ def l2_penalty(routing: torch.Tensor) -> torch.Tensor:
 
 def entropy_penalty(routing: torch.Tensor) -> torch.Tensor:
     """float32 [B]: entropy of r in nats, summed over layers; routing becomes more decided."""
-    return torch.special.entr(routing.clamp_min(LEAST)).sum(dim=-1).sum(dim=-1)
+    entropy: torch.Tensor = torch.special.entr(routing.clamp_min(LEAST)).sum(dim=-1).sum(dim=-1)
+    return entropy

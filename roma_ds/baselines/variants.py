@@ -42,10 +42,15 @@ class TrainedVariant:
 
     def config(self, run: RunConfig) -> RunConfig:
         """The run config under which this variant trains."""
-        given = {"lambda_": self.lambda_, "layers": self.layers, "refresh": self.refresh}
+        roma = run.roma
         return replace(
             run,
-            roma=replace(run.roma, **{name: value for name, value in given.items() if value is not None}),
+            roma=replace(
+                roma,
+                lambda_=roma.lambda_ if self.lambda_ is None else self.lambda_,
+                layers=roma.layers if self.layers is None else self.layers,
+                refresh=roma.refresh if self.refresh is None else self.refresh,
+            ),
         )
 
 

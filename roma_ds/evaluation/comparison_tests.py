@@ -52,7 +52,8 @@ def permutation_test(difference: ArrayLike, draws: int = DRAWS, seed: int = 0) -
         raise ValueError(f"expected a non-empty vector of differences, got shape {values.shape}")
     # Samples that both answered alike stay zero whatever the sign.
     values = values[values != 0]
-    if values.size == 0:
+    if values.size < 2:
+        # A single sign: both ways to flip it are as extreme as what was seen.
         return 1.0
     found = stats.permutation_test(
         (values,),
@@ -153,6 +154,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def _by_seed(outcomes: Floats, groups: Sequence[str] | None) -> Floats:
     """[seeds], mean over groups of the mean over their samples."""
     if groups is None:
-        return outcomes.mean(axis=1)
+        whole: Floats = outcomes.mean(axis=1)
+        return whole
     labels = np.asarray(groups)
-    return np.mean([outcomes[:, labels == name].mean(axis=1) for name in np.unique(labels)], axis=0)
+    parts = [outcomes[:, labels == name].mean(axis=1) for name in np.unique(labels)]
+    averaged: Floats = np.mean(parts, axis=0)
+    return averaged

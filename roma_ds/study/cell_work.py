@@ -77,8 +77,9 @@ def run_cell(work: Work) -> dict[str, Any]:
     kind = work.cell.entry.method.kind
     resettable = measures.reset_peak(work.session.world.device)
     started, processor = time.monotonic(), time.process_time()
+    facts: dict[str, Any] = {"train_seconds": 0.0, "trainable_parameters": 0}
     if kind == "base":
-        scores, facts = _base(work), {"train_seconds": 0.0, "trainable_parameters": 0}
+        scores = _base(work)
     elif kind == "routers":
         scores, facts = _routers(work)
     else:

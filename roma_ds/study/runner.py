@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -108,23 +109,39 @@ class Runner:
         }
 
     def _all(self, cells: Sequence[Cell], what: str) -> None:
-        together = [cell for cell in cells if cell.entry.method.kind in TOGETHER]
-        alone = [cell for cell in cells if cell.entry.method.kind not in TOGETHER]
-        for place, cell in enumerate(together):
-            self._one(cell, f"{what} {place + 1}/{len(cells)}", self._run_together)
-        size = self.world.size
-        for start in range(0, len(alone), size):
-            turn = alone[start : start + size]
+        """Run cells in their order, those in a row that need one process each side by side."""
+        place = 0
+        for is_together, group in itertools.groupby(cells, lambda cell: cell.entry.method.kind in TOGETHER):
+            turn = list(group)
+            run = self._together if is_together else self._apart
+            run(turn, place, f"/{len(cells)}", what)
+            place += len(turn)
+
+    def _together(self, cells: Sequence[Cell], place: int, total: str, what: str) -> None:
+        for number, cell in enumerate(cells, place + 1):
+            reason = self._why_stale(cell)
+            if reason is None:
+                continue
+            self.session.say(f"{what} {number}{total}: {cell.title} ({reason})")
+            session = self.shared.of(cell)
+            facts = run_cell(self._work(cell, session))
+            with agreement(self.world):
+                if self.world.is_first:
+                    self._finish(cell, facts)
+            self.world.barrier()
+            session.release_frozen()
+
+    def _apart(self, cells: Sequence[Cell], place: int, total: str, what: str) -> None:
+        size, rank = self.world.size, self.world.rank
+        for start in range(0, len(cells), size):
+            turn = cells[start : start + size]
             # Sessions are made together, since their shared stages are collectives.
             sessions = {cell.folder: self.shared.of(cell) for cell in turn if self._why_stale(cell)}
             with agreement(self.world):
-                if self.world.rank < len(turn) and turn[self.world.rank].folder in sessions:
-                    cell = turn[self.world.rank]
-                    print(
-                        f"{what} {len(together) + start + self.world.rank + 1}/{len(cells)}: {cell.title}",
-                        flush=True,
-                    )
-                    self._run_alone(cell, sessions[cell.folder])
+                if rank < len(turn) and turn[rank].folder in sessions:
+                    cell = turn[rank]
+                    print(f"{what} {place + start + rank + 1}{total}: {cell.title}", flush=True)
+                    self._finish(cell, run_cell(self._work(cell, sessions[cell.folder])))
             self.world.barrier()
 
     def _record(self, cell: Cell) -> StageRecord:
@@ -150,27 +167,8 @@ class Runner:
         reason: str | None = self.world.from_first(found)
         return reason
 
-    def _one(self, cell: Cell, place: str, work: Callable[[Cell, Session], None]) -> None:
-        reason = self._why_stale(cell)
-        if reason is None:
-            return
-        self.session.say(f"{place}: {cell.title} ({reason})")
-        session = self.shared.of(cell)
-        work(cell, session)
-        session.release_frozen()
-
     def _work(self, cell: Cell, session: Session) -> Work:
         return Work(self.study, self.tasks, cell, session, self.shared.tables(session))
-
-    def _run_together(self, cell: Cell, session: Session) -> None:
-        facts = run_cell(self._work(cell, session))
-        with agreement(self.world):
-            if self.world.is_first:
-                self._finish(cell, facts)
-        self.world.barrier()
-
-    def _run_alone(self, cell: Cell, session: Session) -> None:
-        self._finish(cell, run_cell(self._work(cell, session)))
 
     def _finish(self, cell: Cell, facts: Mapping[str, Any]) -> None:
         facts = {key: value for key, value in facts.items() if key not in ("rows", "partial", "routing")}

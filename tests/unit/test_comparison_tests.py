@@ -46,6 +46,7 @@ def test_permutation_of_few_samples_is_exact() -> None:
     expected = np.mean(np.abs(sums) >= abs(difference.sum()) - 1e-9)
     assert subject.permutation_test(difference) == pytest.approx(expected)
     assert subject.permutation_test([0.0, 0.0]) == 1.0
+    assert subject.permutation_test([0.0, 0.2]) == 1.0
     with pytest.raises(ValueError, match="non-empty"):
         subject.permutation_test([])
 
