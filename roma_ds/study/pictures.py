@@ -39,7 +39,7 @@ def accuracy_picture(rows: Rows, path: Path) -> None:
         axes.set_xlabel("accuracy, %; line: 95% t interval over seeds")
         axes.grid(axis="x")
         lowest = min(100 * row["accuracy"] for row in shown.values())
-        axes.set_xlim(left=max(0.0, lowest - 10))
+        axes.set_xlim(max(0.0, lowest - 10), 102)
 
 
 def curve_picture(rows: Rows, title: str, points: list[tuple[str, str]], path: Path) -> None:
