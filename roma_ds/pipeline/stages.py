@@ -198,6 +198,7 @@ def _train_one(session: Session, name: str) -> None:
             run=run,
             ds=_monitored(session.ds, name, folder),
             prompts=prompts,
+            names=[sample.id for sample in session.samples("samples.parquet")],
             targets=targets,
             method=name,
             model_hash=session.model_hash,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import traceback
@@ -31,9 +32,10 @@ def run_study(study: StudyConfig) -> None:
     import torch
 
     from roma_ds.backbone.release import keep_large_blocks_apart
-    from roma_ds.comm import start_world
+    from roma_ds.comm import agreement, start_world
     from roma_ds.pipeline.absence import named_absence
     from roma_ds.pipeline.worker import calm_libraries
+    from roma_ds.storage.run_lock import locked
     from roma_ds.study.runner import Runner
     from roma_ds.training.interruption import Interruption
 
@@ -44,7 +46,10 @@ def run_study(study: StudyConfig) -> None:
     timeout = timedelta(seconds=planner.shared_run().guards.collective_timeout)
     world = start_world(timeout=timeout)
     torch.manual_seed(study.seeds[0])
-    with named_absence(world, timeout.total_seconds()):
+    with named_absence(world, timeout.total_seconds()), contextlib.ExitStack() as held:
+        with agreement(world):
+            if world.is_first:
+                held.enter_context(locked(Path(study.output_dir)))
         Runner(world, study, planner, interruption).run()
     world.close()
 

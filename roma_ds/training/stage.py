@@ -41,6 +41,7 @@ def train(
     run: RunConfig,
     ds: Mapping[str, Any],
     prompts: Sequence[Prompt],
+    names: Sequence[str],
     targets: Callable[[Sequence[int], int], Targets],
     method: str,
     model_hash: str,
@@ -54,7 +55,7 @@ def train(
 ) -> dict[str, Any]:
     """Train the chosen routers and write `folder`/router.safetensors. A collective.
 
-    targets: from the trained layers and the steps of an epoch, made on every rank; `inputs`: fingerprint
+    names: ids of the prompts' samples, for messages; targets: from the trained layers and the steps of an epoch, made on every rank; `inputs`: fingerprint
     under which resume states are valid; `callbacks`: made on every rank for the engine, called on rank 0;
     `cache`: hidden states of `requests_of(prompts)`, with which only the layers from its first on are loaded
     and run; `penalty`: as `StepSettings`. Returns facts for the stage's record.
@@ -77,7 +78,7 @@ def train(
         order=order,
         folder=folder / "state",
         inputs=inputs,
-        names=[sample.id for sample in samples],
+        names=names,
         interruption=interruption,
         callbacks=callbacks(engine),
         say=say,
