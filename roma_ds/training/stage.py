@@ -56,9 +56,10 @@ def train(
     """Train the chosen routers and write `folder`/router.safetensors. A collective.
 
     names: ids of the prompts' samples, for messages; targets: from the trained layers and the steps of an
-    epoch, made on every rank; `inputs`: fingerprint under which resume states are valid; `callbacks`: made on every rank for the engine, called on rank 0;
-    `cache`: hidden states of `requests_of(prompts)`, with which only the layers from its first on are loaded
-    and run; `penalty`: as `StepSettings`. Returns facts for the stage's record.
+    epoch, made on every rank; `inputs`: fingerprint under which resume states are valid; `callbacks`: made
+    on every rank for the engine, called on rank 0; `cache`: hidden states of `requests_of(prompts)`, with
+    which only the layers from its first on are loaded and run; `penalty`: as `StepSettings`. Returns facts
+    for the stage's record.
     """
     with agreement(world):
         global_batch = check_batches(run, world.size)
