@@ -59,7 +59,7 @@ def words(stage: int, out: Path, *more: str) -> list[str]:
 
 @pytest.mark.parametrize(
     ("dtype", "bad", "stages"),
-    [("float32", float("nan"), (0, 1, 2, 3)), ("bfloat16", float("inf"), (1, 3))],
+    [("float32", float("nan"), (0, 1, 2, 3)), ("bfloat16", float("inf"), (3,))],
     ids=("float32", "bfloat16"),
 )
 def test_a_step_that_is_not_finite_is_left_out_on_all_ranks(
@@ -102,7 +102,7 @@ def test_a_step_that_is_not_finite_stops_all_ranks_and_the_run_goes_on_without_i
 
 
 def test_the_first_batch_leaves_no_trace(indexed: Project, tmp_path: Path) -> None:
-    stages = (0, 2, 3)
+    stages = (0, 3)
     pairs = [(indexed.copied(tmp_path / f"{n}"), indexed.copied(tmp_path / f"{n}-off")) for n in stages]
     given = [
         words(stage, run.out, f"guards.first_batch={tried}")
