@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -49,9 +50,8 @@ def write_settings(folder: Path, settings: Mapping[str, Setting], texts: Mapping
 def tell_services(monitor: Any, settings: Mapping[str, Setting]) -> None:
     """Send `settings` to those of DeepSpeed's monitors that keep settings: W&B and Comet."""
     if getattr(monitor, "wandb_monitor", None) is not None:
-        import wandb
-
-        wandb.config.update(dict(settings), allow_val_change=True)
+        # DeepSpeed's monitor has imported it; it is no requirement of this package.
+        sys.modules["wandb"].config.update(dict(settings), allow_val_change=True)
     comet = getattr(monitor, "comet_monitor", None)
     if comet is not None:
         comet.experiment.log_parameters(dict(settings))
