@@ -24,8 +24,8 @@ ROUND_BYTES = 2**30
 
 _TORCH = "set index.transport=torch"
 _START = (
-    "let MPI start the run with RANK, WORLD_SIZE and LOCAL_RANK set for each process, as DeepSpeed's "
-    f"launchers mpich and impi do, or {_TORCH}"
+    "let MPI start the ranks: roma-ds run RUN.yaml -- --launcher mpirun --hostfile FILE, or mpirun with "
+    f"`python -m roma_ds.train`, see docs/multi-node.md; or {_TORCH}"
 )
 # What starters set that speak for Open MPI, and for MPICH and its kin.
 _SIZES = ("OMPI_COMM_WORLD_SIZE", "PMI_SIZE")

@@ -1,7 +1,7 @@
 """Run a function on several ranks that mpirun starts on this host; torch's ranks meet through a file.
 
-As a module (`-m roma_ds.testing.mpi_ranks FOLDER`) this is what mpirun starts: it maps MPI's variables to
-those that a launcher of torch sets, takes its task through a socket in FOLDER and answers there.
+As a module (`-m roma_ds.testing.mpi_ranks FOLDER`) this is what mpirun starts: it finds its rank,
+takes its task through a socket in FOLDER and answers there.
 """
 
 from __future__ import annotations
@@ -23,13 +23,9 @@ from typing import Any
 
 import psutil
 
+from roma_ds.comm.ranks import adopt_ranks
 from roma_ds.errors import RomaError
 
-# What the starters of Open MPI, and of MPICH and its kin, set: rank, size, rank on this host.
-_VARIABLES = (
-    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK"),
-    ("PMI_RANK", "PMI_SIZE", "MPI_LOCALRANKID"),
-)
 _KEY = "ROMA_DS_MPI_KEY"
 
 
@@ -138,21 +134,14 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def _be_a_rank(folder: str) -> int:
-    names = next((names for names in _VARIABLES if names[0] in os.environ), None)
-    if names is None:
+    ranks = adopt_ranks()
+    if ranks.world_size == 1 and "OMPI_COMM_WORLD_SIZE" not in os.environ and "PMI_SIZE" not in os.environ:
         print("none of MPI's variables is set: start this through mpirun", file=sys.stderr)
         return 3
-    rank, size, local_rank = (os.environ.get(name, os.environ[names[0]]) for name in names)
-    os.environ |= {
-        "RANK": rank,
-        "WORLD_SIZE": size,
-        "LOCAL_RANK": local_rank,
-        "LOCAL_SIZE": size,
-        # Names of shared memory are made of them; ranks meet through the file.
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(os.getppid()),
-    }
-    with Listener(_address(folder, int(rank)), "AF_UNIX", authkey=os.environ[_KEY].encode()) as listener:
+    rank = ranks.rank
+    # Names of shared memory are made of them; ranks meet through the file.
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(os.getppid())}
+    with Listener(_address(folder, rank), "AF_UNIX", authkey=os.environ[_KEY].encode()) as listener:
         link = listener.accept()
     body, arguments = link.recv()
     import torch

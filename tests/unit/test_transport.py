@@ -276,7 +276,7 @@ def test_mpi_ranks_that_are_not_torch_ranks_are_refused(place: tuple[int, int], 
     with pytest.raises(EnvironmentFault) as caught:
         mpi_transport._check_same_ranks(stand_in(*place), world)
     assert caught.value.message == text
-    assert "let MPI start the run" in str(caught.value.fix)
+    assert "let MPI start the ranks" in str(caught.value.fix)
 
 
 def test_mpi_processes_that_know_nothing_of_each_other_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -287,7 +287,7 @@ def test_mpi_processes_that_know_nothing_of_each_other_are_refused(monkeypatch: 
         monkeypatch.setenv(name, "2")
         with pytest.raises(EnvironmentFault, match="MPI started 2 processes") as caught:
             open_transport(ALONE, "mpi")
-        assert "RANK, WORLD_SIZE and LOCAL_RANK" in str(caught.value.fix)
+        assert "let MPI start the ranks" in str(caught.value.fix)
         open_transport(ALONE, "torch")
         monkeypatch.delenv(name)
 
