@@ -19,3 +19,6 @@ class GuardsConfig:
     first_batch: bool = True
     """Try a batch of the longest samples, forward and backward, before training: memory that does not suffice
     shows in seconds."""
+    lost_after: Positive | None = 60.0
+    """Seconds without a sign of life after which a rank, with its host, counts as lost and all others stop,
+    whatever they do; null does not look for signs of life."""

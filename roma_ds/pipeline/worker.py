@@ -22,9 +22,10 @@ from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, evaluated_variants, st
 
 if TYPE_CHECKING:
     from roma_ds.comm import World
+    from roma_ds.pipeline.folders import Folders
     from roma_ds.training.interruption import Interruption
 
-GOALS = ON_ALL_RANKS
+GOALS = (*ON_ALL_RANKS, "export", "report")
 
 
 def build_worker_parser() -> argparse.ArgumentParser:
@@ -41,6 +42,7 @@ def build_worker_parser() -> argparse.ArgumentParser:
         "--deepspeed_config", "--deepspeed-config", help="DeepSpeed JSON in place of the config's"
     )
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="appended by the launcher")
+    parser.add_argument("--launch_id", help="marks the ranks of one start; nothing else is made of it")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the config's")
     return parser
 
@@ -83,6 +85,7 @@ def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
     """Run the stages up to `goal` on this rank. A collective over the launcher's ranks."""
     from roma_ds.backbone.release import keep_large_blocks_apart
     from roma_ds.comm import start_world
+    from roma_ds.comm.watch import watched
     from roma_ds.pipeline.absence import named_absence
     from roma_ds.training.interruption import Interruption
 
@@ -91,7 +94,7 @@ def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
     interruption = Interruption().listen()
     timeout = timedelta(seconds=run.guards.collective_timeout)
     world = start_world(timeout=timeout)
-    with named_absence(world, timeout.total_seconds()):
+    with named_absence(world, timeout.total_seconds()), watched(world, run.guards.lost_after):
         _run_on(world, run, goal, variant, interruption)
 
 
@@ -133,18 +136,40 @@ def _run_on(world: World, run: RunConfig, goal: str, variant: str | None, interr
                 stages.eval_stage(session, ("base",))
         # Export and report may follow in this process.
         session.release_frozen()
+        with agreement(world):
+            if world.is_first:
+                finish(needed, run, session.folders)
     world.close()
+
+
+def finish(stages: Sequence[str], run: RunConfig, folders: Folders) -> None:
+    """The stages after the last one that needs ranks, as far as they are among `stages`."""
+    from roma_ds.pipeline import finishing
+
+    def say(text: str) -> None:
+        print(text, flush=True)
+
+    if "export" in stages:
+        finishing.export(run, folders, say)
+    if "report" in stages:
+        finishing.write_report(run, folders, say)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run this rank; the exit code says how it ended (see the README)."""
     options = build_worker_parser().parse_intermixed_args(arguments)
-    rank, local_rank = int(os.environ.get("RANK", 0)), int(os.environ.get("LOCAL_RANK", 0))
+    from roma_ds.comm.meeting import adopt_meeting
+    from roma_ds.comm.ranks import Ranks, adopt_ranks
+
+    ranks = Ranks()
     try:
+        ranks = adopt_ranks()
+        adopt_meeting(ranks)
         run = load_for(options.config, options.overrides, options.deepspeed_config)
     except RomaError as error:
         # All ranks of a host read the same files: one message a host.
-        return report(error, rank) if local_rank == 0 else error.exit_code
+        return report(error, ranks.rank) if ranks.local_rank == 0 else error.exit_code
+    rank = ranks.rank
     try:
         run_stages(run, options.until, options.variant)
     except RomaError as error:

@@ -42,7 +42,9 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
         )
     monkeypatch.setattr(worker, "trained_variants", lambda run, variant: ())
     monkeypatch.setattr(worker, "evaluated_variants", lambda run, variant: ())
-    run: Any = SimpleNamespace(train=SimpleNamespace(seed=0), guards=SimpleNamespace(collective_timeout=9.0))
+    run: Any = SimpleNamespace(
+        train=SimpleNamespace(seed=0), guards=SimpleNamespace(collective_timeout=9.0, lost_after=None)
+    )
     worker.run_stages(run, "eval", None)
     assert done[-3:] == ["eval", "released", "closed"]
 
