@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sets up like quickstart.sh, then: ruff, mypy, and pytest over the layers unit, distributed, deepspeed, cli.
-# Arguments go to pytest (paths among them replace the four layers); variables: see launch/environment.sh.
+# Sets up like quickstart.sh, then: ruff, mypy, and pytest over the layers unit, distributed, deepspeed, cli, hosts.
+# Arguments go to pytest (paths among them replace the five layers); variables: see launch/environment.sh.
 set -u
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 use_environment cpu,demo,mpi,dev

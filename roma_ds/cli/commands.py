@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from roma_ds.cli.launcher_flags import LOCAL, NO_SSH, LauncherFlags, read_launcher_flags
 from roma_ds.cli.launching import default_ranks, launcher_environment, run_launcher
-from roma_ds.config import RunConfig, preset_names, preset_text, study_names, study_text
+from roma_ds.config import preset_names, preset_text, study_names, study_text
 from roma_ds.errors import UserError
 from roma_ds.pipeline.folders import Folders
 from roma_ds.storage.run_lock import locked
@@ -32,7 +34,7 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     from roma_ds.config import resolve_deepspeed
     from roma_ds.pipeline.data import make_data
     from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, VARIANTS, stages_until
-    from roma_ds.pipeline.worker import load_for
+    from roma_ds.pipeline.worker import finish, load_for
 
     goal = "report" if options.command == "run" else options.command
     if options.command == "report" and options.config.is_dir():
@@ -40,22 +42,26 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     variant = getattr(options, "variant", None)
     if variant is not None and variant not in VARIANTS:
         raise UserError(f"--variant {variant} is unknown", f"use one of {', '.join(VARIANTS)}")
+    _refuse_inside_ranks()
     run_config = load_for(options.config, options.overrides, options.ds)
-    ranks = options.ranks if options.ranks is not None else default_ranks()
-    resolve_deepspeed(run_config, max(1, ranks))
+    flags = read_launcher_flags(launcher_flags, options.ranks)
+    ranks = options.ranks if options.ranks is not None or flags.hosts else default_ranks()
+    resolve_deepspeed(run_config, max(1, flags.world_size or ranks or 1))
     needed = stages_until(goal)
     folders = Folders(Path(run_config.output_dir))
-    with locked(folders.root):
-        make_data(run_config, folders, _say)
+    # With a command on every host, the first one does what is done once.
+    first = flags.kind != NO_SSH or flags.node_rank == 0
+    if first:
+        with locked(folders.root):
+            make_data(run_config, folders, _say)
     if any(stage in ON_ALL_RANKS for stage in needed):
         last = [stage for stage in needed if stage in ON_ALL_RANKS][-1]
-        code = _on_ranks(options, launcher_flags, ranks, last)
+        code = _on_ranks(options, flags, ranks, last)
         if code:
             return code
-    with locked(folders.root):
-        for stage in needed:
-            if stage in ("export", "report"):
-                finish(stage, run_config, folders)
+    if first:
+        with locked(folders.root):
+            finish(needed, run_config, folders)
     return 0
 
 
@@ -68,26 +74,28 @@ def compare(options: argparse.Namespace) -> int:
     return 0
 
 
-def _on_ranks(options: argparse.Namespace, launcher_flags: Sequence[str], ranks: int, last: str) -> int:
-    import os
-
+def _on_ranks(options: argparse.Namespace, flags: LauncherFlags, ranks: int | None, last: str) -> int:
     arguments = _worker_arguments(options, last)
-    if ranks == 1 and not launcher_flags:
+    if ranks == 1 and flags.kind == LOCAL and not flags.given:
         from roma_ds.pipeline.worker import main as worker
 
         os.environ.update(launcher_environment())
         return worker(arguments)
-    return run_launcher(ranks, launcher_flags, arguments)
+    return run_launcher(ranks, flags, arguments)
 
 
-def finish(stage: str, run_config: RunConfig, folders: Folders) -> None:
-    """The stages after the last one that needs ranks."""
-    from roma_ds.pipeline import finishing
+def _refuse_inside_ranks() -> None:
+    """Raises UserError where srun or mpirun started this command several times: it starts ranks itself."""
+    if not any(name in os.environ for name in ("SLURM_STEP_ID", "OMPI_COMM_WORLD_SIZE", "PMI_SIZE")):
+        return
+    from roma_ds.comm.ranks import ranks_from
 
-    if stage == "export":
-        finishing.export(run_config, folders, _say)
-    else:
-        finishing.write_report(run_config, folders, _say)
+    ranks = ranks_from()
+    if ranks.world_size > 1:
+        raise UserError(
+            f"srun or mpirun started this command {ranks.world_size} times over, and it starts ranks itself",
+            "let srun or mpirun start `python -m roma_ds.train --config RUN.yaml`, see docs/multi-node.md",
+        )
 
 
 def demo(options: argparse.Namespace) -> int:
@@ -122,7 +130,7 @@ def study(options: argparse.Namespace) -> int:
         os.environ.update(launcher_environment())
         code = worker(arguments)
     else:
-        code = run_launcher(ranks, (), arguments, "roma_ds.study.worker")
+        code = run_launcher(ranks, LauncherFlags((), LOCAL, {}), arguments, "roma_ds.study.worker")
     if not code:
         _say(write_study_report(Path(config.output_dir)))
     return code

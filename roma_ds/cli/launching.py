@@ -1,10 +1,12 @@
-"""Start the ranks through the deepspeed launcher, watch them, and pass on how they ended."""
+"""Start the ranks through the deepspeed launcher or mpirun, watch them, and pass on how they ended."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+import secrets
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -14,10 +16,21 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
+from roma_ds.cli.carried_variables import ENV_FILE, carried, write_env_file
+from roma_ds.cli.launcher_flags import LOCAL, MPIRUN, NO_SSH, LauncherFlags
+from roma_ds.cli.mpirun_line import mpirun_line
+from roma_ds.cli.remote_ranks import signal_remote_ranks
 from roma_ds.errors import EnvironmentFault, UserError
 
-KNOWN_CODES = (0, 1, 2, 3, 130, 143)
+FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+KNOWN_CODES = (0, 1, 2, 3, *(128 + signum for signum in FORWARDED))
 GRACE_S = 40.0
+SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
+NEEDS_SCRIPT = ("slurm", "mpich")
+"""Deepspeed's runners of these cannot start a module."""
+SSH_KEEPALIVE = "-o ServerAliveInterval=10 -o ServerAliveCountMax=3"
+"""ssh waits a quarter of an hour for a host whose link is down; with these, 40 seconds."""
+KEEPALIVE_VARIABLE = "PDSH_SSH_ARGS_APPEND"
 
 
 def default_ranks() -> int:
@@ -47,27 +60,43 @@ def _free_port() -> int:
 
 
 def launch_line(
-    ranks: int,
-    launcher_flags: Sequence[str],
+    ranks: int | None,
+    flags: LauncherFlags,
     worker_arguments: Sequence[str],
+    mark: str = "",
     module: str = "roma_ds.train",
 ) -> list[str]:
-    """The deepspeed command; flags of the user come last, so that they win."""
-    flags = (
-        []
-        if any(flag.startswith("--master_port") for flag in launcher_flags)
-        else [f"--master_port={_free_port()}"]
-    )
-    return [
-        "deepspeed",
-        "--quiet",
-        f"--num_accelerators={ranks}",
-        *flags,
-        *launcher_flags,
-        "--module",
-        module,
-        *worker_arguments,
-    ]
+    """The deepspeed command; flags of the user come last, so that they win.
+
+    ranks: on each host, where the flags leave it open. mark: see signal_remote_ranks.
+    """
+    line = ["deepspeed", "--quiet"]
+    if ranks is not None:
+        line.append(f"--num_accelerators={ranks}")
+    if flags.kind == LOCAL:
+        # Several runs on one host must not meet; several hosts must agree, on the launcher's own default.
+        line += [] if flags.master_port else [f"--master_port={_free_port()}"]
+    elif not flags.master_addr and flags.kind in (NO_SSH, "openmpi"):
+        # The launcher would ask the first host over ssh.
+        line.append(f"--master_addr={flags.first_host}")
+    if flags.kind == NO_SSH:
+        line.append(f"--node_rank={flags.node_rank}")
+    program = [str(SCRIPT)] if flags.kind in NEEDS_SCRIPT else ["--module", module]
+    arguments = [*worker_arguments, *([f"--launch_id={mark}"] if mark else [])]
+    if flags.kind == "pdsh":
+        arguments = [_for_remote_shell(word) for word in arguments]
+    return [*line, *flags.given, *program, *arguments]
+
+
+def _for_remote_shell(word: str) -> str:
+    """A word as the pdsh runner must get it: it puts words with spaces in double quotes, and leaves others.
+
+    pdsh replaces %h and the like.
+    """
+    word = word.replace("%", "%%")
+    if " " not in word:
+        return shlex.quote(word)
+    return word.replace("\\", "\\\\").replace("$", "\\$").replace("`", "\\`")
 
 
 def _ranks_of(launcher: int) -> list[int]:
@@ -81,27 +110,64 @@ def _ranks_of(launcher: int) -> list[int]:
         return []
 
 
+def _starter_of(launcher: int) -> list[int]:
+    """What the deepspeed command runs: mpirun or srun, which pass signals on."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [child.pid for child in psutil.Process(launcher).children()]
+    return []
+
+
+def _environment_for(flags: LauncherFlags) -> tuple[dict[str, str], Path | None]:
+    """Variables for the launcher, and the file that carries some of them to other hosts."""
+    environment = launcher_environment()
+    if flags.kind in (LOCAL, NO_SSH):
+        return environment, None
+    # mpirun gives ranks one second to save after SIGTERM unless it is told otherwise.
+    environment.setdefault("PRTE_MCA_odls_base_sigkill_timeout", str(int(GRACE_S)))
+    if flags.kind == "pdsh":
+        environment[KEEPALIVE_VARIABLE] = f"{environment.get(KEEPALIVE_VARIABLE, '')} {SSH_KEEPALIVE}".strip()
+    if flags.kind == MPIRUN:
+        return environment, None
+    variables = carried(environment)
+    if flags.kind == "openmpi":
+        variables |= {"MASTER_ADDR": flags.master_addr or flags.first_host}
+        variables |= {"MASTER_PORT": str(flags.master_port)} if flags.master_port else {}
+    file = write_env_file(variables, through_shell=flags.kind == "pdsh")
+    environment[ENV_FILE] = str(file)
+    return environment, file
+
+
 def run_launcher(
-    ranks: int,
-    launcher_flags: Sequence[str],
+    ranks: int | None,
+    flags: LauncherFlags,
     worker_arguments: Sequence[str],
     module: str = "roma_ds.train",
 ) -> int:
-    """Print and run the deepspeed command; returns the exit code of the ranks.
+    """Print and run the launcher's command; returns the exit code of the ranks.
 
-    On one host the launcher itself dies of SIGTERM and leaves its ranks running, so this process stays
-    in front of it: a signal goes to the ranks, which save and end, and the launcher follows them.
+    On one host the launcher itself dies of SIGTERM and leaves its ranks running, so this process stays in
+    front of it: a signal goes to the ranks, on whatever host, which save and end, and the launcher follows
+    them.
     """
-    if ranks < 1:
+    if ranks is not None and ranks < 1:
         raise UserError(f"--ranks must be 1 or more, not {ranks}", "leave it out for one rank a device")
-    line = launch_line(ranks, launcher_flags, worker_arguments, module)
+    mark = secrets.token_hex(4) if flags.kind == "pdsh" else ""
+    environment, file = _environment_for(flags)
+    if flags.kind == MPIRUN:
+        line = mpirun_line(flags, worker_arguments, environment)
+    else:
+        line = launch_line(ranks, flags, worker_arguments, mark, module)
     print("$ " + shlex.join(line), flush=True)
-    environment = launcher_environment()
+    # Slurm sends its warning to all processes of a job: the launchers, which inherit this, must survive it.
+    before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
     try:
         launcher = subprocess.Popen(
-            line, env=environment, start_new_session=True, executable=_program(environment)
+            line, env=environment, start_new_session=True, executable=_program(line[0], environment)
         )
     except OSError as error:
+        signal.signal(signal.SIGUSR1, before)
         raise EnvironmentFault(
             f"the deepspeed launcher cannot be started: {error}", "pip install deepspeed"
         ) from error
@@ -109,7 +175,13 @@ def run_launcher(
 
     def forward(signum: int, frame: FrameType | None) -> None:
         received.append(signum)
-        targets = _ranks_of(launcher.pid)
+        if mark:
+            signal_remote_ranks(flags, mark, signum, environment)
+            return
+        if flags.kind == MPIRUN:
+            targets = [launcher.pid]
+        else:
+            targets = (_ranks_of if flags.kind in (LOCAL, NO_SSH) else _starter_of)(launcher.pid)
         # Each may have ended by itself since it was listed.
         with contextlib.suppress(ProcessLookupError):
             if not targets:
@@ -118,30 +190,31 @@ def run_launcher(
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signum)
 
-    previous = {signum: signal.signal(signum, forward) for signum in (signal.SIGINT, signal.SIGTERM)}
+    previous = {signum: signal.signal(signum, forward) for signum in FORWARDED}
+    previous[signal.SIGUSR1] = before
     try:
         code = _wait(launcher, received)
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
+        if file is not None:
+            file.unlink(missing_ok=True)
     if received:
         return 128 + received[0]
     if code not in KNOWN_CODES:
+        lost = "a rank was killed" if flags.kind == LOCAL else "a rank was killed, or its host is lost"
         print(
-            "roma-ds: error: a rank was killed; the last saved state is kept\n"
-            "  fix: rerun the same command to go on",
+            f"roma-ds: error: {lost}; the last saved state is kept\n  fix: rerun the same command to go on",
             file=sys.stderr,
         )
         return 1
     return code
 
 
-def _program(environment: Mapping[str, str]) -> str:
-    import shutil
-
-    found = shutil.which("deepspeed", path=environment["PATH"])
+def _program(name: str, environment: Mapping[str, str]) -> str:
+    found = shutil.which(name, path=environment["PATH"])
     if found is None:
-        raise EnvironmentFault("the deepspeed command is not on the PATH", "pip install deepspeed")
+        raise EnvironmentFault(f"the {name} command is not on the PATH", "pip install deepspeed")
     return found
 
 

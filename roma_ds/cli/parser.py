@@ -34,6 +34,10 @@ CHECKS = (
 LISTS = ("configs", "studies", "variants", "families", "tasks", "runs")
 
 
+_LAUNCHER_FLAGS = (
+    "Flags for the deepspeed launcher go after `--`: --hostfile FILE, --no_ssh, --launcher openmpi, more; "
+    "--launcher mpirun does without the deepspeed launcher."
+)
 _OVERRIDE = re.compile(r"[A-Za-z_][\w.\[\]]*=")
 
 
@@ -62,7 +66,11 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("config", type=Path, metavar="RUN.yaml", help="the run's config")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the config's")
     parser.add_argument(
-        "--ranks", type=int, default=None, metavar="N", help="ranks on this host (default: one a device)"
+        "--ranks",
+        type=int,
+        default=None,
+        metavar="N",
+        help="ranks on each host (default: one a device, or the slots of a hostfile)",
     )
     parser.add_argument(
         "--ds",
@@ -141,16 +149,18 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
 
     run = commands.add_parser("run", help="all stages")
+    run.epilog = _LAUNCHER_FLAGS
     _add_run_arguments(run)
     for stage in STAGES:
         command = commands.add_parser(stage, help=_STAGE_HELP[stage])
         _add_run_arguments(command)
         if stage in ("train", "eval"):
             command.add_argument("--variant", metavar="NAME", help="this variant alone")
+        command.epilog = _LAUNCHER_FLAGS
         if stage == "report":
-            command.epilog = "With folders of runs in place of a config: one table of all of them."
-        if stage == "train":
-            command.epilog = "Flags for the deepspeed launcher go after `--`."
+            command.epilog = (
+                f"With folders of runs in place of a config: one table of all of them. {_LAUNCHER_FLAGS}"
+            )
 
     study = commands.add_parser(
         "study", help="variants, seeds and settings over one set of caches; one table"

@@ -144,7 +144,7 @@ def test_everything_imported_is_declared() -> None:
 
 
 @pytest.mark.parametrize(
-    "script", ["launch/quickstart.sh", "launch/test.sh", ".ci/run", "launch/environment.sh"]
+    "script", [".ci/run", *sorted(f"launch/{path.name}" for path in (ROOT / "launch").glob("*.s*"))]
 )
 def test_scripts_are_valid_bash(script: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / script)], check=True)
