@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, settings
 if TYPE_CHECKING:
     from cli.projects import Project
 
-LAYERS = ("unit", "distributed", "deepspeed", "cli")
+LAYERS = ("unit", "distributed", "deepspeed", "cli", "hosts")
 HERE = Path(__file__).parent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
