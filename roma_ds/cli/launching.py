@@ -12,7 +12,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
@@ -25,6 +25,7 @@ from roma_ds.errors import EnvironmentFault, UserError
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 KNOWN_CODES = (0, 1, 2, 3, *(128 + signum for signum in FORWARDED))
 GRACE_S = 40.0
+REMOTE_KILL_S = 3.0
 SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
 NEEDS_SCRIPT = ("slurm", "mpich")
 """Deepspeed's runners of these cannot start a module."""
@@ -190,10 +191,17 @@ def run_launcher(
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signum)
 
+    def kill() -> None:
+        if mark:
+            signal_remote_ranks(flags, mark, signal.SIGKILL, environment)
+            time.sleep(REMOTE_KILL_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(launcher.pid, signal.SIGKILL)
+
     previous = {signum: signal.signal(signum, forward) for signum in FORWARDED}
     previous[signal.SIGUSR1] = before
     try:
-        code = _wait(launcher, received)
+        code = _wait(launcher, received, kill)
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
@@ -218,8 +226,8 @@ def _program(name: str, environment: Mapping[str, str]) -> str:
     return found
 
 
-def _wait(launcher: subprocess.Popen[bytes], received: Sequence[int]) -> int:
-    """Wait for the launcher; after a signal, for at most GRACE_S, then end what is left."""
+def _wait(launcher: subprocess.Popen[bytes], received: Sequence[int], kill: Callable[[], None]) -> int:
+    """Wait for the launcher; after a signal, for at most GRACE_S, then end what is left by `kill`."""
     deadline = None
     while True:
         try:
@@ -228,5 +236,5 @@ def _wait(launcher: subprocess.Popen[bytes], received: Sequence[int]) -> int:
             if received and deadline is None:
                 deadline = time.monotonic() + GRACE_S
             if deadline is not None and time.monotonic() > deadline:
-                with contextlib.suppress(ProcessLookupError):
-                    os.killpg(launcher.pid, signal.SIGKILL)
+                kill()
+                deadline += GRACE_S
