@@ -17,12 +17,13 @@ from pathlib import Path
 from types import FrameType
 
 from roma_ds.cli.carried_variables import ENV_FILE, carried, write_env_file
-from roma_ds.cli.launcher_flags import LOCAL, MPIRUN, NO_SSH, LauncherFlags
+from roma_ds.cli.launcher_flags import BY_SLOTS, LOCAL, MPIRUN, NO_SSH, LauncherFlags
 from roma_ds.cli.mpirun_line import mpirun_line
 from roma_ds.cli.remote_ranks import signal_remote_ranks
 from roma_ds.errors import EnvironmentFault, UserError
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+_TOOLS = str(Path(sys.executable).parent)
 KNOWN_CODES = (0, 1, 2, 3, *(128 + signum for signum in FORWARDED))
 GRACE_S = 40.0
 REMOTE_KILL_S = 3.0
@@ -42,7 +43,7 @@ def default_ranks() -> int:
 def launcher_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables for launcher and ranks: this Python's tools first (ninja compiles DeepSpeed's ops)."""
     found = dict(environment)
-    found["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), found.get("PATH", os.defpath)])
+    found["PATH"] = os.pathsep.join([_TOOLS, found.get("PATH", os.defpath)])
     if "DS_ACCELERATOR" not in found and not any(Path("/dev").glob("nvidia[0-9]*")):
         found["DS_ACCELERATOR"] = "cpu"
     if found.get("DS_ACCELERATOR") == "cpu":
@@ -125,6 +126,9 @@ def _environment_for(flags: LauncherFlags) -> tuple[dict[str, str], Path | None]
     environment = launcher_environment()
     if flags.kind in (LOCAL, NO_SSH):
         return environment, None
+    if flags.kind in BY_SLOTS:
+        # The mpirun that the user chose, such as a module of the cluster, before one of this environment.
+        environment["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), _TOOLS])
     # mpirun gives ranks one second to save after SIGTERM unless it is told otherwise.
     environment.setdefault("PRTE_MCA_odls_base_sigkill_timeout", str(int(GRACE_S)))
     if flags.kind == "pdsh":
@@ -220,7 +224,8 @@ def run_launcher(
 
 
 def _program(name: str, environment: Mapping[str, str]) -> str:
-    found = shutil.which(name, path=environment["PATH"])
+    path = environment["PATH"]
+    found = shutil.which(name, path=path if name == "mpirun" else os.pathsep.join([_TOOLS, path]))
     if found is None:
         raise EnvironmentFault(f"the {name} command is not on the PATH", "pip install deepspeed")
     return found

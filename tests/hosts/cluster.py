@@ -18,8 +18,12 @@ WAYS: dict[str, tuple[str, ...]] = {
     "no_ssh": ("--no_ssh",),
     "mpirun": ("--launcher", "mpirun"),
     "openmpi": ("--launcher", "openmpi"),
+    "mpirun of MPICH": ("--launcher", "mpirun"),
+    "mpich": ("--launcher", "mpich"),
 }
-"""Launcher flags beside the hostfile. mpirun: Open MPI's; openmpi: the deepspeed launcher's runner of it."""
+"""Launcher flags beside the hostfile. mpirun: Open MPI's; openmpi, mpich: deepspeed's runners."""
+MPICH = os.environ.get("ROMA_DS_MPICH")
+"""Folder of MPICH's programs, which cannot share an environment with those of Open MPI."""
 STEPS, SAVE_EVERY = 64, 8
 SETTINGS = ("train.log_every=1", f"train.save_every={SAVE_EVERY}", "train.lr=2.0e-3", "train.keep_states=20")
 LOST_AFTER_S = 5.0
@@ -80,8 +84,10 @@ class Training:
         self.started = [self._start(number, command) for number in starts]
 
     def _start(self, number: int, command: Sequence[str]) -> Started:
-        folder = self.project.folder
-        return Started(self.hosts.words(number, command, folder, VARIABLES), folder)
+        folder, variables = self.project.folder, dict(VARIABLES)
+        if MPICH and "mpich" in self.way.lower():
+            variables["PATH"] = os.pathsep.join([MPICH, os.environ.get("PATH", os.defpath)])
+        return Started(self.hosts.words(number, command, folder, variables), folder)
 
     def reach(self, step: int, timeout_s: float = 240) -> None:
         """Wait until a log line of this step or a later one is there."""

@@ -17,6 +17,7 @@ from cli.projects import Finished, Project, largest_difference
 from hosts import evidence
 from hosts.cluster import (
     LOST_AFTER_S,
+    MPICH,
     SSH_NOTICES_S,
     STEPS,
     Training,
@@ -33,18 +34,27 @@ SLACK_S = 30.0
 """For a loaded machine; the ends themselves take what they say."""
 
 pytestmark = [pytest.mark.timeout(1200)]
+
+
+def why_no_mpich() -> str | None:
+    found = MPICH is not None and (Path(MPICH) / "mpiexec.hydra").exists()
+    return None if found else "needs MPICH's programs in the folder that ROMA_DS_MPICH names"
+
+
 LACKING: dict[str, Callable[[], str | None]] = {
     "pdsh": why_no_pdsh,
     "no_ssh": lambda: None,
     "mpirun": lambda: why_no_ssh() or why_no_mpi(),
     "openmpi": lambda: why_no_ssh() or why_no_mpi(),
+    "mpirun of MPICH": lambda: why_no_ssh() or why_no_mpich(),
+    "mpich": lambda: why_no_ssh() or why_no_mpich(),
 }
 References = Callable[[int], Project]
 
 
 Facts = dict[str, Any]
 ALL = [(way, stage) for stage in (0, 3) for way in LACKING]
-SOME = [("pdsh", 0), ("no_ssh", 3), ("mpirun", 0), ("openmpi", 3)]
+SOME = [("pdsh", 0), ("no_ssh", 3), ("mpirun", 0), ("openmpi", 3), ("mpirun of MPICH", 0)]
 
 
 @pytest.fixture(scope="module")
