@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,6 @@ from hosts.cluster import (
     SSH_NOTICES_S,
     STEPS,
     Training,
-    on_one_host,
-    prepared,
     saved,
 )
 from hosts.namespaces import Hosts, why_no_hosts, why_no_pdsh, why_no_ssh
@@ -57,15 +55,6 @@ ALL = [(way, stage) for stage in (0, 3) for way in LACKING]
 SOME = [("pdsh", 0), ("no_ssh", 3), ("mpirun", 0), ("openmpi", 3), ("mpirun of MPICH", 0)]
 
 
-@pytest.fixture(scope="module")
-def facts() -> Iterator[Facts]:
-    """What was seen, for the evidence."""
-    found: Facts = {"equal": [], "losses": [], "signals": []}
-    yield found
-    if path := evidence.wanted():
-        evidence.write(path, found)
-
-
 def message_of(done: Finished) -> list[str]:
     """What roma-ds told the user at its end."""
     lines = done.err.splitlines()
@@ -76,35 +65,6 @@ def message_of(done: Finished) -> list[str]:
 def needs(way: str) -> None:
     if lacking := LACKING[way]():
         pytest.skip(lacking)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def can_make_hosts() -> None:
-    if reason := why_no_hosts():
-        pytest.skip(reason)
-
-
-@pytest.fixture(scope="module")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    return prepared(tmp_path_factory.mktemp("cluster"))
-
-
-@pytest.fixture(scope="module")
-def reference(project: Project, tmp_path_factory: pytest.TempPathFactory) -> References:
-    known: dict[int, Project] = {}
-
-    def at(stage: int) -> Project:
-        if stage not in known:
-            known[stage] = on_one_host(project, tmp_path_factory.mktemp("one_host") / "out", stage)
-        return known[stage]
-
-    return at
-
-
-@pytest.fixture
-def hosts() -> Iterator[Hosts]:
-    with Hosts(2, ssh=why_no_ssh() is None) as made:
-        yield made
 
 
 def ended_well(training: Training) -> list[Finished]:

@@ -1,0 +1,87 @@
+"""launch/slurm.sbatch through a real Slurm on pretended hosts: what srun sets is what the ranks find."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.projects import ROOT, Project, largest_difference
+from hosts.cluster import SETTINGS, STEPS, VARIABLES, saved
+from hosts.namespaces import Hosts
+from hosts.slurm import start_slurm, why_no_slurm
+
+pytestmark = [pytest.mark.timeout(1200)]
+
+
+@dataclass
+class Job:
+    """`sbatch launch/slurm.sbatch` of a project, one task on each of two hosts."""
+
+    hosts: Hosts
+    project: Project
+    log: Path
+
+    def __post_init__(self) -> None:
+        self.variables = VARIABLES | start_slurm(self.hosts)
+        settings = [f"output_dir={self.project.out}", "deepspeed=zero0", *SETTINGS]
+        flags = ["--parsable", "--nodes=2", "--ntasks-per-node=1", f"--output={self.log}"]
+        job = ["sbatch", *flags, "launch/slurm.sbatch", str(self.project.config), *settings]
+        self.number = self.run(*job)
+
+    def run(self, *command: str) -> str:
+        """A command of Slurm on the first host; what it says."""
+        line = self.hosts.words(0, command, ROOT, self.variables)
+        return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
+
+    def state(self) -> str:
+        found = dict(
+            word.partition("=")[::2] for word in self.run("scontrol", "show", "job", self.number).split()
+        )
+        return found["JobState"]
+
+    def wait(self, reached: Callable[[], bool], timeout_s: float = 280) -> None:
+        deadline = time.monotonic() + timeout_s
+        while not reached():
+            said = self.log.read_text() if self.log.exists() else "nothing"
+            assert time.monotonic() < deadline, f"{self.state()}\n{said}"
+            time.sleep(0.2)
+
+
+def test_a_job_trains_as_one_host(
+    hosts: Hosts,
+    project: Project,
+    reference: Callable[[int], Project],
+    tmp_path: Path,
+    facts: dict[str, list[Any]],
+) -> None:
+    """All stages in a job, as the script runs them."""
+    if lacking := why_no_slurm():
+        pytest.skip(lacking)
+    there = project.copied(tmp_path / "out")
+    started = time.monotonic()
+    job = Job(hosts, there, tmp_path / "job.log")
+    job.wait(lambda: job.state() in ("COMPLETED", "FAILED"))
+    seconds = time.monotonic() - started
+    text = job.log.read_text()
+    assert job.state() == "COMPLETED", text
+    assert text.startswith("$ srun ") and f"step {STEPS}/{STEPS}" in text, text
+    assert (there.out / "report" / "report.html").exists() and saved(there) == STEPS
+    difference = largest_difference(there.routers(), reference(0).routers())
+    facts["equal"].append(
+        {
+            "way": "sbatch, srun",
+            "zero_stage": 0,
+            "hosts": 2,
+            "ranks": 2,
+            "steps": STEPS,
+            "largest_router_difference_to_one_host": difference,
+            "seconds": round(seconds, 1),
+            "slurm": job.run("sinfo", "--version"),
+        }
+    )
+    assert difference <= 1e-6
