@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -33,7 +34,7 @@ NodeName={names} CPUs={cores} State=UNKNOWN
 PartitionName=all Nodes=ALL Default=YES MaxTime=INFINITE State=UP
 """
 READY_WITHIN_S = 60.0
-PATH = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
+PATH = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath), "/usr/sbin"])
 
 
 def why_no_slurm() -> str | None:

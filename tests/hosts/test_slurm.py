@@ -39,10 +39,8 @@ class Job:
         return subprocess.run(line, capture_output=True, text=True, check=True).stdout.strip()
 
     def state(self) -> str:
-        found = dict(
-            word.partition("=")[::2] for word in self.run("scontrol", "show", "job", self.number).split()
-        )
-        return found["JobState"]
+        said = self.run("scontrol", "show", "job", self.number)
+        return str(dict(word.partition("=")[::2] for word in said.split())["JobState"])
 
     def wait(self, reached: Callable[[], bool], timeout_s: float = 280) -> None:
         deadline = time.monotonic() + timeout_s
