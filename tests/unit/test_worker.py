@@ -81,7 +81,9 @@ def test_slurms_signal_asks_for_another_turn_once(
     def stopped(*given: Any) -> None:
         raise Interrupted(signal.SIGUSR1, "stopped after step 8 of 64, which is saved")
 
-    monkeypatch.setenv("RANK", rank)
+    place = {"RANK": rank, "WORLD_SIZE": "2", "LOCAL_RANK": rank, "LOCAL_SIZE": "2"}
+    for name, value in {**place, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setattr(worker, "load_for", lambda *given: None)
     monkeypatch.setattr(worker, "run_stages", stopped)
     monkeypatch.setattr("roma_ds.pipeline.requeue.requeue", lambda: "job 5 is requeued")
