@@ -10,9 +10,16 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 VARIABLE = "ROMA_DS_HOSTS_EVIDENCE"
 PROGRAMS = {"ssh": "-V", "pdsh": "-V", "ip": "-V", "mpirun": "--version"}
 """By name, the flag that asks for its version."""
+
+
+def in_full_alone() -> pytest.MarkDecorator:
+    """Marks a test that an ordinary session has no time for."""
+    return pytest.mark.skipif(wanted() is None, reason=f"runs where {VARIABLE} names a file")
 
 
 def wanted() -> Path | None:

@@ -52,7 +52,7 @@ References = Callable[[int], Project]
 
 Facts = dict[str, Any]
 ALL = [(way, stage) for stage in (0, 3) for way in LACKING]
-SOME = [("pdsh", 0), ("no_ssh", 3), ("mpirun", 0), ("openmpi", 3), ("mpirun of MPICH", 0)]
+SOME = [("pdsh", 0), ("no_ssh", 3), ("mpirun", 0)]
 
 
 def message_of(done: Finished) -> list[str]:
@@ -142,6 +142,7 @@ def test_a_link_that_goes_down_and_on_with_one_host(
     assert difference <= 1e-6
 
 
+@evidence.in_full_alone()
 def test_a_host_that_dies_and_comes_back(
     hosts: Hosts, project: Project, reference: References, tmp_path: Path, facts: Facts
 ) -> None:
@@ -181,6 +182,7 @@ def test_a_host_that_dies_and_comes_back(
     assert difference <= 1e-6
 
 
+@evidence.in_full_alone()
 def test_a_signal_reaches_the_ranks_on_all_hosts(
     hosts: Hosts, project: Project, tmp_path: Path, facts: Facts
 ) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 from cli.projects import ROOT, Project, largest_difference
+from hosts import evidence
 from hosts.cluster import SETTINGS, STEPS, VARIABLES, saved
 from hosts.namespaces import Hosts
 from hosts.slurm import start_slurm, why_no_slurm
@@ -50,6 +51,7 @@ class Job:
             time.sleep(0.2)
 
 
+@evidence.in_full_alone()
 def test_a_job_trains_as_one_host(
     hosts: Hosts,
     project: Project,
