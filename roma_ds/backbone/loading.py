@@ -13,6 +13,7 @@ from huggingface_hub.errors import StrictDataclassError
 from roma_ds.config import ModelConfig
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.families.own_models import register_own_models
+from roma_ds.storage import fingerprint
 from roma_ds.storage.hub import why_unreachable
 
 PACKAGED = Path(__file__).parent.parent / "demo" / "model"
@@ -64,6 +65,14 @@ def load_config(model: ModelConfig) -> Any:
         raise _explain(error, model) from error
 
 
+def checkpoint_hash(model: ModelConfig, config: Any) -> str:
+    """What a changed checkpoint is told by: names, sizes and times of its files, on the hub its commit."""
+    location = Path(checkpoint(model))
+    if location.is_dir():
+        return fingerprint.of_folder(location)
+    return fingerprint.of_json([str(location), getattr(config, "_commit_hash", None)])
+
+
 def load_tokenizer(model: ModelConfig) -> Any:
     """The checkpoint's tokenizer. Raises UserError when it is not there."""
     from transformers import AutoTokenizer
@@ -91,3 +100,13 @@ def memory_faults(model: ModelConfig) -> Iterator[None]:
         raise EnvironmentFault(
             f"not enough memory to load {model.path}: {error}", "use more ranks, or collect.engine=stream"
         ) from error
+
+
+@contextmanager
+def loading_faults(model: ModelConfig) -> Iterator[None]:
+    """Turn what transformers raises while it loads weights into a UserError, a lack of memory as above."""
+    try:
+        with memory_faults(model):
+            yield
+    except (OSError, ValueError, KeyError) as error:
+        raise _explain(error, model) from error

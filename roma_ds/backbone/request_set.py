@@ -43,7 +43,9 @@ def requests_of(prompts: Sequence[Prompt]) -> Requests:
             options.append(-1)
         else:
             targets.append(len(sequences) + prompt.answer)
-            sequences.extend(Encoded(row, prompt.prompt, option) for option in prompt.options)
+            sequences.extend(
+                Encoded(row, prompt.before(number), option) for number, option in enumerate(prompt.options)
+            )
             options.extend(range(len(prompt.options)))
     return Requests(tuple(prompts), tuple(sequences), tuple(options), tuple(targets))
 

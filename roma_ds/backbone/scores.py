@@ -51,8 +51,9 @@ class Scores:
             if prompt.single_token_options:
                 values = parts[-1][3]
             elif prompt.options:
-                numbers = [prompt.options.index(option) for option in prompt.options]
-                values = np.array([parts[number][0] for number in numbers], np.float32)
+                # Equal options are read in different batches: they get one value, to the last bit.
+                texts = [(prompt.before(number), option) for number, option in enumerate(prompt.options)]
+                values = np.array([parts[texts.index(text)][0] for text in texts], np.float32)
             first = parts[min(parts)]
             routing.append(first[4])
             options.append(values)

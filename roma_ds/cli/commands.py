@@ -22,6 +22,8 @@ def _say(text: str) -> None:
 
 def _worker_arguments(options: argparse.Namespace, goal: str) -> list[str]:
     arguments = ["--config", str(options.config), "--until", goal]
+    if goal == "eval" and options.command != "eval":
+        arguments.append("--must-train")
     if getattr(options, "variant", None):
         arguments += ["--variant", options.variant]
     if options.ds:

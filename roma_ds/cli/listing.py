@@ -32,8 +32,14 @@ def lines(what: str, under: Path) -> Iterator[str]:
             yield f"{family.name:<14} {family.support:<12} model_type: {types:<13} {family.reason}".rstrip()
     elif what == "tasks":
         from roma_ds.data.named import NAMED
+        from roma_ds.data.tasks import TASKS
 
-        yield from NAMED
+        for name, dataset in NAMED.items():
+            task = TASKS.get(name)
+            use = (
+                f"evaluated on {task.split}, examples from {task.shots_split}" if task else "trained on only"
+            )
+            yield f"{name:<15} {use:<44} {dataset.hub_path}"
     else:
         from roma_ds.monitor.run_list import run_lines
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from roma_ds.backbone.blueprint import Blueprint
-from roma_ds.backbone.encoding import Prompt, encode
+from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.scores import Scores
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
@@ -23,22 +23,20 @@ def collect(
     world: World,
     run: RunConfig,
     samples: Sequence[Sample],
+    prompts: Sequence[Prompt],
     whole: Blueprint,
-    tokenizer: Any,
     folder: Path,
     score: Callable[[Sequence[Prompt]], Scores | None],
 ) -> dict[str, Any]:
     """Write `routing.npy` and `outcome.parquet`; row order is that of `samples`. A collective.
 
-    score: runs the pretrained model over the encoded samples; a collective, complete on rank 0.
+    prompts: of the samples; score: runs the pretrained model over them; a collective, complete on rank 0.
 
     routing.npy: float16 [samples, MoE layers, experts], softmax over all routed experts in float32,
     averaged over the prompt tokens that `roma.tokens` names.
 
     Returns facts for the stage's record.
     """
-    with agreement(world):
-        prompts = encode(samples, tokenizer, run.data.max_tokens)
     scores = score(prompts)
     facts: dict[str, Any] = {}
     with agreement(world):

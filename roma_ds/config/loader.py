@@ -110,7 +110,10 @@ def _with_absolute_paths(run: RunConfig) -> RunConfig:
         embed=replace(run.embed, model=folder_or_id(run.embed.model)),
         eval=replace(
             run.eval,
-            tasks=tuple(replace(task, path=file(task.path)) for task in run.eval.tasks),
+            tasks=tuple(
+                replace(task, path=file(task.path), shots_path=file(task.shots_path))
+                for task in run.eval.tasks
+            ),
             data_root=file(run.eval.data_root),
         ),
         deepspeed=packaged_deepspeed(run.deepspeed, folder) or file(run.deepspeed),

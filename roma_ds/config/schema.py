@@ -25,6 +25,7 @@ from roma_ds.config.constraints import (
 from roma_ds.config.guards import GuardsConfig
 
 AnswerForm = Literal["letter", "text"]
+Scoring = Literal["letter", "cloze", "generate"]
 Control = Literal["router_tuning", "random_neighbours"]
 
 
@@ -77,7 +78,9 @@ class DataConfig:
     exclude: Annotated[tuple[str, ...], Distinct()] = ()
     """Names of datasets that must never be trained on; naming one in data.train is an error."""
     max_tokens: Count = 1024
-    """Longest prompt in tokens; longer ones are cut in the middle and counted."""
+    """Longest prompt in tokens, where the model's own context is not shorter still."""
+    long_prompts: Literal["cut", "refuse"] = "cut"
+    """What becomes of a longer prompt. cut: it loses its middle and is counted. refuse: an error names it."""
     data_root: Text | None = None
     """Folder with NAME/SPLIT.jsonl[.gz], used for named datasets in place of the hub."""
 
@@ -239,7 +242,15 @@ class TaskConfig:
     split: Text | None = None
     """Split of a known task; null is the one that papers report."""
     limit: Count | None = None
-    """Use this many samples, chosen by train.seed; null takes eval.limit."""
+    """Use this many samples, the same for every seed; null takes eval.limit."""
+    scoring: Scoring | None = None
+    """How this task is scored; null takes eval.scoring."""
+    shots: Annotated[int, Range(at_least=0)] | None = None
+    """Solved examples before each of its questions; null takes eval.shots."""
+    shots_path: Text | None = None
+    """JSON lines that solved examples come from."""
+    shots_split: Text | None = None
+    """Split of a known task that solved examples come from; null is the task's own choice."""
 
 
 @dataclass(frozen=True)
@@ -247,13 +258,20 @@ class EvalConfig:
     """What the base model and every variant are measured on."""
 
     tasks: Annotated[tuple[TaskConfig, ...], NotEmpty()]
-    """Tasks, each by name or as {name, path, split, limit}."""
+    """Tasks, each by name or as {name, path, split, limit, scoring, shots, shots_path, shots_split}."""
     limit: Count | None = None
     """Samples per task where the task sets none; null takes all."""
-    shots: Literal[0] = 0
-    """Solved examples before each question."""
-    scoring: Literal["letter", "cloze"] = "letter"
-    """letter: the most likely option letter. cloze: the most likely option text."""
+    shots: Annotated[int, Range(at_least=0)] = 0
+    """Solved examples before each question, the same for all questions of a task (of mmlu: of a subject)."""
+    seed: Annotated[int, Range(at_least=0, below=2**32)] = 0
+    """Chooses the solved examples."""
+    scoring: Scoring = "letter"
+    """letter: the most likely option letter. cloze: the most likely option text. generate: what the model
+    writes, by greedy decoding; the only one for answers without options, such as those of gsm8k."""
+    max_new_tokens: Count = 512
+    """Longest generated answer."""
+    stop: tuple[Text, ...] = ()
+    """Texts at which a generated answer ends; none takes those of the task."""
     data_root: Text | None = None
     """Folder with TASK/SPLIT.jsonl[.gz], used in place of the hub."""
     batch_size: Count = 16

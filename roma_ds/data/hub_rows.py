@@ -9,7 +9,8 @@ from typing import Any
 
 from roma_ds.data.rows import Row
 
-Convert = Callable[[dict[str, Any], int], Row]
+Convert = Callable[[dict[str, Any], int], Row | None]
+"""None leaves a row out that is no question with options."""
 
 
 def labelled(question_key: str = "question") -> Convert:
@@ -50,15 +51,16 @@ def piqa(row: dict[str, Any], place: int) -> Row:
 
 
 def hellaswag(row: dict[str, Any], place: int) -> Row:
-    """Endings of a scene; marks in brackets are left over from the source and removed."""
+    """Endings of a scene; marks in brackets, left over from the source, go as in lm-evaluation-harness."""
 
     def clean(text: str) -> str:
-        text = re.sub(r"\[.*?\]", "", text.replace(" [title]", ". "))
-        return re.sub(r" {2,}", " ", text).strip()
+        marked = text.strip().replace(" [title]", ". ")
+        return re.sub(r"\[.*?\]", "", marked).replace("  ", " ")
 
+    scene = f"{row['ctx_a']} {row['ctx_b'].capitalize()}"
     return {
         "id": str(place),
-        "question": clean(f"{row['activity_label']}: {row['ctx']}"),
+        "question": clean(f"{row['activity_label']}: {scene}"),
         "choices": [clean(ending) for ending in row["endings"]],
         "answer": int(row["label"]) if row["label"] != "" else None,
     }
@@ -87,8 +89,8 @@ def mmlu(row: dict[str, Any], place: int) -> Row:
 
 def gsm8k(row: dict[str, Any], place: int) -> Row:
     """A number after the worked solution."""
-    solution, _, answer = row["answer"].rpartition("####")
-    return {"id": str(place), "question": row["question"], "solution": solution, "answer": answer.strip()}
+    answer = row["answer"].rpartition("####")[2].strip()
+    return {"id": str(place), "question": row["question"], "solution": row["answer"], "answer": answer}
 
 
 def sciq(row: dict[str, Any], place: int) -> Row:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import random
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 
-from roma_ds.config.schema import AnswerForm, RunConfig
+from roma_ds.config.schema import AnswerForm, RunConfig, TaskConfig
 from roma_ds.data.decontamination import REASONS, Decontamination
 from roma_ds.data.named import named_dataset
+from roma_ds.data.rows import Row
 from roma_ds.data.sample import Sample
+from roma_ds.data.shots import Preface, preface
 from roma_ds.data.sources import Source, evaluation_sources, training_sources
+from roma_ds.data.tasks import TASKS, scoring_of
 from roma_ds.data.templates import render
 from roma_ds.errors import UserError
 
@@ -28,6 +32,10 @@ class DatasetRecord:
     """Ids of dropped samples by reason: a key of decontamination.REASONS."""
     over_limit: int = 0
     """Samples left out because of the limit."""
+    shots: dict[str, list[str]] = field(default_factory=dict)
+    """Ids of the rows that a task's solved examples are made of, by subject where it tells them apart."""
+    shots_source: str = ""
+    """Where these rows come from."""
 
 
 @dataclass(frozen=True)
@@ -99,26 +107,43 @@ def _training(run: RunConfig, decontamination: Decontamination) -> tuple[list[Sa
 
 def _evaluation(run: RunConfig) -> tuple[list[Sample], list[Sample], list[DatasetRecord]]:
     """All samples of the evaluated splits, those within the limits, and a record for each task."""
-    form: AnswerForm = "letter" if run.eval.scoring == "letter" else "text"
     everything: list[Sample] = []
     samples: list[Sample] = []
     records: list[DatasetRecord] = []
     for task in run.eval.tasks:
-        if task.path is None and named_dataset(task.name).free_text:
-            raise _no_options(task.name, run.eval.scoring)
+        generated = scoring_of(run, task) == "generate"
+        if not generated and task.path is None and named_dataset(task.name).free_text:
+            raise _no_options(task.name, scoring_of(run, task))
     for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True):
-        rendered, sha256 = _rendered(source, form)
-        if any(not sample.options for sample in rendered):
-            raise _no_options(task.name, run.eval.scoring)
+        rows = source.rows()
+        rendered, before = _evaluated(run, task, source, rows)
+        if scoring_of(run, task) != "generate" and any(not sample.options for sample in rendered):
+            raise _no_options(task.name, scoring_of(run, task))
         chosen = _subset(rendered, task.limit or run.eval.limit, f"{source.label}/{source.split}")
         everything += rendered
         samples += chosen
-        records.append(_record(source, sha256, len(rendered), len(chosen), {}))
+        record = _record(source, source.digest(rows), len(rendered), len(chosen), {})
+        records.append(replace(record, shots=before.examples, shots_source=before.source))
     return everything, samples, records
 
 
+def _evaluated(
+    run: RunConfig, task: TaskConfig, source: Source, rows: Sequence[Row]
+) -> tuple[list[Sample], Preface]:
+    """The rows of a task as the scoring asks for them, and what stands before each question."""
+    cloze = scoring_of(run, task) == "cloze"
+    form: AnswerForm = "text" if cloze else "letter"
+    layout = TASKS[task.name].layout if cloze and task.name in TASKS else None
+
+    def rendered(row: Row, before: str = "") -> Sample:
+        return render(row, form, source.label, source.split, before, layout)
+
+    before = preface(run, task, rows, rendered)
+    return [rendered(row, before.before(row)) for row in rows], before
+
+
 def _rendered(source: Source, form: AnswerForm) -> tuple[list[Sample], str]:
-    """All samples of a source and the digest of its rows."""
+    """All samples of a source to train on and the digest of its rows."""
     rows = source.rows()
     return [render(row, form, source.label, source.split) for row in rows], source.digest(rows)
 
@@ -149,5 +174,5 @@ def _account(record: DatasetRecord) -> str:
 def _no_options(task: str, scoring: str) -> UserError:
     return UserError(
         f"eval.tasks: {task} has free-text answers, which {scoring} scoring cannot score: it needs options",
-        f"remove {task} from eval.tasks, or give its rows choices",
+        f"give the task scoring: generate, remove {task} from eval.tasks, or give its rows choices",
     )

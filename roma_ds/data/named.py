@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from roma_ds.config.spelling import did_you_mean
-from roma_ds.data import hub_rows
+from roma_ds.data import hub_rows, mixture_rows
 from roma_ds.data.rows import Row, check_rows
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.storage.hub import why_unreachable
@@ -19,13 +21,12 @@ class NamedDataset:
     hub_path: str
     """`owner/name` on the hub."""
     hub_config: str | None
-    """Configuration there; None for the only one."""
+    """Configuration there; None for the only one, or where there are parts."""
     splits: tuple[str, ...]
     """Splits whose answers are public."""
-    eval_split: str
-    """The split that papers report."""
-    convert: hub_rows.Convert
-    """A hub row into a row of ours."""
+    convert: hub_rows.Convert | Mapping[str, hub_rows.Convert]
+    """A hub row into a row of ours. By configuration where several are taken one after the other; their names
+    then come before the ids."""
     free_text: bool = False
     """Answers are texts without options, so that letter and cloze scoring cannot evaluate it."""
 
@@ -34,21 +35,24 @@ _ALL = ("train", "validation", "test")
 _NO_TEST = ("train", "validation")
 
 NAMED = {
-    "arc_challenge": NamedDataset("allenai/ai2_arc", "ARC-Challenge", _ALL, "test", hub_rows.labelled()),
-    "arc_easy": NamedDataset("allenai/ai2_arc", "ARC-Easy", _ALL, "test", hub_rows.labelled()),
-    "boolq": NamedDataset("google/boolq", None, _NO_TEST, "validation", hub_rows.boolq),
-    "commonsense_qa": NamedDataset("tau/commonsense_qa", None, _NO_TEST, "validation", hub_rows.labelled()),
-    "gsm8k": NamedDataset("openai/gsm8k", "main", ("train", "test"), "test", hub_rows.gsm8k, free_text=True),
-    "hellaswag": NamedDataset("Rowan/hellaswag", None, _NO_TEST, "validation", hub_rows.hellaswag),
-    "mmlu": NamedDataset("cais/mmlu", "all", ("dev", "validation", "test"), "test", hub_rows.mmlu),
-    "openbookqa": NamedDataset(
-        "allenai/openbookqa", "main", _ALL, "test", hub_rows.labelled("question_stem")
+    "arc_challenge": NamedDataset("allenai/ai2_arc", "ARC-Challenge", _ALL, hub_rows.labelled()),
+    "arc_easy": NamedDataset("allenai/ai2_arc", "ARC-Easy", _ALL, hub_rows.labelled()),
+    "bigbench": NamedDataset(
+        "tasksource/bigbench", None, _NO_TEST, dict.fromkeys(mixture_rows.BIGBENCH, mixture_rows.bigbench)
     ),
-    "piqa": NamedDataset("baber/piqa", None, _NO_TEST, "validation", hub_rows.piqa),
-    "sciq": NamedDataset("allenai/sciq", None, _ALL, "test", hub_rows.sciq),
-    "winogrande": NamedDataset(
-        "allenai/winogrande", "winogrande_xl", _NO_TEST, "validation", hub_rows.winogrande
-    ),
+    "boolq": NamedDataset("google/boolq", None, _NO_TEST, hub_rows.boolq),
+    "commonsense_qa": NamedDataset("tau/commonsense_qa", None, _NO_TEST, hub_rows.labelled()),
+    "gsm8k": NamedDataset("openai/gsm8k", "main", ("train", "test"), hub_rows.gsm8k, free_text=True),
+    "hellaswag": NamedDataset("Rowan/hellaswag", None, _NO_TEST, hub_rows.hellaswag),
+    "knowref": NamedDataset("coref-data/knowref_60k_raw", None, _ALL, mixture_rows.knowref),
+    "mmlu": NamedDataset("cais/mmlu", "all", ("dev", "validation", "test"), hub_rows.mmlu),
+    "multirc": NamedDataset("aps/super_glue", "multirc", _NO_TEST, mixture_rows.multirc),
+    "openbookqa": NamedDataset("allenai/openbookqa", "main", _ALL, hub_rows.labelled("question_stem")),
+    "piqa": NamedDataset("baber/piqa", None, _NO_TEST, hub_rows.piqa),
+    "sciq": NamedDataset("allenai/sciq", None, _ALL, hub_rows.sciq),
+    "social_iqa": NamedDataset("lighteval/siqa", None, _NO_TEST, mixture_rows.social_iqa),
+    "superglue": NamedDataset("aps/super_glue", None, _NO_TEST, mixture_rows.SUPERGLUE),
+    "winogrande": NamedDataset("allenai/winogrande", "winogrande_xl", _NO_TEST, hub_rows.winogrande),
 }
 
 
@@ -88,21 +92,29 @@ def hub_rows_of(name: str, split: str) -> list[Row]:
             f"{name} has no split {split!r}{did_you_mean(split, dataset.splits)}",
             f"use one of {', '.join(dataset.splits)}",
         )
+    parts = dataset.convert if isinstance(dataset.convert, Mapping) else {dataset.hub_config: dataset.convert}
+    converted: list[tuple[str, Row]] = []
+    for config, convert in parts.items():
+        origin = f"{dataset.hub_path}{f'/{config}' if len(parts) > 1 else ''} on the hub"
+        offline = f"download it elsewhere and give data_root (with {name}/{split}.jsonl in it), or use a path"
+        before = f"{config}/" if len(parts) > 1 else ""
+        try:
+            for place, row in enumerate(_downloaded(name, dataset.hub_path, config, split, origin, offline)):
+                if (made := convert(row, place)) is not None:
+                    made["id"] = f"{before}{made['id']}"
+                    converted.append((f"{origin}, {split} row {place}", made))
+        except (KeyError, TypeError, AttributeError) as error:
+            raise EnvironmentFault(f"{origin} has other columns than expected: {error!r}", offline) from error
+    return check_rows(converted, "choose a split whose answers are public")
+
+
+def _downloaded(name: str, path: str, config: str | None, split: str, origin: str, fix: str) -> Any:
     # Before `datasets` is imported, which looks once whether there is a network.
     why_unreachable()
     import datasets
 
-    origin = f"{dataset.hub_path} on the hub"
-    offline = f"download it elsewhere and give data_root (with {name}/{split}.jsonl in it), or use a path"
     try:
-        rows = datasets.load_dataset(dataset.hub_path, dataset.hub_config, split=split)
+        return datasets.load_dataset(path, config, split=split)
     except (OSError, ValueError, RuntimeError, datasets.exceptions.DatasetsError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise EnvironmentFault(f"cannot load {name} from {origin}: {reason}", offline) from error
-    try:
-        converted = [
-            (f"{origin}, {split} row {place}", dataset.convert(row, place)) for place, row in enumerate(rows)
-        ]
-    except (KeyError, TypeError, AttributeError) as error:
-        raise EnvironmentFault(f"{origin} has other columns than expected: {error!r}", offline) from error
-    return check_rows(converted, "choose a split whose answers are public")
+        raise EnvironmentFault(f"cannot load {name} from {origin}: {reason}", fix) from error

@@ -10,7 +10,8 @@ class Sample:
     """A prompt and what may follow it.
 
     `target` and every entry of `options` begin with one space and follow the prompt directly. `options` is
-    empty and `answer` is -1 where the answer is free text.
+    empty and `answer` is -1 where the answer is free text. With `contexts`, option i follows context i in
+    place of the prompt.
     """
 
     id: str
@@ -35,3 +36,6 @@ class Sample:
     """Text that the question is about, where there is one."""
     subject: str = ""
     """Subject or skill that the row names, for tables and pictures."""
+    contexts: tuple[str, ...] = ()
+    """By option, what the model reads before it, where options differ in that (a filled gap) and not in what
+    is scored."""

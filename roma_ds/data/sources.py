@@ -9,6 +9,7 @@ from typing import Any
 from roma_ds.config.schema import DatasetConfig, RunConfig, TaskConfig
 from roma_ds.data.named import hub_rows_of, local_file, named_dataset
 from roma_ds.data.rows import Row, read_rows
+from roma_ds.data.tasks import TASKS, shots_of, task_of
 from roma_ds.errors import UserError
 from roma_ds.storage import fingerprint
 
@@ -55,13 +56,34 @@ def training_sources(run: RunConfig) -> list[Source]:
 
 def evaluation_sources(run: RunConfig) -> list[Source]:
     """One source for each entry of eval.tasks. Raises UserError for unknown names and absent local files."""
-    sources = []
-    for task in run.eval.tasks:
-        split = task.split
-        if split is None:
-            split = "test" if task.path is not None else named_dataset(task.name).eval_split
-        sources.append(_source(task, task.name, split, run.eval.data_root))
-    return sources
+    return [_source(task, task.name, _split(task), run.eval.data_root) for task in run.eval.tasks]
+
+
+def shots_source(run: RunConfig, task: TaskConfig) -> Source:
+    """Where the solved examples of `task` come from. Raises UserError where that is nowhere."""
+    if task.shots_path is not None:
+        return Source(task.name, task.shots_split or "shots", Path(task.shots_path))
+    if task.path is not None:
+        raise UserError(
+            f"eval.shots is {shots_of(run, task)}, but the task {task.name} names no file of solved examples",
+            "give the task a shots_path, or set eval.shots=0",
+        )
+    split = task.shots_split or task_of(task.name).shots_split
+    if split is None or split == _split(task):
+        raise UserError(
+            f"eval.shots is {shots_of(run, task)}, but the task {task.name} has no split for solved examples"
+            + (f": {split} is evaluated" if split else ""),
+            "give the task another shots_split or a shots_path, or set eval.shots=0",
+        )
+    return _source(task, task.name, split, run.eval.data_root)
+
+
+def _split(task: TaskConfig) -> str:
+    if task.split is not None:
+        return task.split
+    if task.path is not None or task.name in TASKS:
+        return task_of(task.name).split
+    return named_dataset(task.name).splits[-1]
 
 
 def _source(item: DatasetConfig | TaskConfig, label: str, split: str, root: str | None) -> Source:

@@ -7,10 +7,11 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from roma_ds.config.schema import RunConfig
+from roma_ds.config.schema import RunConfig, TaskConfig
 from roma_ds.data.mixture import DatasetRecord, load_mixture
 from roma_ds.data.sample import Sample
-from roma_ds.data.sources import evaluation_sources, training_sources
+from roma_ds.data.sources import Source, evaluation_sources, shots_source, training_sources
+from roma_ds.data.tasks import scoring_of, shots_of
 from roma_ds.storage.atomic import make_folder, read_parquet, write_json, write_parquet
 
 OUTPUTS = ("samples.parquet", "eval.parquet", "manifest.json")
@@ -53,13 +54,27 @@ def data_inputs(run: RunConfig) -> dict[str, Any]:
             for item, source in zip(run.data.train, training_sources(run), strict=True)
         ],
         "evaluation": [
-            {**source.identity(), "limit": task.limit or run.eval.limit}
+            _task_inputs(run, task, source)
             for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True)
         ],
         "exclude": list(run.data.exclude),
-        "scoring": run.eval.scoring,
         "columns": [spec.name for spec in fields(Sample)],
     }
+
+
+def _task_inputs(run: RunConfig, task: TaskConfig, source: Source) -> dict[str, Any]:
+    inputs = {
+        **source.identity(),
+        "limit": task.limit or run.eval.limit,
+        "scoring": scoring_of(run, task),
+    }
+    if shots_of(run, task):
+        inputs["shots"] = {
+            "count": shots_of(run, task),
+            "seed": run.eval.seed,
+            **shots_source(run, task).identity(),
+        }
+    return inputs
 
 
 def save_samples(path: Path, samples: Sequence[Sample]) -> None:
@@ -96,5 +111,7 @@ def _entry(record: DatasetRecord) -> dict[str, Any]:
     """The record with counts before the ids."""
     entry = asdict(record)
     dropped: dict[str, list[str]] = entry.pop("dropped")
+    if not record.shots:
+        del entry["shots"], entry["shots_source"]
     entry["dropped"] = {reason: {"count": len(ids), "ids": ids} for reason, ids in dropped.items()}
     return entry

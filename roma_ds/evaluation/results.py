@@ -3,56 +3,75 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from roma_ds.backbone.scores import Scores
 from roma_ds.data.sample import Sample
-from roma_ds.evaluation.uncertainty import stderr
+from roma_ds.data.tasks import TASKS
+from roma_ds.evaluation.metric_modules import compute
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 
 
-def option_name(place: int) -> str:
-    """Label of an option by its place: A, B, ...; `text` for free-text answers (place -1)."""
-    return LETTERS[place] if place >= 0 else "text"
+def option_name(place: int, among: Sequence[str] = ()) -> str:
+    """Label of an option by its place: A, B, ...; for -1 `none` among options and `text` without any."""
+    if place >= 0:
+        return LETTERS[place]
+    return "none" if among else "text"
 
 
 def normalised_right(scores: Scores, samples: Sequence[Sample], rows: Sequence[int]) -> list[bool]:
-    """Whether the option of largest log-likelihood per UTF-8 byte of its text is the answer (acc_norm)."""
+    """Whether the option of largest log-likelihood per character of its text is the answer.
+
+    lm-evaluation-harness' acc_norm: the space between prompt and option does not count.
+    """
     right = []
     for row in rows:
-        lengths = np.array([len(choice.encode()) for choice in samples[row].choices], np.float64)
+        lengths = np.array([len(choice) for choice in samples[row].choices], np.float64)
         right.append(int((scores.option_loglikelihoods[row] / lengths).argmax()) == samples[row].answer)
     return right
 
 
-def task_results(samples: Sequence[Sample], scores: Scores, scoring: str) -> dict[str, dict[str, Any]]:
-    """Per task: n, accuracy, accuracy_norm, stderr, histogram of predicted options, majority baseline.
+def task_results(
+    samples: Sequence[Sample], scores: Scores, scoring: str | Mapping[str, str]
+) -> dict[str, dict[str, Any]]:
+    """Per task: n, split, accuracy, accuracy_norm, stderr, f1, predicted options, majority baseline.
 
-    accuracy_norm is None where options are letters or the answer is free text. The majority baseline is
-    the accuracy of always giving the most frequent answer.
+    scoring: of all tasks, or by task.
+    accuracy_norm is None but in cloze scoring of tasks that have it, f1 (macro, over options) where answers
+    are free text. The majority baseline is the accuracy of always giving the most frequent answer.
     """
     results = {}
     for task in dict.fromkeys(sample.task for sample in samples):
         rows = [row for row, sample in enumerate(samples) if sample.task == task]
-        right = scores.correct[rows]
-        answers = Counter(
-            samples[row].answer if samples[row].options else samples[row].target for row in rows
-        )
-        cloze = scoring == "cloze" and all(samples[row].options for row in rows)
-        predicted = Counter(option_name(int(scores.predicted[row])) for row in rows)
+        own = [samples[row] for row in rows]
+        answers = Counter(sample.answer if sample.options else sample.target for sample in own)
+        optional = all(sample.options for sample in own)
+        cloze = (scoring if isinstance(scoring, str) else scoring[task]) == "cloze"
+        normed = cloze and optional and _has_norm(task) and not any(one.contexts for one in own)
+        given = [option_name(int(scores.predicted[row]), samples[row].options) for row in rows]
+        # Of free text there is no number to predict: 1 where it is right.
+        predictions = [int(scores.predicted[row] if optional else scores.correct[row]) for row in rows]
+        references = [sample.answer if optional else 1 for sample in own]
+        found = compute("option_accuracy", predictions, references)
         results[task] = {
             "n": len(rows),
-            "accuracy": float(right.mean()),
-            "accuracy_norm": float(np.mean(normalised_right(scores, samples, rows))) if cloze else None,
-            "stderr": stderr(right),
-            "predicted": dict(sorted(predicted.items())),
+            "split": own[0].split,
+            "accuracy": found["accuracy"],
+            "accuracy_norm": float(np.mean(normalised_right(scores, samples, rows))) if normed else None,
+            "stderr": found["stderr"],
+            "f1": compute("option_f1", predictions, references)["f1"] if optional else None,
+            "predicted": dict(sorted(Counter(given).items())),
             "majority_baseline": max(answers.values()) / len(rows),
         }
     return results
+
+
+def _has_norm(task: str) -> bool:
+    return task not in TASKS or "acc_norm" in TASKS[task].metrics
 
 
 def average(results: dict[str, dict[str, Any]]) -> float:

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from roma_ds.backbone.encoding import Prompt
+from roma_ds.backbone.generation import Written
 from roma_ds.backbone.scores import Scores
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
+from roma_ds.data.tasks import scoring_of, shots_of
+from roma_ds.evaluation.answers import read_answer
 from roma_ds.evaluation.results import average, task_results
 from roma_ds.storage.atomic import make_folder, write_json, write_npy, write_parquet
+
+Write = Callable[[Sequence[Prompt]], list[Written | None] | None]
 
 
 def outputs(variant: str) -> list[str]:
@@ -29,20 +35,41 @@ def evaluate(
     prompts: Sequence[Prompt],
     folder: Path,
     score: Callable[[Sequence[Prompt]], Scores | None],
+    write: Write | None = None,
+    rows: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """Score one variant and write its files. A collective.
 
-    prompts: of the samples, in their order; score: runs the variant over them; a collective, complete on
-    rank 0.
-    Every sample is scored exactly once, whatever the number of ranks. Returns {"average": accuracy}.
+    prompts: of the samples, in their order; score: runs the variant over them; write: generates an answer to
+    each, which is then what counts; both are collectives, complete on rank 0. rows: of each task, how many
+    its split has. Every sample is scored exactly once, whatever the number of ranks. Returns {"average":
+    accuracy, "tasks": accuracies}.
     """
     started = time.monotonic()
     scores = score(prompts)
+    written = write(prompts) if write is not None else None
     facts: dict[str, Any] = {}
     with agreement(world):
         if scores is not None:
-            results = task_results(samples, scores, run.eval.scoring)
-            facts = {"average": average(results)}
+            columns: dict[str, Any] = {}
+            if written is not None:
+                scores, columns = _judged(samples, scores, written)
+            scoring = {task.name: scoring_of(run, task) for task in run.eval.tasks}
+            results = task_results(samples, scores, scoring)
+            for task in run.eval.tasks:
+                own = [row for row, sample in enumerate(samples) if sample.task == task.name]
+                results[task.name] |= {
+                    "rows": (rows or {}).get(task.name, len(own)),
+                    "scoring": scoring[task.name],
+                    "shots": shots_of(run, task),
+                    "truncated": sum(prompts[row].truncated for row in own),
+                }
+                if ends := [one.ended for row in own if written and (one := written[row])]:
+                    results[task.name]["unfinished"] = ends.count(False)
+            facts = {
+                "average": average(results),
+                "tasks": {task: result["accuracy"] for task, result in results.items()},
+            }
             make_folder(folder)
             write_npy(folder / f"{variant}.routing.npy", scores.routing)
             write_parquet(
@@ -54,6 +81,7 @@ def evaluate(
                     "answer": [sample.answer for sample in samples],
                     "option_loglikelihoods": [values.tolist() for values in scores.option_loglikelihoods],
                     "correct": scores.correct,
+                    **columns,
                 },
             )
             write_json(
@@ -64,9 +92,28 @@ def evaluate(
                     "average": facts["average"],
                     "truncated": sum(prompt.truncated for prompt in prompts),
                     "scoring": run.eval.scoring,
+                    "shots": run.eval.shots,
                     "seconds": round(time.monotonic() - started, 3),
                     "model": {"path": run.model.path, "dtype": run.model.dtype},
                 },
             )
     shared: dict[str, Any] = world.from_first(facts)
     return shared
+
+
+def _judged(
+    samples: Sequence[Sample], scores: Scores, written: Sequence[Written | None]
+) -> tuple[Scores, dict[str, Any]]:
+    """The scores with what generated texts say in place of what is most likely, and further columns."""
+    predicted, correct = scores.predicted.copy(), scores.correct.copy()
+    extracted: list[str | None] = []
+    for row, (sample, one) in enumerate(zip(samples, written, strict=True)):
+        answer = read_answer(sample, one.text) if one is not None else None
+        extracted.append(answer.extracted if answer is not None else None)
+        if answer is not None:
+            predicted[row], correct[row] = answer.predicted, answer.correct
+    return replace(scores, predicted=predicted, correct=correct), {
+        "generated": [one.text if one is not None else None for one in written],
+        "extracted": extracted,
+        "new_tokens": [one.tokens if one is not None else None for one in written],
+    }

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from roma_ds.backbone.router_file import read_router_file
 from roma_ds.config import RunConfig
-from roma_ds.export.router_file import read_router_file
 from roma_ds.storage.atomic import read_json
 
 

@@ -33,6 +33,15 @@ def family_of(config: Any) -> Family:
     )
 
 
+def has_routers(config: Any) -> bool:
+    """Whether a model config is of a family, known or recorded, whose routers can be used."""
+    try:
+        family_of(config)
+    except UserError:
+        return False
+    return True
+
+
 def _shape(parameter: Any) -> tuple[int, ...]:
     # Under ZeRO-3 a partitioned parameter reports shape (0,); DeepSpeed keeps the real one in ds_shape.
     return tuple(getattr(parameter, "ds_shape", parameter.shape))

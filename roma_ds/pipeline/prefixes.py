@@ -53,8 +53,13 @@ class Prefixes:
                 "max_tokens": session.run.data.max_tokens,
                 "part": part,
                 "first": first,
+                **({"new_tokens": session.run.eval.max_new_tokens} if self._makes_room(part) else {}),
             }
         )
+
+    def _makes_room(self, part: Part) -> bool:
+        """Whether prompts may be cut so that a generated answer fits behind them."""
+        return part == "eval" and self.session.generates
 
     def layer(self, part: Part) -> int | None:
         """The layer that cached hidden states enter, or None without a cache; says which, and why, once."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from copy import copy
 from pathlib import Path
@@ -13,18 +12,23 @@ from roma_ds.backbone.checkpoint_check import check_checkpoint
 from roma_ds.backbone.checksums import checksums, refuse_changed, sampled_keys
 from roma_ds.backbone.encoding import Prompt, encode
 from roma_ds.backbone.frozen import FrozenModel, is_zero3
-from roma_ds.backbone.loading import checkpoint, load_config, load_tokenizer
+from roma_ds.backbone.loading import checkpoint_hash, load_config, load_tokenizer
+from roma_ds.backbone.plain import PlainModel
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
 from roma_ds.data.store import load_samples
+from roma_ds.data.tasks import new_tokens_of
 from roma_ds.errors import UserError
 from roma_ds.families import family_of
 from roma_ds.pipeline.folders import Folders
 from roma_ds.pipeline.prefixes import Part, Prefixes
-from roma_ds.storage import fingerprint
+from roma_ds.pipeline.staging import run_stage
 from roma_ds.storage.stage import StageRecord
 from roma_ds.training.interruption import Interruption
+
+EVALUATED = "eval.parquet"
+"""The data stage's file of evaluation samples."""
 
 
 class Session:
@@ -41,6 +45,7 @@ class Session:
         self.partitioned = is_zero3(ds)
         self._frozen: FrozenModel | None = None
         self._suffix: FrozenModel | None = None
+        self._plain: PlainModel | None = None
         self._prompts: dict[str, list[Prompt]] = {}
         self.prefixes = Prefixes(self)
         with agreement(world):
@@ -51,13 +56,8 @@ class Session:
             self.whole = blueprint(run.model)
         if self.family.limits:
             self.say(f"model: family {self.family.name} is {self.family.support}: {self.family.reason}")
-        commit = getattr(model_config, "_commit_hash", None)
-        location = Path(checkpoint(run.model))
-        self.model_hash: str = world.from_first(
-            fingerprint.of_folder(location)
-            if location.is_dir()
-            else fingerprint.of_json([str(location), commit])
-        )
+        self.context: int | None = getattr(model_config, "max_position_embeddings", None)
+        self.model_hash: str = world.from_first(checkpoint_hash(run.model, model_config))
         self._refuse_changed_weights()
 
     def cell(self, run: RunConfig, folders: Folders, entering: int | None) -> Session:
@@ -105,6 +105,11 @@ class Session:
             print(text, flush=True)
 
     @property
+    def generates(self) -> bool:
+        """Whether some task's answers are generated and read, instead of scored."""
+        return bool(new_tokens_of(self.run))
+
+    @property
     def model_inputs(self) -> dict[str, Any]:
         """What identifies the network in a stage's inputs."""
         return {"model": self.model_hash, "dtype": self.run.model.dtype}
@@ -129,12 +134,19 @@ class Session:
             self._suffix = FrozenModel(self.world, self.run.model, self.ds, first)
         return self._suffix
 
+    def plain(self) -> PlainModel:
+        """The whole network as the library runs it, which can generate."""
+        if self._plain is None:
+            self.release_frozen()
+            self._plain = PlainModel(self.world, self.run.model, self.ds)
+        return self._plain
+
     def release_frozen(self) -> None:
         """Give back the memory of the frozen networks before another one is loaded."""
-        for model in (self._frozen, self._suffix):
+        for model in (self._frozen, self._suffix, self._plain):
             if model is not None:
                 model.close()
-        self._frozen = self._suffix = None
+        self._frozen = self._suffix = self._plain = None
 
     def samples(self, name: str) -> list[Sample]:
         """The samples in the data stage's file `name`, on every rank."""
@@ -145,7 +157,14 @@ class Session:
         """The same as token ids. No collective."""
         if name not in self._prompts:
             samples = load_samples(self.folders.stage("data") / name)
-            self._prompts[name] = encode(samples, self.tokenizer, self.run.data.max_tokens)
+            self._prompts[name] = encode(
+                samples,
+                self.tokenizer,
+                self.run.data.max_tokens,
+                self.context,
+                new_tokens_of(self.run) if name == EVALUATED else None,
+                self.run.data.long_prompts == "refuse",
+            )
         return self._prompts[name]
 
     def fingerprint(self, record: StageRecord) -> str:
@@ -171,19 +190,13 @@ class Session:
 
         cache: the prefix cache that the stage also makes.
         """
-        self.world.at(title)
-        with agreement(self.world):
-            stale = record.why_stale(inputs) if self.world.is_first else None
-        reason: str | None = self.world.from_first(stale)
-        if reason is None and cache is not None:
-            reason = self.prefixes.why_stale(cache)
-        if reason is None:
-            self.say(f"{title}: up to date")
-            return
-        self.say(f"{title}: {reason}")
-        started = time.monotonic()
-        facts = work()
-        with agreement(self.world):
-            if self.world.is_first:
-                record.finish(inputs, outputs, time.monotonic() - started, facts)
-        self.world.barrier()
+        run_stage(
+            self.world,
+            self.say,
+            title,
+            record,
+            inputs,
+            outputs,
+            work,
+            lambda: self.prefixes.why_stale(cache) if cache is not None else None,
+        )

@@ -1,18 +1,15 @@
-"""The stages that run on all ranks, from embeddings to evaluation."""
+"""The stages that run on all ranks, from data to training; evaluation is in evaluating.py."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
-from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.frozen import MONITORS
-from roma_ds.backbone.scores import Scores
 from roma_ds.baselines import TRAINED, Pool
 from roma_ds.collect import collect
 from roma_ds.collect.stage import OUTPUTS as COLLECT_OUTPUTS
@@ -20,14 +17,10 @@ from roma_ds.comm import agreement
 from roma_ds.embed import embed
 from roma_ds.embed.encoder import check_embeddings
 from roma_ds.embed.stage import OUTPUTS as EMBED_OUTPUTS
-from roma_ds.errors import UserError
-from roma_ds.evaluation.stage import evaluate, outputs
-from roma_ds.export.router_file import read_router_file
 from roma_ds.index import build_neighbours
 from roma_ds.index.stage import outputs as index_outputs
 from roma_ds.manifold.kernel import least_inner_product, median_sigma
 from roma_ds.pipeline.data import make_data
-from roma_ds.pipeline.prefixes import Part
 from roma_ds.pipeline.session import Session
 from roma_ds.pipeline.targets import is_refreshed, make_targets
 from roma_ds.pipeline.watchers import watchers
@@ -39,8 +32,6 @@ from roma_ds.training.targets import Targets
 
 WITHOUT_EFFECT = ("save_every", "log_every", "keep_states", "keep_best", "on_non_finite", "prefix_cache")
 """Keys of `train` that do not decide the result: a run resumes though they changed."""
-Weights = Mapping[int, torch.Tensor]
-Scored = tuple[Scores | None, tuple[int, ...]]
 
 
 def data_stage(session: Session) -> None:
@@ -76,12 +67,15 @@ def collect_stage(session: Session) -> None:
     }
 
     def work() -> Mapping[str, Any]:
+        samples = session.samples("samples.parquet")
+        with agreement(session.world):
+            prompts = session.prompts("samples.parquet")
         facts = collect(
             session.world,
             run,
-            session.samples("samples.parquet"),
+            samples,
+            prompts,
             session.whole,
-            session.tokenizer,
             folders.stage("collect"),
             lambda prompts: session.prefixes.run_pass("collect", prompts, "collect"),
         )
@@ -228,83 +222,3 @@ def _monitored(ds: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]
     if ds.get("tensorboard", {}).get("enabled"):
         config["tensorboard"] = {**ds["tensorboard"], "output_path": str(folder), "job_name": "tensorboard"}
     return config
-
-
-def eval_stage(session: Session, variants: Sequence[str]) -> None:
-    """Measure the base model and each trained variant on all evaluation samples."""
-    if "base" not in variants and session.prefixes.layer("eval") is not None:
-        # The frozen pass that measures the base model leaves the cache from which the others are run.
-        variants = ("base", *variants)
-    for name in variants:
-        _evaluate_one(session, name)
-
-
-def _scored(session: Session, part: Part, weights: Weights, prompts: Sequence[Prompt], title: str) -> Scored:
-    """Scores of the model with these router weights, and the MoE layers whose routing they hold."""
-    first, run = session.prefixes.layer(part), session.run
-    model = session.frozen() if first is None else session.suffix(first)
-    model.use_routers(weights)
-    cache = session.prefixes.open(part)
-    scores = model.score(prompts, run.roma.tokens, run.eval.batch_size, title, cache)
-    return scores, model.layout.layers
-
-
-def _variant_scores(
-    session: Session, name: str, weights: Weights, prompts: Sequence[Prompt]
-) -> Scores | None:
-    scores, layers = _scored(session, "eval", weights, prompts, f"eval {name}")
-    everywhere = session.whole.layout.layers
-    if scores is None or layers == everywhere:
-        return scores
-    # Layers before the cache are the pretrained ones, and so is their routing.
-    routing = np.load(session.folders.evaluation("base") / "base.routing.npy")
-    routing[:, [everywhere.index(layer) for layer in layers]] = scores.routing
-    return replace(scores, routing=routing)
-
-
-def _successful_now(session: Session, weights: Weights) -> int:
-    """How many training samples the tuned model answers right: the size of S after training."""
-    with agreement(session.world):
-        prompts = session.prompts("samples.parquet")
-    scores, _ = _scored(session, "collect", weights, prompts, "S after training")
-    count: int = session.world.from_first(int(scores.correct.sum()) if scores is not None else 0)
-    return count
-
-
-def _evaluate_one(session: Session, name: str) -> None:
-    folders, run = session.folders, session.run
-    router = None if name == "base" else folders.training(name) / ROUTER_FILE
-    with agreement(session.world):
-        if router is not None and not router.exists():
-            raise UserError(f"{router} does not exist", f"train the variant {name} first: roma-ds train")
-    inputs = {
-        "data": session.fingerprint(folders.record("data")),
-        **session.model_inputs,
-        "router": session.world.from_first(fingerprint.of_file(router) if router else "base"),
-        "tokens": run.roma.tokens,
-        "max_tokens": run.data.max_tokens,
-        "scoring": run.eval.scoring,
-        "shots": run.eval.shots,
-    }
-
-    def work() -> Mapping[str, Any]:
-        samples = session.samples("eval.parquet")
-        with agreement(session.world):
-            weights = {} if router is None else read_router_file(router).by_layer()
-            prompts = session.prompts("eval.parquet")
-
-        def score(prompts: Sequence[Prompt]) -> Scores | None:
-            if router is None:
-                return session.prefixes.run_pass("eval", prompts, "eval base")
-            return _variant_scores(session, name, weights, prompts)
-
-        facts = evaluate(session.world, run, name, samples, prompts, folders.evaluation(name), score)
-        if name == "roma":
-            facts = {**facts, "training_successful": _successful_now(session, weights)}
-        session.say(f"eval {name}: average accuracy {100 * facts['average']:.2f}%")
-        return facts
-
-    cache: Part | None = "eval" if name == "base" else None
-    session.stage(f"eval {name}", folders.evaluation_record(name), inputs, outputs(name), work, cache)
-    if name == "base":
-        session.prefixes.forget_unfinished("eval")

@@ -23,6 +23,7 @@ from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, evaluated_variants, st
 if TYPE_CHECKING:
     from roma_ds.comm import World
     from roma_ds.pipeline.folders import Folders
+    from roma_ds.pipeline.session import Session
     from roma_ds.training.interruption import Interruption
 
 GOALS = (*ON_ALL_RANKS, "export", "report")
@@ -37,6 +38,9 @@ def build_worker_parser() -> argparse.ArgumentParser:
     parser.add_argument("--config", required=True, type=Path, help="the run's YAML file")
     parser.add_argument("--until", choices=GOALS, default="train", help="last stage to run")
     parser.add_argument("--variant", help="train or evaluate this variant alone")
+    parser.add_argument(
+        "--must-train", action="store_true", help="what follows needs routers: refuse a model without any"
+    )
     parser.add_argument("--deepspeed", action="store_true", help="accepted for habit; always on")
     parser.add_argument(
         "--deepspeed_config", "--deepspeed-config", help="DeepSpeed JSON in place of the config's"
@@ -81,7 +85,7 @@ def load_for(config: Path, overrides: Sequence[str], deepspeed_config: str | Non
     return load_run_config(config, [*overrides, *extra])
 
 
-def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
+def run_stages(run: RunConfig, goal: str, variant: str | None, must_train: bool = False) -> None:
     """Run the stages up to `goal` on this rank. A collective over the launcher's ranks."""
     from roma_ds.backbone.release import keep_large_blocks_apart
     from roma_ds.comm import start_world
@@ -95,15 +99,22 @@ def run_stages(run: RunConfig, goal: str, variant: str | None) -> None:
     timeout = timedelta(seconds=run.guards.collective_timeout)
     world = start_world(timeout=timeout)
     with named_absence(world, timeout.total_seconds()), watched(world, run.guards.lost_after):
-        _run_on(world, run, goal, variant, interruption)
+        _run_on(world, run, goal, variant, must_train, interruption)
 
 
-def _run_on(world: World, run: RunConfig, goal: str, variant: str | None, interruption: Interruption) -> None:
+def _run_on(
+    world: World,
+    run: RunConfig,
+    goal: str,
+    variant: str | None,
+    must_train: bool,
+    interruption: Interruption,
+) -> None:
     import torch
 
     from roma_ds.comm import agreement
-    from roma_ds.pipeline import stages
-    from roma_ds.pipeline.folders import describe_run
+    from roma_ds.pipeline.base_only import evaluate_base, is_base_only
+    from roma_ds.pipeline.folders import Folders, describe_run
     from roma_ds.pipeline.machine_support import check_machine
     from roma_ds.pipeline.session import Session
     from roma_ds.storage.run_lock import locked
@@ -115,31 +126,44 @@ def _run_on(world: World, run: RunConfig, goal: str, variant: str | None, interr
             check_machine(ds)
             if world.is_first:
                 held.enter_context(locked(Path(run.output_dir)))
-        session = Session(world, run, ds, interruption)
+        base_only = not must_train and is_base_only(world, run, goal, variant)
+        session = None if base_only else Session(world, run, ds, interruption)
         with agreement(world):
             if world.is_first:
-                describe_run(session.folders, run, ds, world.size, str(world.device))
-        needed = stages_until(goal) if variant != "base" else ("data", "eval")
-        steps = {
-            "data": stages.data_stage,
-            "embed": stages.embed_stage,
-            "collect": stages.collect_stage,
-            "index": stages.index_stage,
-            "train": lambda s: stages.train_stage(s, trained_variants(run, variant)),
-            "eval": lambda s: stages.eval_stage(s, evaluated_variants(run, variant)),
-        }
-        for name in needed:
-            if name in steps:
-                steps[name](session)
-            if name == "index" and "eval" in needed:
-                # Now, while the whole network is in memory, rather than load it again after training.
-                stages.eval_stage(session, ("base",))
-        # Export and report may follow in this process.
-        session.release_frozen()
-        with agreement(world):
-            if world.is_first:
-                finish(needed, run, session.folders)
+                describe_run(Folders(Path(run.output_dir)), run, ds, world.size, str(world.device))
+        if session is None:
+            evaluate_base(world, run, ds)
+        else:
+            _run_session(world, session, goal, variant)
     world.close()
+
+
+def _run_session(world: World, session: Session, goal: str, variant: str | None) -> None:
+    from roma_ds.comm import agreement
+    from roma_ds.pipeline import stages
+    from roma_ds.pipeline.evaluating import eval_stage
+
+    run = session.run
+    needed = stages_until(goal) if variant != "base" else ("data", "eval")
+    steps = {
+        "data": stages.data_stage,
+        "embed": stages.embed_stage,
+        "collect": stages.collect_stage,
+        "index": stages.index_stage,
+        "train": lambda s: stages.train_stage(s, trained_variants(run, variant)),
+        "eval": lambda s: eval_stage(s, evaluated_variants(run, variant)),
+    }
+    for name in needed:
+        if name in steps:
+            steps[name](session)
+        if name == "index" and "eval" in needed:
+            # Now, while the whole network is in memory, rather than load it again after training.
+            eval_stage(session, ("base",))
+    # Export and report may follow in this process.
+    session.release_frozen()
+    with agreement(world):
+        if world.is_first:
+            finish(needed, run, session.folders)
 
 
 def finish(stages: Sequence[str], run: RunConfig, folders: Folders) -> None:
@@ -171,7 +195,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return report(error, ranks.rank) if ranks.local_rank == 0 else error.exit_code
     rank = ranks.rank
     try:
-        run_stages(run, options.until, options.variant)
+        run_stages(run, options.until, options.variant, options.must_train)
     except RomaError as error:
         if rank == 0 and isinstance(error, Interrupted) and error.signum == signal.SIGUSR1:
             from roma_ds.pipeline.requeue import requeue

@@ -13,12 +13,12 @@ from roma_ds.backbone.cache_part import CachePart
 from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.prefix_cache import PrefixCache
 from roma_ds.backbone.request_set import requests_of
+from roma_ds.backbone.router_file import read_router_file
 from roma_ds.backbone.scores import Scores
 from roma_ds.baselines import TRAINED
 from roma_ds.comm import agreement
 from roma_ds.config.study import StudyConfig
 from roma_ds.data.sample import Sample
-from roma_ds.export.router_file import read_router_file
 from roma_ds.pipeline import stages
 from roma_ds.pipeline.session import Session
 from roma_ds.study import measures

@@ -19,6 +19,7 @@ from roma_ds.config.study import StudyConfig
 from roma_ds.data.sample import Sample
 from roma_ds.errors import UserError
 from roma_ds.pipeline import stages
+from roma_ds.pipeline.evaluating import eval_stage
 from roma_ds.pipeline.folders import Folders
 from roma_ds.pipeline.session import Session
 from roma_ds.storage import fingerprint
@@ -174,7 +175,7 @@ class Shared:
         stages.data_stage(session)
         stages.embed_stage(session)
         stages.collect_stage(session)
-        stages.eval_stage(session, ("base",))
+        eval_stage(session, ("base",))
         session.release_frozen()
         self._tables[key] = BaseTables(session.folders)
 

@@ -11,6 +11,7 @@ def run_stages(world: World, config: Path, words: list[str], goal: str = "eval")
     """The stages of `roma-ds GOAL` on ranks that are there already; what they said."""
     from roma_ds.config import load_run_config, resolve_deepspeed
     from roma_ds.pipeline import stages
+    from roma_ds.pipeline.evaluating import eval_stage
     from roma_ds.pipeline.plan_of_stages import evaluated_variants, trained_variants
     from roma_ds.pipeline.session import Session
     from roma_ds.pipeline.worker import calm_libraries
@@ -28,6 +29,6 @@ def run_stages(world: World, config: Path, words: list[str], goal: str = "eval")
         stages.index_stage(session)
         stages.train_stage(session, trained_variants(run, None))
     if goal == "eval":
-        stages.eval_stage(session, evaluated_variants(run, None))
+        eval_stage(session, evaluated_variants(run, None))
     session.release_frozen()
     return said

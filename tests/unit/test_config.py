@@ -165,7 +165,7 @@ def test_a_deepspeed_json_of_ones_own_wins_over_the_packaged_one(write: Write, t
         ),
         ("roma.refresh=epochs", "roma.refresh: expected a whole number or 'never' or 'epoch', got 'epochs'"),
         ("roma.refresh=0", "roma.refresh: must be at least 1, got 0"),
-        ("eval.shots=5", "eval.shots: must be 0, got 5"),
+        ("eval.shots=-1", "eval.shots: must be at least 0, got -1"),
         ("eval.tasks=[]", "eval.tasks: must not be empty"),
         ("eval.tasks=[a, a]", "eval.tasks: names a more than once"),
         ("eval.tasks=[{path: x}]", "eval.tasks.0.name: missing; it takes text"),
@@ -346,7 +346,8 @@ def test_yaml_keys_are_those_of_the_contract(write: Write) -> None:
         "deepspeed", "output_dir",
     ]  # fmt: skip
     assert values["roma"]["lambda"] == 1.0
-    assert values["eval"]["tasks"] == [{"name": "arc_easy", "path": None, "split": None, "limit": None}]
+    others = dict.fromkeys(("path", "split", "limit", "scoring", "shots", "shots_path", "shots_split"))
+    assert values["eval"]["tasks"] == [{"name": "arc_easy", **others}]
 
 
 def test_importing_the_config_loads_nothing_heavy() -> None:

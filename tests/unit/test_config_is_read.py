@@ -77,7 +77,7 @@ def test_the_schema_was_walked() -> None:
         "guards",
     }  # fmt: skip
     assert len(FIELDS) > 50
-    assert {"eval.shots"} <= ONE_VALUE and len(ONE_VALUE) <= 3
+    assert not ONE_VALUE
 
 
 @pytest.mark.parametrize("field", sorted(set(FIELDS) - NOT_READ_YET - RESOLVED_BY_CONFIG - ONE_VALUE))

@@ -13,7 +13,9 @@ import pytest
 from data_files import question, run_on, write_rows
 
 from roma_ds.data import NAMED, load_evaluation, load_training, preview
+from roma_ds.data.mixture_rows import BIGBENCH, SUPERGLUE
 from roma_ds.data.named import hub_rows_of, named_dataset
+from roma_ds.data.tasks import TASKS
 from roma_ds.errors import EnvironmentFault, UserError
 
 HUB_ROWS: dict[str, dict[str, Any]] = {
@@ -47,7 +49,8 @@ HUB_ROWS: dict[str, dict[str, Any]] = {
     "hellaswag": {
         "ind": 4,
         "activity_label": "Roof",
-        "ctx": "A man [header] sits [title] he",
+        "ctx_a": "A man [header] sits [title] he",
+        "ctx_b": "",
         "label": "3",
         "endings": ["a", "b [step] x", "c", "d"],
     },
@@ -62,7 +65,30 @@ HUB_ROWS: dict[str, dict[str, Any]] = {
         "correct_answer": "right",
         "support": "s",
     },
-}
+    "social_iqa": {
+        "context": "Ann fell.", "question": "Why?", "answerA": "a", "answerB": "b", "answerC": "c",
+        "label": "3",
+    },
+    "multirc": {"paragraph": "P.", "question": "Who?", "answer": "Ann", "label": 1},
+    "knowref": {
+        "swapped_sentence": "Ann saw Bea before [she] left .",
+        "original_sentence": "x",
+        "candidate0": "Ann",
+        "candidate1": "Bea",
+        "correct_candidate": "candidate_1",
+    },
+    "superglue": {
+        "premise": "It rains.", "hypothesis": "It is wet.", "label": 1, "question": "effect", "choice1": "a",
+        "choice2": "b", "sentence1": "s", "sentence2": "t", "word": "w", "text": "Ann left, she did.",
+        "span1_text": "Ann", "span2_text": "she",
+    },
+    "bigbench": {
+        "inputs": "\nQ: Is it?\n  choice: no\n  choice: yes\nA: ",
+        "targets": ["yes"],
+        "multiple_choice_targets": ["no", "yes"],
+        "multiple_choice_scores": [0, 1],
+    },
+}  # fmt: skip
 EXPECTED = {
     "arc_easy": {"id": "M1", "question": "q?", "choices": ["a", "b", "c"], "answer": 2},
     "arc_challenge": {"id": "M2", "question": "q?", "choices": ["a", "b", "c"], "answer": 2},
@@ -81,10 +107,21 @@ EXPECTED = {
     "gsm8k": {
         "id": "0",
         "question": "6 x 12?",
-        "solution": "It is 6 x 12 = <<6*12=72>>72.\n",
+        "solution": "It is 6 x 12 = <<6*12=72>>72.\n#### 72",
         "answer": "72",
     },
-}
+    "social_iqa": {"id": "0", "question": "Ann fell. Why?", "choices": ["a", "b", "c"], "answer": 2},
+    "multirc": {
+        "id": "0", "passage": "P.", "question": 'Who? Is "Ann" a right answer?', "choices": ["no", "yes"],
+        "answer": 1,
+    },
+    "knowref": {
+        "id": "0",
+        "question": "Ann saw Bea before [she] left . Whom does the word in brackets stand for?",
+        "choices": ["Ann", "Bea"],
+        "answer": 1,
+    },
+}  # fmt: skip
 
 
 @pytest.fixture
@@ -113,16 +150,19 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
 
 
 def test_every_named_dataset_has_a_test() -> None:
-    assert set(NAMED) == set(HUB_ROWS) == {*EXPECTED, "sciq"}
-    assert all(dataset.eval_split in dataset.splits for dataset in NAMED.values())
+    assert set(NAMED) == set(HUB_ROWS) == {*EXPECTED, "sciq", "superglue", "bigbench"}
+    for name, task in TASKS.items():
+        assert task.split in NAMED[name].splits
+        assert task.shots_split in NAMED[name].splits and task.shots_split != task.split
 
 
 @pytest.mark.parametrize("name", sorted(EXPECTED))
 def test_hub_rows_become_rows_of_ours(hub: dict[str, Any], name: str) -> None:
     hub["rows"] = [HUB_ROWS[name]]
     dataset = NAMED[name]
-    assert hub_rows_of(name, dataset.eval_split) == [EXPECTED[name]]
-    assert hub["asked"] == [(dataset.hub_path, dataset.hub_config, dataset.eval_split)]
+    split = TASKS[name].split if name in TASKS else dataset.splits[-1]
+    assert hub_rows_of(name, split) == [EXPECTED[name]]
+    assert hub["asked"] == [(dataset.hub_path, dataset.hub_config, split)]
 
 
 def test_sciq_answers_are_not_all_in_one_place(hub: dict[str, Any]) -> None:
@@ -131,6 +171,28 @@ def test_sciq_answers_are_not_all_in_one_place(hub: dict[str, Any]) -> None:
     assert all(row["choices"][row["answer"]] == "right" for row in rows)
     assert {row["answer"] for row in rows} == {0, 1, 2, 3}
     assert rows == hub_rows_of("sciq", "train")
+
+
+def test_a_dataset_in_parts_has_ids_of_their_names(hub: dict[str, Any]) -> None:
+    hub["rows"] = [HUB_ROWS["superglue"]]
+    rows = {row["id"]: row for row in hub_rows_of("superglue", "train")}
+    assert [config for _, config, _ in hub["asked"]] == list(SUPERGLUE) and "boolq" not in SUPERGLUE
+    assert set(rows) == {f"{name}/0" for name in SUPERGLUE}
+    assert rows["cb/0"]["choices"] == ["true", "false", "neither"] and rows["cb/0"]["answer"] == 1
+    assert rows["rte/0"]["question"] == "It is wet. True or false?"
+    assert rows["copa/0"]["question"] == "It rains. What happened as a result?"
+    assert rows["wic/0"]["passage"] == "s\nt" and '"w"' in rows["wic/0"]["question"]
+    assert rows["wsc/0"]["question"] == 'Does "she" stand for "Ann"?'
+
+
+def test_rows_of_bigbench_that_are_no_choice_are_left_out(hub: dict[str, Any]) -> None:
+    good = HUB_ROWS["bigbench"]
+    two_right = {**good, "multiple_choice_scores": [1, 1]}
+    free = {**good, "multiple_choice_targets": [], "multiple_choice_scores": []}
+    hub["rows"] = [free, good, two_right]
+    rows = hub_rows_of("bigbench", "train")
+    assert len(rows) == len(BIGBENCH) and len(set(BIGBENCH)) == len(BIGBENCH)
+    assert rows[0] == {"id": f"{BIGBENCH[0]}/1", "question": "Is it?", "choices": ["no", "yes"], "answer": 1}
 
 
 def test_hidden_answers_are_named(hub: dict[str, Any]) -> None:

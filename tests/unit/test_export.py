@@ -19,11 +19,11 @@ from roma_ds.backbone.batches import collate
 from roma_ds.backbone.encoding import Encoded
 from roma_ds.backbone.frozen import FrozenModel
 from roma_ds.backbone.routed import RoutedLM
+from roma_ds.backbone.router_file import read_router_file
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.errors import UserError
 from roma_ds.export.merge import merge
-from roma_ds.export.router_file import read_router_file
 from roma_ds.export.shard import Shard, open_shard, rewrite
 from roma_ds.testing.tiny_models import save_tiny
 from roma_ds.training.stage import write_router_file

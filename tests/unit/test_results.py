@@ -69,14 +69,15 @@ def test_the_majority_baseline_of_free_text_is_the_most_frequent_answer() -> Non
     assert found["accuracy_norm"] is None
 
 
-def test_accuracy_norm_divides_by_the_bytes_of_the_choice() -> None:
-    """Of "é" (two bytes) and "abc" (three): -3 / 2 < -4 / 3, though -3 > -4."""
+def test_accuracy_norm_divides_by_the_characters_of_the_choice() -> None:
+    """Of "é" (two bytes) and "abc" (three): -3 / 1 < -4 / 3, though -3 > -4."""
     sample = question(1, choices=("é", "abc"), cloze=True)
     found = result([sample], [[-3.0, -4.0]], "cloze")
     assert found["accuracy"] == 0.0
     assert found["accuracy_norm"] == 1.0
-    # By characters, -3 / 1 < -5 / 3 would hold too; by bytes, -3 / 2 > -5 / 3.
-    assert result([sample], [[-3.0, -5.0]], "cloze")["accuracy_norm"] == 0.0
+    # By bytes, -3 / 2 > -5 / 3 would make it wrong; by characters -3 / 1 < -5 / 3.
+    assert result([sample], [[-3.0, -5.0]], "cloze")["accuracy_norm"] == 1.0
+    assert result([sample], [[-3.0, -9.5]], "cloze")["accuracy_norm"] == 0.0
 
 
 def test_accuracy_norm_needs_cloze_scoring() -> None:

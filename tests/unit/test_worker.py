@@ -25,7 +25,7 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
 
     class Session:
         def __init__(self, *given: Any) -> None:
-            self.folders = Path()
+            self.folders, self.run = Path(), given[1]
 
         def release_frozen(self) -> None:
             done.append("released")
@@ -36,9 +36,12 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
     monkeypatch.setattr("roma_ds.comm.agreement", nullcontext)
     monkeypatch.setattr("roma_ds.pipeline.session.Session", Session)
     monkeypatch.setattr(worker, "resolve_deepspeed", lambda run, size: {})
+    monkeypatch.setattr("roma_ds.pipeline.base_only.is_base_only", lambda *given: False)
     for stage in ("data", "embed", "collect", "index", "train", "eval"):
+        module = "evaluating" if stage == "eval" else "stages"
         monkeypatch.setattr(
-            f"roma_ds.pipeline.stages.{stage}_stage", lambda session, *more, stage=stage: done.append(stage)
+            f"roma_ds.pipeline.{module}.{stage}_stage",
+            lambda session, *more, stage=stage: done.append(stage),
         )
     monkeypatch.setattr(worker, "trained_variants", lambda run, variant: ())
     monkeypatch.setattr(worker, "evaluated_variants", lambda run, variant: ())

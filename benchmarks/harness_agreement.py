@@ -1,0 +1,287 @@
+"""Our cloze and letter scores against lm-evaluation-harness's own, option by option, on the same rows.
+
+    python benchmarks/harness_agreement.py --data DATA --out results
+
+DATA holds the benchmark files (`NAME/SPLIT.jsonl.gz`) and `tokenizers/olmoe_tokenizer.json.gz`. The model is
+a small one of random weights with that tokenizer. Ours is `roma-ds eval`; the harness runs its own task
+files, with its own prompts, on rows in the columns that the hub has, by its own model class `hf`. Exits with
+1 where a log-likelihood differs by more than the tolerance or an accuracy differs. Needs the extra `eval`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from comparison import write_result
+
+TOLERANCE = 1e-3
+"""Nats, the largest difference of a log-likelihood."""
+Rows = list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A task, where the harness keeps its file, and our rows in the columns of its dataset."""
+
+    name: str
+    split: str
+    file: str
+    columns: Callable[[dict[str, Any]], dict[str, Any]]
+    scoring: str = "cloze"
+    shots: int = 0
+
+
+def _arc(row: dict[str, Any]) -> dict[str, Any]:
+    labels = [str(place + 1) for place in range(len(row["choices"]))]
+    listed = {"text": row["choices"], "label": labels}
+    return {"question": row["question"], "choices": listed, "answerKey": labels[row["answer"]]}
+
+
+def _piqa(row: dict[str, Any]) -> dict[str, Any]:
+    first, second = row["choices"]
+    return {"goal": row["question"], "sol1": first, "sol2": second, "label": row["answer"]}
+
+
+def _hellaswag(row: dict[str, Any]) -> dict[str, Any]:
+    activity, _, scene = row["question"].partition(": ")
+    return {
+        "activity_label": activity,
+        "ctx_a": scene,
+        "ctx_b": "",
+        "endings": row["choices"],
+        "label": str(row["answer"]),
+    }
+
+
+def _winogrande(row: dict[str, Any]) -> dict[str, Any]:
+    first, second = row["choices"]
+    return {
+        "sentence": row["question"],
+        "option1": first,
+        "option2": second,
+        "answer": str(row["answer"] + 1),
+    }
+
+
+def _boolq(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "passage": row["passage"],
+        "question": row["question"].removesuffix("?"),
+        "label": row["answer"],
+    }
+
+
+def _mmlu(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: row[key] for key in ("question", "choices", "answer", "subject")}
+
+
+TASKS = (
+    Compared("arc_easy", "test", "arc/arc_easy.yaml", _arc),
+    Compared("piqa", "validation", "piqa/piqa.yaml", _piqa),
+    Compared("hellaswag", "validation", "hellaswag/hellaswag.yaml", _hellaswag),
+    Compared("winogrande", "validation", "winogrande/default.yaml", _winogrande),
+    Compared("boolq", "validation", "super_glue/boolq/default.yaml", _boolq),
+    Compared("arc_challenge", "test", "arc/arc_challenge.yaml", _arc),
+    Compared("mmlu", "test", "mmlu/default/mmlu_anatomy.yaml", _mmlu, "letter", shots=5),
+)
+"""MMLU is one subject, with the five examples that the harness takes; it too asks for letters."""
+SUBJECT = "anatomy"
+
+
+def read(path: Path) -> Rows:
+    """Rows of a gzipped JSON-lines file."""
+    lines = gzip.decompress(path.read_bytes()).decode().split("\n")
+    return [json.loads(line) for line in lines if line]
+
+
+def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
+    """JSON lines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def save_model(folder: Path, tokenizer_file: Path) -> None:
+    """A small random float32 OLMoE whose logits are far from even."""
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(gzip.decompress(tokenizer_file.read_bytes()).decode()),
+        pad_token="<|padding|>",
+        eos_token="<|endoftext|>",
+    )
+    torch.manual_seed(0)
+    config = OlmoeConfig(
+        vocab_size=50_304,
+        hidden_size=64,
+        intermediate_size=64,
+        num_hidden_layers=3,
+        num_attention_heads=4,
+        num_key_value_heads=4,
+        num_experts=8,
+        num_experts_per_tok=2,
+        max_position_embeddings=2048,
+        pad_token_id=tokenizer.pad_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+    model = OlmoeForCausalLM(config)
+    torch.nn.init.normal_(model.lm_head.weight, std=0.4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def prepare(data: Path, work: Path, rows: int, tasks: Sequence[Compared]) -> None:
+    """The model, the first `rows` of each task in our form and the harness's, and its task files."""
+    import lm_eval
+
+    save_model(work / "model", data / "tokenizers" / "olmoe_tokenizer.json.gz")
+    own = Path(lm_eval.__file__).parent / "tasks"
+    (work / "tasks").mkdir()
+    for task in tasks:
+        chosen = read(data / task.name / f"{task.split}.jsonl.gz")
+        if task.name == "mmlu":
+            chosen = [row for row in chosen if row["subject"] == SUBJECT]
+            shots = read(data / "mmlu" / "dev.jsonl.gz")
+            write(work / "data" / "mmlu" / "dev.jsonl", shots)
+            write(work / "hub" / "mmlu.dev.jsonl", [_mmlu(row) for row in shots if row["subject"] == SUBJECT])
+        chosen = chosen[:rows]
+        write(work / "data" / task.name / f"{task.split}.jsonl", chosen)
+        file = write(work / "hub" / f"{task.name}.jsonl", [task.columns(row) for row in chosen])
+        files = {task.split: str(file)}
+        lines = [f"include: {own / task.file}", f"task: compared_{task.name}", "dataset_path: json"]
+        lines += ["dataset_name: null", "training_split: null", "tag: null"]
+        lines += [f"{name}_split: null" for name in ("validation", "test") if name != task.split]
+        lines += [f"{task.split}_split: {task.split}"]
+        if task.shots:
+            files["dev"] = str(work / "hub" / "mmlu.dev.jsonl")
+        lines += [
+            "dataset_kwargs:",
+            "  data_files:",
+            *(f"    {name}: {path}" for name, path in files.items()),
+        ]
+        (work / "tasks" / f"compared_{task.name}.yaml").write_text("\n".join(lines) + "\n")
+
+
+def ours(work: Path, tasks: Sequence[Compared]) -> tuple[dict[str, list[list[float]]], dict[str, Any]]:
+    """Log-likelihoods by task, row and option, and the results, of `roma-ds eval`."""
+    from roma_ds.cli.main import main
+    from roma_ds.storage.atomic import read_json, read_parquet
+
+    listed = [f"{{name: {task.name}, scoring: {task.scoring}, shots: {task.shots}}}" for task in tasks]
+    (work / "run.yaml").write_text(
+        f"model: {{path: {work / 'model'}, dtype: float32}}\n"
+        f"data: {{train: [{{path: {write(work / 'train.jsonl', [_UNUSED])}}}], max_tokens: 2048}}\n"
+        "roma: {layers: last1}\n"
+        f"eval: {{tasks: [{', '.join(listed)}], data_root: {work / 'data'}}}\n"
+        "deepspeed: zero0\n"
+        f"output_dir: {work / 'out'}\n"
+    )
+    code = main(["eval", str(work / "run.yaml"), "--variant", "base", "--ranks", "1"])
+    if code:
+        raise SystemExit(code)
+    columns = read_parquet(work / "out" / "eval" / "base.samples.parquet")
+    found: dict[str, list[list[float]]] = {task.name: [] for task in tasks}
+    for name, values in zip(columns["task"], columns["option_loglikelihoods"], strict=True):
+        found[name].append(values)
+    return found, read_json(work / "out" / "eval" / "base.json")["tasks"]
+
+
+_UNUSED = {"id": "1", "question": "Unused?", "choices": ["no", "yes"], "answer": 0}
+
+
+def harness(
+    work: Path, tasks: Sequence[Compared], model: str = "hf", **arguments: Any
+) -> tuple[dict[str, list[list[float]]], dict[str, Any]]:
+    """The same of lm-evaluation-harness, by one of its model classes."""
+    os.environ["HF_DATASETS_CACHE"] = str(work / "cache")
+    import lm_eval
+    from lm_eval.tasks import TaskManager
+
+    found, metrics = {}, {}
+    for task in tasks:
+        name = f"compared_{task.name}"
+        result = lm_eval.simple_evaluate(
+            model=model,
+            model_args={"pretrained": str(work / "model"), "dtype": "float32", **arguments},
+            tasks=[name],
+            num_fewshot=task.shots,
+            batch_size=8,
+            device="cpu",
+            task_manager=TaskManager(include_path=str(work / "tasks"), include_defaults=False),
+            bootstrap_iters=0,
+            log_samples=True,
+        )
+        samples = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
+        found[task.name] = [[float(one[0][0]) for one in sample["resps"]] for sample in samples]
+        metrics[task.name] = result["results"][name]
+    return found, metrics
+
+
+def compared(
+    mine: Mapping[str, list[list[float]]],
+    theirs: Mapping[str, list[list[float]]],
+    results: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+) -> dict[str, dict[str, Any]]:
+    """By task: rows, options, the largest difference, and both sides' accuracies."""
+    table = {}
+    for task, values in theirs.items():
+        pairs = [
+            (one, other)
+            for mine_row, theirs_row in zip(mine[task], values, strict=True)
+            for one, other in zip(mine_row, theirs_row, strict=True)
+        ]
+        accuracy, norm = results[task]["accuracy"], results[task]["accuracy_norm"]
+        table[task] = {
+            "rows": len(values),
+            "options": len(pairs),
+            "largest_difference": max(abs(one - other) for one, other in pairs),
+            "mean_loglikelihood": sum(other for _, other in pairs) / len(pairs),
+            "accuracy": accuracy,
+            "harness_accuracy": metrics[task]["acc,none"],
+            "accuracy_norm": norm,
+            "harness_accuracy_norm": metrics[task].get("acc_norm,none"),
+        }
+    return table
+
+
+def agrees(entry: Mapping[str, Any]) -> bool:
+    """Whether one task's numbers are the same on both sides."""
+    norm, other = entry["accuracy_norm"], entry["harness_accuracy_norm"]
+    same_norm = norm == other or (None not in (norm, other) and abs(norm - other) < 1e-9)
+    same = abs(entry["accuracy"] - entry["harness_accuracy"]) < 1e-9
+    return bool(entry["largest_difference"] <= TOLERANCE and same and same_norm)
+
+
+def main() -> int:
+    """Compare and write `harness_agreement.json`."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--data", type=Path, required=True, help="folder with the benchmark files")
+    parser.add_argument("--rows", type=int, default=200, help="rows of each task")
+    parser.add_argument("--work", type=Path, default=Path("harness_agreement_work"), help="an empty folder")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the result")
+    options = parser.parse_args()
+    work = options.work.resolve()
+    work.mkdir(parents=True)
+    prepare(options.data.resolve(), work, options.rows, TASKS)
+    mine, results = ours(work, TASKS)
+    theirs, metrics = harness(work, TASKS)
+    table = compared(mine, theirs, results, metrics)
+    write_result(options.out, "harness_agreement", {"tolerance": TOLERANCE, "tasks": table})
+    for task, entry in table.items():
+        print(f"{task:<14} {'agrees' if agrees(entry) else 'DIFFERS'} {entry}")
+    return 0 if all(map(agrees, table.values())) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""The bridge to lm-evaluation-harness: a base checkpoint with tuned routers as one of its models.
+
+    python -m roma_ds.evaluation.harness run --model roma_ds \
+        --model_args pretrained=BASE,router=runs/olmoe/train/router.safetensors --tasks arc_easy
+
+takes all arguments of `lm_eval`, which itself looks for models in its own package alone: its registry has no
+entry point. In a program of one's own, importing this registers the model. Needs the extra `eval`.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from lm_eval.api.registry import register_model
+from lm_eval.models.huggingface import HFLM
+
+from roma_ds.backbone.router_file import read_router_file
+from roma_ds.backbone.router_weights import RouterWeights
+from roma_ds.comm import World
+from roma_ds.comm.ranks import Ranks
+from roma_ds.families import detect
+from roma_ds.families.own_models import register_own_models
+from roma_ds.storage import fingerprint
+
+
+@register_model("roma_ds")
+class RoutedHarnessModel(HFLM):
+    """The harness's own model of transformers checkpoints, with tuned routers put in place.
+
+    router: a router file of `pretrained`; without one it is the base model. Everything else is as for the
+    harness's `hf`: dtype, batch_size, max_length, parallelize, ...
+    """
+
+    def __init__(self, pretrained: str, router: str | None = None, **options: Any) -> None:
+        """Raises UserError where the router file cannot be read or does not fit the model."""
+        register_own_models()
+        weights = {} if router is None else read_router_file(Path(router)).by_layer()
+        super().__init__(pretrained, **options)
+        self.router = router
+        if weights:
+            sites = detect(self.model).sites
+            routers = {site.layer: self.model.get_submodule(site.module).weight for site in sites}
+            RouterWeights(World(Ranks(), self.device), routers, sites, partitioned=False).use(weights)
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What the harness writes beside its results; also which router file was used."""
+        info: dict[str, Any] = super().get_model_info()
+        if self.router is not None:
+            info |= {"router": self.router, "router_sha256": fingerprint.of_file(Path(self.router))}
+        return info

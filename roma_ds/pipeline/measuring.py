@@ -1,0 +1,65 @@
+"""What every evaluation shares, of a run's variants and of a model without routers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from roma_ds.backbone.encoding import Prompt
+from roma_ds.backbone.generation import Asked, Writer, Written
+from roma_ds.backbone.plain import PlainModel
+from roma_ds.config import RunConfig
+from roma_ds.data.sample import Sample
+from roma_ds.data.tasks import new_tokens_of, task_of
+from roma_ds.pipeline.folders import Folders
+from roma_ds.storage.atomic import read_json
+
+
+def scoring_inputs(run: RunConfig) -> dict[str, Any]:
+    """What of the config decides how answers count; prompts are in the data stage's fingerprint."""
+    inputs: dict[str, Any] = {
+        "max_tokens": run.data.max_tokens,
+        "scoring": run.eval.scoring,
+        "shots": run.eval.shots,
+    }
+    if generated := new_tokens_of(run):
+        inputs["generate"] = {"max_new_tokens": generated, "stop": list(run.eval.stop)}
+    return inputs
+
+
+def evaluated_rows(folders: Folders) -> dict[str, int]:
+    """Rows in the split of each task, used or not, from the data stage's manifest."""
+    manifest = read_json(folders.stage("data") / "manifest.json")
+    return {entry["dataset"]: entry["rows"] for entry in manifest["evaluation"]["datasets"]}
+
+
+def written_answers(
+    model: PlainModel,
+    run: RunConfig,
+    tokenizer: Any,
+    samples: Sequence[Sample],
+    prompts: Sequence[Prompt],
+    title: str,
+) -> list[Written | None] | None:
+    """The model's own answers to the prompts whose task asks for them, None for others; on rank 0.
+
+    A collective.
+    """
+    rows = [row for row, sample in enumerate(samples) if sample.task in new_tokens_of(run)]
+    asked = [Asked(prompts[row].prompt, run.eval.stop or task_of(samples[row].task).stop) for row in rows]
+    writer = Writer(model, tokenizer, run.eval.max_new_tokens)
+    written = writer.write(asked, run.eval.batch_size, title)
+    if written is None:
+        return None
+    by_row = dict(zip(rows, written, strict=True))
+    return [by_row.get(row) for row in range(len(samples))]
+
+
+def say_accuracies(say: Callable[[str], None], name: str, facts: Mapping[str, Any]) -> None:
+    """One line: the average, and where there are several tasks each of them."""
+    tasks: Mapping[str, float] = facts["tasks"]
+    each = ", ".join(f"{task} {100 * accuracy:.2f}%" for task, accuracy in tasks.items())
+    say(
+        f"eval {name}: average accuracy {100 * facts['average']:.2f}%"
+        + (f" ({each})" if len(tasks) > 1 else "")
+    )

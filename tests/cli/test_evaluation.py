@@ -1,0 +1,117 @@
+"""`roma-ds eval` with generated answers, of models without routers, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from cli.projects import Finished, Project, make_project, roma_ds_here, word_rows, write_rows
+from cli.test_bad_input import refusal
+
+from roma_ds.storage.atomic import read_parquet
+
+TASKS = "[{name: words, path: test.jsonl}, {name: sums, path: sums.jsonl, scoring: generate}]"
+SUMS = [{"id": str(n), "question": f"w{n} w{n + 1}", "answer": f"{2 * n + 1}"} for n in range(7)]
+
+
+@pytest.fixture(scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    made = make_project(tmp_path_factory.mktemp("evaluation"), rows=24, epochs=1)
+    write_rows(made.folder / "sums.jsonl", SUMS)
+    return made
+
+
+@pytest.fixture(scope="module")
+def dense(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    from roma_ds.testing.tiny_models import save_tokenizer
+
+    made = make_project(tmp_path_factory.mktemp("dense"), rows=24, epochs=1)
+    for file in (made.folder / "model").iterdir():
+        file.unlink()
+    config = AutoConfig.for_model(
+        "llama", vocab_size=save_tokenizer(made.folder / "model"), hidden_size=32, intermediate_size=48,
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, pad_token_id=0, bos_token_id=None,
+        eos_token_id=2, max_position_embeddings=160,
+    )  # fmt: skip
+    AutoModelForCausalLM.from_config(config).save_pretrained(made.folder / "model")
+    write_rows(made.folder / "sums.jsonl", SUMS)
+    return made
+
+
+def here(project: Project, command: str, *more: str) -> Finished:
+    return roma_ds_here(project.arguments(command, *more, ranks=1))
+
+
+def results(project: Project, variant: str) -> tuple[dict[str, Any], dict[str, list[Any]]]:
+    folder = project.out / "eval"
+    content = json.loads((folder / f"{variant}.json").read_text())
+    return content["tasks"], read_parquet(folder / f"{variant}.samples.parquet")
+
+
+def test_base_and_tuned_model_write_answers_beside_scored_ones(project: Project) -> None:
+    done = project.run("eval", f"eval.tasks={TASKS}", "eval.max_new_tokens=6", "deepspeed=zero3", ranks=2)
+    assert done.code == 0, done
+    for variant in ("base", "roma"):
+        tasks, records = results(project, variant)
+        assert [tasks[name]["scoring"] for name in ("words", "sums")] == ["letter", "generate"]
+        assert (tasks["words"]["n"], tasks["sums"]["n"], tasks["sums"]["rows"]) == (24, 7, 7)
+        assert records["generated"][:24] == [None] * 24 and all(records["generated"][24:])
+        assert set(records["new_tokens"][24:]) <= set(range(1, 7))
+        assert "unfinished" in tasks["sums"] and "unfinished" not in tasks["words"]
+        assert f"eval {variant}: average accuracy" in done.out and "(words " in done.out
+    again = here(project, "eval", f"eval.tasks={TASKS}", "eval.max_new_tokens=6", "deepspeed=zero3")
+    assert again.out.count("up to date") >= 6, again
+
+
+def test_a_model_without_routers_is_evaluated_by_the_same_command(dense: Project) -> None:
+    done = here(dense, "eval", f"eval.tasks={TASKS}", "eval.max_new_tokens=4")
+    assert done.code == 0 and "has no routers to train; the base model alone is evaluated" in done.out, done
+    tasks, records = results(dense, "base")
+    assert (tasks["words"]["n"], tasks["sums"]["n"]) == (24, 7)
+    assert sum(tasks["words"]["predicted"].values()) == 24 and len(records["id"]) == 31
+    assert not (dense.out / "train").exists() and not (dense.out / "collect").exists()
+    again = here(dense, "eval", "--variant=base", f"eval.tasks={TASKS}", "eval.max_new_tokens=4")
+    assert "eval base: up to date" in again.out, again
+    changed = here(dense, "eval", f"eval.tasks={TASKS}", "eval.max_new_tokens=5")
+    assert "eval base: changed since: generate" in changed.out, changed
+
+
+def test_training_a_model_without_routers_is_refused(dense: Project) -> None:
+    for command, more in (("run", ()), ("train", ()), ("eval", ("--variant=roma",))):
+        refusal(here(dense, command, *more), "model type 'llama' has no routers")
+
+
+@pytest.mark.parametrize(
+    ("overrides", "says"),
+    [
+        (["eval.shots=2"], "the task words names no file of solved examples"),
+        (["eval.tasks=[{name: words, path: test.jsonl, shots_path: shots.jsonl, shots: 9}]"], "has 3 rows"),
+        (
+            ["eval.tasks=[{name: arc_easy, split: tests}]"],
+            "arc_easy has no split 'tests'; did you mean 'test'?",
+        ),
+        (["eval.tasks=[{name: arc_easy}]", "eval.data_root=."], "no test.jsonl or test.jsonl.gz"),
+        (["eval.tasks=[{name: sums, path: sums.jsonl}]"], "sums has free-text answers, which letter scoring"),
+        (["data.long_prompts=refuse", "data.max_tokens=9"], "tokens, 9 are allowed"),
+        (
+            ["eval.tasks=[{name: sums, path: sums.jsonl, scoring: generate}]", "eval.max_new_tokens=900"],
+            "its answer leaves no room for a prompt in the model's context of 512 tokens",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_what_cannot_be_evaluated_is_refused(project: Project, overrides: list[str], says: str) -> None:
+    write_rows(project.folder / "shots.jsonl", word_rows(3, 5000))
+    folder = project.folder / "refused"
+    refusal(here(Project(project.folder, folder), "eval", "--variant=base", *overrides), says)
+
+
+def test_prompts_that_are_cut_are_counted(project: Project) -> None:
+    out = Project(project.folder, project.folder / "cut")
+    done = here(out, "eval", "--variant=base", "data.max_tokens=12")
+    assert done.code == 0, done
+    content = json.loads((out.out / "eval" / "base.json").read_text())
+    assert 0 < content["truncated"] == content["tasks"]["words"]["truncated"] <= 24

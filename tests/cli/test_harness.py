@@ -1,0 +1,129 @@
+"""Cloze scores equal lm-evaluation-harness's own; the harness runs a base checkpoint with a router file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from cli.projects import ROOT, run_command
+
+DATA = Path(os.environ.get("ROMA_DS_TEST_DATA") or ROOT.parent / "shared" / "data").resolve()
+REQUIRED = ("arc_easy", "piqa", "hellaswag", "winogrande", "boolq")
+ROWS = int(os.environ.get("ROMA_DS_HARNESS_ROWS", "12"))
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.timeout(900),
+    pytest.mark.skipif(
+        not (DATA / "tokenizers").exists(), reason=f"no benchmark files in {DATA} (ROMA_DS_TEST_DATA)"
+    ),
+    pytest.mark.skipif(
+        importlib.util.find_spec("lm_eval") is None, reason="lm_eval is not installed (extra `eval`)"
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def agreement() -> Iterator[Any]:
+    """The module that compares, with the rows that it compares."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    import harness_agreement
+
+    yield harness_agreement
+    sys.path.remove(str(ROOT / "benchmarks"))
+
+
+@pytest.fixture(scope="module")
+def work(agreement: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("harness") / "work"
+    folder.mkdir()
+    agreement.prepare(DATA, folder, ROWS, agreement.TASKS)
+    return folder
+
+
+def test_every_option_of_every_sample_has_the_harness_s_loglikelihood(agreement: Any, work: Path) -> None:
+    mine, results = agreement.ours(work, agreement.TASKS)
+    theirs, metrics = agreement.harness(work, agreement.TASKS)
+    table = agreement.compared(mine, theirs, results, metrics)
+    assert set(REQUIRED) < set(table)
+    for task, entry in table.items():
+        assert entry["rows"] == ROWS and entry["options"] >= 2 * ROWS
+        assert agreement.agrees(entry), (task, entry)
+    norms = [table[task]["accuracy_norm"] for task in ("arc_easy", "piqa", "hellaswag")]
+    assert None not in norms and table["winogrande"]["accuracy_norm"] is None
+
+
+def test_rows_from_the_hub_become_the_rows_that_were_compared(agreement: Any) -> None:
+    from roma_ds.data.named import NAMED
+
+    for task in agreement.TASKS:
+        convert = NAMED[task.name].convert
+        kept = {"question", "choices", "answer", "passage", "subject"}
+        for place, row in enumerate(agreement.read(DATA / task.name / f"{task.split}.jsonl.gz")[:200]):
+            made = convert({"id": "x", "answer": row["answer"], **task.columns(row)}, place)
+            own = {key: value for key, value in row.items() if key in kept}
+            assert {key: value for key, value in made.items() if key in kept} == own, (task.name, row)
+
+
+@pytest.fixture(scope="module")
+def router(work: Path) -> Path:
+    """Routers of two layers, unlike those of the base model."""
+    import torch
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(0)
+    keys = [f"model.layers.{layer}.mlp.gate.weight" for layer in (1, 2)]
+    path = work / "router.safetensors"
+    save_file({key: torch.randn(8, 64, generator=generator) for key in keys}, path)
+    return path
+
+
+def test_the_bridge_runs_base_and_router_file(agreement: Any, work: Path, router: Path) -> None:
+    import torch
+
+    import roma_ds.evaluation.harness  # noqa: F401  registers the model
+    from roma_ds.backbone.encoding import encode
+    from roma_ds.backbone.frozen import FrozenModel
+    from roma_ds.backbone.loading import load_tokenizer
+    from roma_ds.backbone.router_file import read_router_file
+    from roma_ds.comm import World
+    from roma_ds.comm.ranks import Ranks
+    from roma_ds.config import ModelConfig
+    from roma_ds.data.rows import read_rows
+    from roma_ds.data.templates import render
+
+    (task,) = (task for task in agreement.TASKS if task.name == "arc_easy")
+    tuned, _ = agreement.harness(work, [task], model="roma_ds", router=str(router))
+    base, _ = agreement.harness(work, [task], model="roma_ds")
+    model = ModelConfig(path=str(work / "model"), dtype="float32")
+    rows = read_rows(work / "data" / "arc_easy" / "test.jsonl")
+    samples = [render(row, "text", "arc_easy", "test", layout="question") for row in rows]
+    prompts = encode(samples, load_tokenizer(model), 2048)
+    frozen = FrozenModel(World(Ranks(), torch.device("cpu")), model, {"zero_optimization": {"stage": 0}})
+    for found, weights in ((base, {}), (tuned, read_router_file(router).by_layer())):
+        frozen.use_routers(weights)
+        scores = frozen.score(prompts, "last1", 8, "ours")
+        assert scores is not None
+        for theirs, mine in zip(found["arc_easy"], scores.option_loglikelihoods, strict=True):
+            assert mine.tolist() == pytest.approx(theirs, abs=1e-3)
+    assert base["arc_easy"][0] != pytest.approx(tuned["arc_easy"][0], abs=1e-2)
+
+
+def test_the_command_is_lm_eval_with_one_model_more(work: Path, router: Path) -> None:
+    line = [sys.executable, "-m", "roma_ds.evaluation.harness", "run", "--model", "roma_ds"]
+    line += ["--model_args", f"pretrained={work / 'model'},router={router},dtype=float32"]
+    line += ["--tasks", "compared_piqa", "--include_path", str(work / "tasks"), "--limit", "3"]
+    line += ["--device", "cpu", "--output_path", str(work / "results"), "--log_samples"]
+    done = run_command(line, work, 280)
+    assert done.code == 0 and "compared_piqa" in done.out, done
+    (written,) = (work / "results").rglob("results_*.json")
+    config = json.loads(written.read_text())["config"]
+    assert config["router"] == str(router) and len(config["router_sha256"]) == 64
+    missing = run_command([word.replace(".safetensors", ".gone") for word in line], work, 280)
+    assert missing.code != 0 and "cannot be read as a router file" in missing.err, missing
