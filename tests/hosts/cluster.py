@@ -85,6 +85,11 @@ class Training:
 
     def _start(self, number: int, command: Sequence[str]) -> Started:
         folder, variables = self.project.folder, dict(VARIABLES)
+        for side in ("local", "remote"):
+            # Open MPI names its folders in /tmp by process ids, which hosts with one /tmp have in common.
+            own = self.hosts.folder / side
+            own.mkdir(exist_ok=True)
+            variables[f"PRTE_MCA_prte_{side}_tmpdir_base"] = str(own)
         if MPICH and "mpich" in self.way.lower():
             variables["PATH"] = os.pathsep.join([MPICH, os.environ.get("PATH", os.defpath)])
         return Started(self.hosts.words(number, command, folder, variables), folder)
