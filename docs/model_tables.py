@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from roma_ds.families import FAMILIES, detect, published
@@ -65,16 +66,36 @@ def kinds(networks: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         yield (name, *(f"{totals[kind] / 1e6:,.1f}" if totals[kind] else "0" for kind in KINDS))
 
 
-def sources(names: Sequence[str]) -> str:
+def compared(what: str, count: int, stated: str) -> str:
+    """How a count agrees with the publisher's figure, and where not within 1%, why it cannot."""
+    unit = {"B": 10**9, "M": 10**6}[stated[-1]]
+    digits, figure = Decimal(stated[:-1]).normalize(), float(stated[:-1]) * unit
+    step = float(Decimal(1).scaleb(int(digits.as_tuple().exponent))) * unit
+    off = count / figure - 1
+    rounded = abs(count - figure) <= step / 2
+    text = f"{what}: {count / unit:.4g}{stated[-1]} counted, stated as {stated}, {off:+.1%}"
+    if abs(off) <= 0.01:
+        return text
+    open_to = step / 2 / figure if rounded else step / figure
+    way = "rounded to" if rounded else "cut to"
+    return f"{text}: the figure is {way} its last digit, and may lie {open_to:.1%} off"
+
+
+def sources(networks: Mapping[str, Any]) -> str:
     """One section a model."""
     parts = []
-    for name in names:
+    for name, network in networks.items():
         model = published.published_model(name)
         lines = [f"#### {name}", "", f"- `{model.hub}`", f"- Config: {model.config_source}."]
         lines.append(f"- Size: {model.size_source}.")
         counts = "with" if model.embedding_is_active else "without"
         if model.active:
             lines.append(f"- Active parameters are compared {counts} the token embedding.")
+        total = sum(by_kind(counted(network)).values())
+        lines.append(f"- {compared('Total', total, model.total)}.")
+        if model.active:
+            active = active_parameters(network, embedding=model.embedding_is_active)
+            lines.append(f"- {compared('Active', active, model.active)}.")
         lines += [f"- {model.note}"] if model.note else []
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
@@ -100,7 +121,7 @@ def tables(networks: Mapping[str, Any]) -> Iterator[str]:
         sizes(networks),
     )
     yield table(("millions of", *KINDS), kinds(networks))
-    yield sources(tuple(networks))
+    yield sources(networks)
 
 
 if __name__ == "__main__":

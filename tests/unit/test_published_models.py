@@ -33,11 +33,21 @@ def spelled(count: int, like: str) -> set[str]:
     return {f"{(exact / step).quantize(Decimal(1), way) * step:f}{like[-1]}" for way in ways}
 
 
+def figure(text: str) -> float:
+    return float(text[:-1]) * {"B": 10**9, "M": 10**6}[text[-1]]
+
+
+def precision(text: str) -> float:
+    """How far a number can lie from a figure that is cut to the digits of `text`, relative to it."""
+    return 10.0 ** int(Decimal(text[:-1]).normalize().as_tuple().exponent) / float(text[:-1])
+
+
 def test_digits_are_rounded_or_cut() -> None:
     assert spelled(6_919_161_856, "6.9B") == {"6.9B"}
     assert spelled(21_825_437_888, "21B") == {"21B", "22B"}
     assert spelled(428_658_688, "400M") == {"400M"}
     assert spelled(20_914_757_184, "20.91B") == {"20.91B"}
+    assert precision("6.9B") == pytest.approx(0.1 / 6.9) and precision("400M") == pytest.approx(0.25)
 
 
 @pytest.mark.parametrize("name", published.names())
@@ -49,8 +59,9 @@ def test_counts_are_those_of_the_publisher(name: str) -> None:
     stated = [(total, model.total)] + ([(active, model.active)] if model.active else [])
     for count, text in stated:
         assert text in spelled(count, text), f"{count:,} is not {text}"
+        assert abs(count / figure(text) - 1) <= max(0.01, precision(text)), text
         if len(Decimal(text[:-1]).normalize().as_tuple().digits) > 2:
-            assert count == pytest.approx(float(text[:-1]) * 1e9, rel=0.01)
+            assert count == pytest.approx(figure(text), rel=0.01)
     assert model.config_source
     assert model.size_source
 
