@@ -211,6 +211,50 @@ def test_a_merged_checkpoint_is_the_tuned_model(model_type: str, tmp_path: Path)
     assert float((found - before).abs().max()) > 1e-3
 
 
+EACH = {f"mlp.experts.0.{name}_proj.weight" for name in ("gate", "up", "down")}
+SHARED = {f"mlp.shared_experts.{name}_proj.weight" for name in ("gate", "up", "down")}
+SPARSE = {f"block_sparse_moe.experts.0.w{number}.weight" for number in (1, 2, 3)} | {
+    "block_sparse_moe.gate.weight"
+}
+PLAIN = EACH | {"mlp.gate.weight"}
+STORED = {
+    "olmoe": PLAIN,
+    "flex_olmo": PLAIN,
+    "qwen3_moe": PLAIN,
+    "qwen2_moe": PLAIN
+    | {f"mlp.shared_expert.{name}_proj.weight" for name in ("gate", "up", "down")}
+    | {"mlp.shared_expert_gate.weight"},
+    "mixtral": SPARSE,
+    "phimoe": SPARSE,
+    "granitemoe": {
+        "block_sparse_moe.input_linear.weight",
+        "block_sparse_moe.output_linear.weight",
+        "block_sparse_moe.router.layer.weight",
+    },
+    "deepseek": PLAIN | SHARED,
+    "deepseek_v2": PLAIN | SHARED,
+    "deepseek_v3": PLAIN | SHARED | {"mlp.gate.e_score_correction_bias"},
+    "glm4_moe": PLAIN | SHARED | {"mlp.gate.e_score_correction_bias"},
+    "ernie4_5_moe": PLAIN | SHARED | {"mlp.moe_statics.e_score_correction_bias"},
+    "gpt_oss": {
+        "mlp.router.weight",
+        "mlp.router.bias",
+        *(f"mlp.experts.{name}{end}" for name in ("gate_up_proj", "down_proj") for end in ("", "_bias")),
+    },
+}
+"""What the publishers' own files hold of the first expert, the router and shared experts of a layer."""
+
+
+def test_the_layout_on_disk_is_the_publisher_s(model_type: str) -> None:
+    assert set(STORED) == set(MODEL_TYPES)
+    with safe_open(checkpoint(model_type) / "model.safetensors", framework="pt") as file:
+        keys = {key for key in file.keys() if ".layers.2." in key}  # noqa: SIM118 - not a mapping
+    inside = {key.removeprefix("model.layers.2.") for key in keys if "moe" in key or ".mlp." in key}
+    assert {key for key in inside if not key.partition(".experts.")[2][:1].strip("0").isdigit()} == STORED[
+        model_type
+    ]
+
+
 def test_what_the_family_says_is_in_the_model(model_type: str) -> None:
     register_own_models()
     stock = stock_network(model_config(checkpoint(model_type)))
