@@ -51,12 +51,23 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     resolve_deepspeed(run_config, max(1, flags.world_size or ranks or 1))
     needed = stages_until(goal)
     folders = Folders(Path(run_config.output_dir))
+    on_ranks = any(stage in ON_ALL_RANKS for stage in needed)
+
+    def accepted() -> None:
+        # Other hosts may see another checkpoint than this one does.
+        if on_ranks and not flags.hosts:
+            from roma_ds.pipeline.acceptance import accept_unread
+            from roma_ds.pipeline.worker import calm_libraries
+
+            calm_libraries()
+            accept_unread(run_config, max(1, flags.world_size or ranks or 1), goal)
+
     # With a command on every host, the first one does what is done once.
     first = flags.kind != NO_SSH or flags.node_rank == 0
     if first:
         with locked(folders.root):
-            make_data(run_config, folders, _say)
-    if any(stage in ON_ALL_RANKS for stage in needed):
+            make_data(run_config, folders, _say, accepted)
+    if on_ranks:
         last = [stage for stage in needed if stage in ON_ALL_RANKS][-1]
         code = _on_ranks(options, flags, ranks, last)
         if code:

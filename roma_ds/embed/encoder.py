@@ -16,6 +16,9 @@ from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.progress import Progress
 from roma_ds.storage.hub import why_unreachable
 
+DESCRIPTIONS = ("modules.json", "config_sentence_transformers.json", "config.json")
+"""Files of which a sentence-transformers model, or a plain encoder, has at least one."""
+
 
 def text_of(sample: Sample, what: str) -> str:
     """What of a sample is embedded: `question`, `question_choices` or `prompt`."""
@@ -38,26 +41,53 @@ def _location(model: str) -> str:
     return str(get_model_path())
 
 
+def check_encoder(config: EmbedConfig) -> None:
+    """Raises UserError where it shows without loading that there is no such model."""
+    location = _location(config.model)
+    if not Path(location).exists():
+        reason = why_unreachable()
+        if reason is not None and not _is_cached(location):
+            raise _not_found(config, f"is no folder here and not in the hub's cache ({reason})")
+    elif not any((Path(location) / name).is_file() for name in DESCRIPTIONS):
+        raise _not_found(config, f"cannot be loaded: it has none of {', '.join(DESCRIPTIONS)}")
+
+
+def _is_cached(model: str) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    # A name without an owner is looked up below the library's own as well.
+    names = (model, f"sentence-transformers/{model}")
+    try:
+        found = [
+            try_to_load_from_cache(name, file)
+            for name in names[: 1 + ("/" not in model)]
+            for file in DESCRIPTIONS
+        ]
+    except HFValidationError:
+        return False
+    return any(isinstance(path, str) for path in found)
+
+
+def _not_found(config: EmbedConfig, why: str) -> UserError:
+    return UserError(
+        f"embed.model: '{config.model}' {why}",
+        "give a sentence-transformers folder or hub id, or `demo` for the packaged model",
+    )
+
+
 def load_encoder(config: EmbedConfig, device: torch.device) -> Any:
     """The sentence-transformers model. Raises UserError when it cannot be found."""
+    check_encoder(config)
     from sentence_transformers import SentenceTransformer
 
     location = _location(config.model)
-    unreachable = None if Path(location).exists() else why_unreachable()
     try:
         return SentenceTransformer(location, device=str(device))
     except (OSError, ValueError) as error:
-        text = str(error).splitlines()[0]
-        if Path(location).exists():
-            where = f"cannot be loaded: {text}"
-        elif unreachable is None:
-            where = f"is no folder here and was not found on the hub: {text}"
-        else:
-            where = f"is no folder here and not in the hub's cache ({unreachable})"
-        raise UserError(
-            f"embed.model: '{config.model}' {where}",
-            "give a sentence-transformers folder or hub id, or `demo` for the packaged model",
-        ) from error
+        here = Path(location).exists()
+        where = "cannot be loaded" if here else "is no folder here and was not found on the hub"
+        raise _not_found(config, f"{where}: {str(error).splitlines()[0]}") from error
 
 
 def embed_texts(

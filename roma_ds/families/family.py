@@ -88,6 +88,15 @@ class Family:
         )
         return next(found, None)
 
+    def require_parts(self) -> None:
+        """Raises UserError where no part of such a model can be run alone."""
+        barrier = self.barrier("suffix")
+        if barrier is not None:
+            raise UserError(
+                f"a part of a {self.name} model cannot be run alone: {barrier}",
+                "set train.prefix_cache=off and collect.engine=zero3",
+            )
+
     def experts(self, config: Any) -> int:
         """Number of routed experts per MoE layer, from a model config."""
         return int(getattr(config, self.experts_attribute))
@@ -114,12 +123,8 @@ class Family:
         embedding: whether token ids enter; by default where the first layer is there. Raises UserError where
         the family cannot be cut.
         """
-        barrier = self.barrier("suffix")
-        if barrier is not None and (first, last) != (0, config.num_hidden_layers):
-            raise UserError(
-                f"a part of a {self.name} model cannot be run alone: {barrier}",
-                "set train.prefix_cache=off and collect.engine=zero3",
-            )
+        if (first, last) != (0, config.num_hidden_layers):
+            self.require_parts()
         short = deepcopy(config)
         for name in self.per_layer_attributes:
             if getattr(config, name, None) is not None:

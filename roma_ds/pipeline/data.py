@@ -10,14 +10,24 @@ from roma_ds.data.store import OUTPUTS, data_inputs, run_data
 from roma_ds.pipeline.folders import Folders
 
 
-def make_data(run: RunConfig, folders: Folders, say: Callable[[str], None]) -> None:
-    """Read, check and render all data unless it is up to date. Raises UserError on bad input."""
+def make_data(
+    run: RunConfig,
+    folders: Folders,
+    say: Callable[[str], None],
+    before_change: Callable[[], None] = lambda: None,
+) -> None:
+    """Read, check and render all data unless it is up to date. Raises UserError on bad input.
+
+    before_change: called before data that an earlier run left are made anew; may refuse that.
+    """
     record = folders.record("data")
     inputs = data_inputs(run)
     reason = record.why_stale(inputs)
     if reason is None:
         say("data: up to date")
         return
+    if record.path.exists():
+        before_change()
     say(f"data: {reason}")
     started = time.monotonic()
     manifest = run_data(run, folders.root)

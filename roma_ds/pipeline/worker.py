@@ -128,10 +128,10 @@ def _run_on(
                 held.enter_context(locked(Path(run.output_dir)))
         base_only = not must_train and is_base_only(world, run, goal, variant)
         session = None if base_only else Session(world, run, ds, interruption)
-        with agreement(world):
-            if world.is_first:
-                describe_run(Folders(Path(run.output_dir)), run, ds, world.size, str(world.device))
         if session is None:
+            with agreement(world):
+                if world.is_first:
+                    describe_run(Folders(Path(run.output_dir)), run, ds, world.size, str(world.device))
             evaluate_base(world, run, ds)
         else:
             _run_session(world, session, goal, variant)
@@ -141,12 +141,19 @@ def _run_on(
 def _run_session(world: World, session: Session, goal: str, variant: str | None) -> None:
     from roma_ds.comm import agreement
     from roma_ds.pipeline import stages
+    from roma_ds.pipeline.acceptance import accept
     from roma_ds.pipeline.evaluating import eval_stage
 
     run = session.run
+    with agreement(world):
+        accept(run, session.whole, world.size)
+    stages.data_stage(session)
+    with agreement(world):
+        # Of a run that is there already only once something of it changes: a stage may still refuse.
+        if not session.folders.is_described:
+            session.describe()
     needed = stages_until(goal) if variant != "base" else ("data", "eval")
     steps = {
-        "data": stages.data_stage,
         "embed": stages.embed_stage,
         "collect": stages.collect_stage,
         "index": stages.index_stage,
@@ -159,6 +166,8 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
         if name == "index" and "eval" in needed:
             # Now, while the whole network is in memory, rather than load it again after training.
             eval_stage(session, ("base",))
+    with agreement(world):
+        session.describe()
     # Export and report may follow in this process.
     session.release_frozen()
     with agreement(world):

@@ -12,7 +12,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from cli.projects import ROOT, Finished, Project, contents, roma_ds, run_command, word_rows, write_rows
+from cli.projects import (
+    ROOT,
+    Finished,
+    Project,
+    contents,
+    roma_ds,
+    roma_ds_here,
+    run_command,
+    word_rows,
+    write_rows,
+)
 
 Ask = Callable[..., Finished]
 
@@ -37,10 +47,10 @@ def refused(shared: Project) -> Ask:
     """Give `roma-ds run --ranks 2` overrides or flags and expect a refusal that leaves the run as it was."""
 
     def ask(*more: str, says: tuple[str, ...], command: str = "run", on: Project = shared) -> Finished:
-        before = contents(on.out)
+        before = contents(on.out, without=())
         done = on.run(command, *more, timeout_s=120)
         refusal(done, *says)
-        assert contents(on.out) == before
+        assert contents(on.out, without=()) == before
         return done
 
     return ask
@@ -48,6 +58,38 @@ def refused(shared: Project) -> Ask:
 
 def no_launcher(done: Finished) -> None:
     assert "$ deepspeed" not in done.out, "this could be known before any rank is started"
+
+
+OTHER_DATA = "data.train=[{path: train.jsonl, limit: 40}]"
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        (["roma.layers=last9"], "the model has 4 MoE layers"),
+        (["embed.model=nobody/no-such-encoder"], "embed.model: 'nobody/no-such-encoder' is no folder here"),
+        (["roma.lambda=0", "train.task_loss=false"], "there is nothing to train on"),
+        # The data would be made anew, for a model that is not there or does not fit.
+        ([OTHER_DATA, "model.path=nobody/no-such-model"], "model.path: 'nobody/no-such-model' is no folder"),
+        ([OTHER_DATA, "roma.layers=last9"], "the model has 4 MoE layers"),
+        ([OTHER_DATA, "embed.model=./"], "cannot be loaded: it has none of modules.json"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_refused_start_leaves_everything_as_it_was(shared: Project, changes: list[str], says: str) -> None:
+    before = contents(shared.out, without=())
+    done = roma_ds_here(shared.arguments("train", *changes, ranks=1))
+    refusal(done, says)
+    assert contents(shared.out, without=()) == before
+
+
+def test_an_accepted_start_says_what_it_runs(indexed: Project, tmp_path: Path) -> None:
+    project = indexed.copied(tmp_path / "out")
+    described = tmp_path / "out" / "config.resolved.yaml"
+    before = described.read_text()
+    done = roma_ds_here(project.arguments("index", "train.epochs=9", ranks=1))
+    assert done.code == 0, done
+    assert "epochs: 9" not in before and "epochs: 9" in described.read_text()
 
 
 def test_unknown_key(refused: Ask) -> None:

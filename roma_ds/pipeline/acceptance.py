@@ -1,0 +1,36 @@
+"""What can be refused before anything is written: a run that is refused leaves its folder as it was."""
+
+from __future__ import annotations
+
+from roma_ds.backbone.blueprint import Blueprint, blueprint
+from roma_ds.backbone.checkpoint_check import check_checkpoint
+from roma_ds.backbone.loading import load_config
+from roma_ds.config import RunConfig, resolve_deepspeed
+from roma_ds.embed.encoder import check_encoder
+from roma_ds.families import has_routers
+from roma_ds.pipeline.machine_support import check_machine
+from roma_ds.training.loop import check_batches
+
+
+def accept(run: RunConfig, whole: Blueprint, world_size: int) -> None:
+    """Raises UserError where model and settings do not go together, or there is nothing to embed with.
+
+    whole: of the run's model.
+    """
+    whole.layout.choose(run.roma.layers)
+    check_batches(run, world_size)
+    if run.train.prefix_cache == "on" or run.collect.engine == "stream":
+        whole.layout.family.require_parts()
+    check_encoder(run.embed)
+
+
+def accept_unread(run: RunConfig, world_size: int, goal: str) -> None:
+    """The same where neither machine nor checkpoint were looked at yet. Weights are not read.
+
+    goal: the last stage; a model without routers can be evaluated.
+    """
+    if goal == "eval" and not has_routers(load_config(run.model)):
+        return
+    check_machine(resolve_deepspeed(run, world_size))
+    check_checkpoint(run.model)
+    accept(run, blueprint(run.model), world_size)
