@@ -30,6 +30,8 @@ PACKAGES = (
     "safetensors",
 )
 
+RESOLVED = "config.resolved.yaml"
+
 
 @dataclass(frozen=True)
 class Folders:
@@ -55,6 +57,11 @@ class Folders:
     def training(self, variant: str) -> Path:
         """Folder of one training: `train` for RoMA, `controls/NAME` for the others."""
         return self.root / "train" if variant == "roma" else self.root / "controls" / variant
+
+    @property
+    def is_described(self) -> bool:
+        """Whether a run has written what it was made with."""
+        return (self.root / RESOLVED).exists()
 
     def record(self, name: str) -> StageRecord:
         """Record of a stage that has a folder of its own."""
@@ -86,7 +93,7 @@ def describe_run(
 ) -> None:
     """Write the resolved configs and the environment into the run folder."""
     make_folder(folders.root)
-    write_text(folders.root / "config.resolved.yaml", to_yaml(run))
+    write_text(folders.root / RESOLVED, to_yaml(run))
     write_json(folders.root / "ds_config.resolved.json", ds)
     write_json(
         folders.root / "environment.json",

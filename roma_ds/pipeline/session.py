@@ -21,7 +21,7 @@ from roma_ds.data.store import load_samples
 from roma_ds.data.tasks import new_tokens_of
 from roma_ds.errors import UserError
 from roma_ds.families import family_of
-from roma_ds.pipeline.folders import Folders
+from roma_ds.pipeline.folders import Folders, describe_run
 from roma_ds.pipeline.prefixes import Part, Prefixes
 from roma_ds.pipeline.staging import run_stage
 from roma_ds.storage.stage import StageRecord
@@ -43,6 +43,7 @@ class Session:
         self.interruption = interruption
         self.folders = Folders(Path(run.output_dir))
         self.partitioned = is_zero3(ds)
+        self._described = False
         self._frozen: FrozenModel | None = None
         self._suffix: FrozenModel | None = None
         self._plain: PlainModel | None = None
@@ -69,6 +70,8 @@ class Session:
         other = copy(self)
         other.run, other.folders = run, folders
         other.prefixes = Prefixes(other, entering)
+        # What the outer run was made with is written once, in its own folder.
+        other._described = True
         return other
 
     def _refuse_changed_weights(self) -> None:
@@ -190,6 +193,13 @@ class Session:
 
         cache: the prefix cache that the stage also makes.
         """
+
+        def described() -> Mapping[str, Any]:
+            facts = work()
+            with agreement(self.world):
+                self.describe()
+            return facts
+
         run_stage(
             self.world,
             self.say,
@@ -197,6 +207,15 @@ class Session:
             record,
             inputs,
             outputs,
-            work,
+            described,
             lambda: self.prefixes.why_stale(cache) if cache is not None else None,
         )
+
+    def describe(self) -> None:
+        """Write the resolved configs and the environment, once: called when something was made with them.
+
+        No collective; rank 0 writes.
+        """
+        if self.world.is_first and not self._described:
+            describe_run(self.folders, self.run, dict(self.ds), self.world.size, str(self.world.device))
+        self._described = True

@@ -183,6 +183,9 @@ def _train_one(session: Session, name: str) -> None:
         with agreement(session.world):
             prompts = session.prompts("samples.parquet")
         successful = neighbour_pool(session, variant.pool)
+        with agreement(session.world):
+            # Before the first step: an interrupted training is one with these settings.
+            session.describe()
 
         def targets(layers: Sequence[int], steps_per_epoch: int) -> Targets:
             return make_targets(session, run, variant, successful, layers, steps_per_epoch)
