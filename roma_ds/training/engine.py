@@ -172,7 +172,6 @@ class RouterEngine:
         on all of them, one at a time.
         """
         import deepspeed
-        from deepspeed.utils import safe_set_full_fp32_param, safe_set_full_optimizer_state
 
         self.updates = updates
         for flat in self._optimized_tensors():
@@ -190,12 +189,30 @@ class RouterEngine:
                 with deepspeed.zero.GatheredParameters([weight], modifier_rank=0, enabled=self.partitioned):
                     if not self.partitioned or self.world.is_first:
                         weight.data.copy_(value)
-                if wrapped:
-                    safe_set_full_fp32_param(weight, value)
-            elif wrapped:
-                safe_set_full_optimizer_state(weight, value, name)
-            else:
+            if wrapped:
+                self._set_full(name, weight, value)
+            elif name != MASTER:
                 self.adamw.state[weight][name].copy_(value)
+
+    def _set_full(self, name: str, weight: Any, value: torch.Tensor) -> None:
+        """The counterpart of `_full` under DeepSpeed's optimizers; value: float32, whole on every rank."""
+        from deepspeed import utils
+
+        if not self.partitioned:
+            if name == MASTER:
+                utils.safe_set_full_fp32_param(weight, value)
+            else:
+                utils.safe_set_full_optimizer_state(weight, value, name)
+            return
+        # DeepSpeed cuts a whole value without the padding that it gives to a number of ranks that does not
+        # divide it, and fails on the last rank.
+        size = weight.partition_numel()
+        padded = torch.nn.functional.pad(value.flatten(), (0, size * self.world.size - value.numel()))
+        mine = padded[size * self.world.rank : size * (self.world.rank + 1)]
+        if name == MASTER:
+            utils.safe_set_local_fp32_param(weight, mine)
+        else:
+            utils.safe_set_local_optimizer_state(weight, mine, name)
 
     def _optimized_tensors(self) -> Sequence[torch.Tensor]:
         """What AdamW keeps its state for: flat fp32 partitions under ZeRO and bf16, else the routers."""
