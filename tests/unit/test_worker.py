@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import signal
 from contextlib import nullcontext
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -25,7 +24,10 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
 
     class Session:
         def __init__(self, *given: Any) -> None:
-            self.folders, self.run = Path(), given[1]
+            self.folders, self.run, self.whole = SimpleNamespace(is_described=False), given[1], None
+
+        def describe(self) -> None:
+            done.append("described")
 
         def release_frozen(self) -> None:
             done.append("released")
@@ -37,6 +39,7 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
     monkeypatch.setattr("roma_ds.pipeline.session.Session", Session)
     monkeypatch.setattr(worker, "resolve_deepspeed", lambda run, size: {})
     monkeypatch.setattr("roma_ds.pipeline.base_only.is_base_only", lambda *given: False)
+    monkeypatch.setattr("roma_ds.pipeline.acceptance.accept", lambda *given: done.append("accepted"))
     for stage in ("data", "embed", "collect", "index", "train", "eval"):
         module = "evaluating" if stage == "eval" else "stages"
         monkeypatch.setattr(
@@ -49,7 +52,8 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
         train=SimpleNamespace(seed=0), guards=SimpleNamespace(collective_timeout=9.0, lost_after=None)
     )
     worker.run_stages(run, "eval", None)
-    assert done[-3:] == ["eval", "released", "closed"]
+    assert done[:3] == ["accepted", "data", "described"]
+    assert done[-4:] == ["eval", "described", "released", "closed"]
 
 
 @pytest.mark.parametrize(
