@@ -91,6 +91,7 @@ SEARCHES = [(backend, least) for backend in ("faiss", "torch") for least in (Non
 def all_stages(world: World, model: Path, root: Path) -> dict[str, Any]:
     """Every stage into a folder of its own below `root`; their facts."""
     from roma_ds.backbone.blueprint import blueprint
+    from roma_ds.backbone.encoding import encode
     from roma_ds.backbone.frozen import FrozenModel
     from roma_ds.backbone.loading import load_tokenizer
     from roma_ds.collect import collect
@@ -107,7 +108,7 @@ def all_stages(world: World, model: Path, root: Path) -> dict[str, Any]:
 
     # Fewer samples than ranks: one has nothing to do and still takes part.
     facts = {
-        name: collect(world, run, chosen, whole, tokenizer, root / name, score)
+        name: collect(world, run, chosen, encode(chosen, tokenizer, 500), whole, root / name, score)
         for name, chosen in (("collect", everything), ("two", [everything[0], everything[3]]))
     }
     for backend, least in SEARCHES:
