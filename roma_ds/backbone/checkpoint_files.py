@@ -109,7 +109,11 @@ class CheckpointFiles:
                 _raise_exceptions_for_missing_entries=required,
             )
         except (OSError, ValueError) as error:
-            raise not_found(self.model, f"{name}: {str(error).strip().splitlines()[0]}") from error
+            reason = why_unreachable() or str(error).strip().splitlines()[0]
+            raise UserError(
+                f"model.path: {name} of '{self.model.path}' is neither here nor on the hub: {reason}",
+                "give the folder of a checkpoint, or a hub id with network access",
+            ) from error
         return Path(found) if found is not None else None
 
     def _header(self, name: str) -> dict[str, StoredTensor]:
