@@ -19,7 +19,8 @@ from roma_ds.cli.main import main
 from roma_ds.cli.parser import CHECKS, LISTS, STAGES, build_parser
 from roma_ds.config import preset_names
 
-TESTED = {"init", "ls", "check", "run", "merge", "plan", "doctor", "demo", *STAGES}
+TESTED = {"init", "ls", "check", "run", "merge", "plan", "doctor", "demo", *STAGES, "study"}
+"""Here, but for `study`, which has a file of its own."""
 
 
 def test_no_command_is_forgotten() -> None:
@@ -211,7 +212,7 @@ def test_ls_and_init(here: Here) -> None:
     for what in LISTS:
         done = here("ls", what, "--under", str(here.project.folder))
         assert done.code == 0 and done.out.strip(), what
-    assert "roma" in done.out and str(here.project.out) in done.out, "runs with their scores"
+    assert "RoMA" in done.out and str(here.project.out) in done.out, "runs with their scores"
     assert {line.split()[0] for line in here("ls", "configs").out.splitlines()} == set(preset_names())
     for name in preset_names():
         assert "\nmodel:" in here("init", name).out

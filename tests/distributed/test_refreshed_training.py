@@ -177,6 +177,6 @@ def test_stopped_and_resumed_on_other_ranks_in_the_other_placement(
 
 def test_the_state_holds_the_index(trained: dict[Way, Project]) -> None:
     states = sorted((trained[Way(2, "sharded")].out / "train" / "state").glob("step-*"))
-    kept = load_file(states[-1] / "routers.safetensors")
-    assert len(kept["index.ids"]) == sizes(trained[Way(2, "sharded")])[-1]
-    assert kept["index.vectors"].shape[0] == len(kept["index.ids"])
+    kept = load_file(states[-1] / "index.safetensors")
+    assert len(kept["ids"]) == sizes(trained[Way(2, "sharded")])[-1]
+    assert kept["vectors"].shape[0] == len(kept["ids"])
