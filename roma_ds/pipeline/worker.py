@@ -99,7 +99,12 @@ def run_stages(run: RunConfig, goal: str, variant: str | None, must_train: bool 
     timeout = timedelta(seconds=run.guards.collective_timeout)
     world = start_world(timeout=timeout)
     with named_absence(world, timeout.total_seconds()), watched(world, run.guards.lost_after):
-        _run_on(world, run, goal, variant, must_train, interruption)
+        try:
+            _run_on(world, run, goal, variant, must_train, interruption)
+        except RomaError:
+            # A launcher sends SIGTERM when it sees another rank's end: that must not become the message.
+            interruption.deferred = True
+            raise
 
 
 def _run_on(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
-from roma_ds.errors import Interrupted, error_for
+from roma_ds.errors import Interrupted, UserError, error_for
 from roma_ds.pipeline import worker
 from roma_ds.training.interruption import STOPPING, Interruption
 
@@ -113,6 +114,34 @@ def test_any_of_the_three_signals_is_remembered_while_training_defers_it() -> No
                 os.kill(os.getpid(), signum)
             assert raised.value.exit_code == 128 + signum
             assert isinstance(error_for(128 + signum, "stopped", None), Interrupted)
+    finally:
+        for signum, handler in before.items():
+            signal.signal(signum, handler)
+
+
+def test_a_launchers_signal_does_not_take_the_place_of_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another rank ends first, and the launcher's SIGTERM comes while this one still leaves."""
+    before = {signum: signal.getsignal(signum) for signum in STOPPING}
+    run = SimpleNamespace(guards=SimpleNamespace(collective_timeout=1.0, lost_after=None))
+
+    @contextmanager
+    def leaving(world: Any, after_s: Any) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def wrong(*given: Any) -> None:
+        raise UserError("roma.layers is last9", "name fewer")
+
+    monkeypatch.setattr("roma_ds.comm.start_world", lambda timeout: SimpleNamespace(size=1))
+    monkeypatch.setattr("roma_ds.comm.watch.watched", leaving)
+    monkeypatch.setattr("roma_ds.backbone.release.keep_large_blocks_apart", lambda: None)
+    monkeypatch.setattr(worker, "calm_libraries", lambda: None)
+    monkeypatch.setattr(worker, "_run_on", wrong)
+    try:
+        with pytest.raises(UserError, match="last9"):
+            worker.run_stages(run, "report", None)  # type: ignore[arg-type]
     finally:
         for signum, handler in before.items():
             signal.signal(signum, handler)
