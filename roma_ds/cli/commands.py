@@ -60,7 +60,9 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
             from roma_ds.pipeline.worker import calm_libraries
 
             calm_libraries()
-            accept_unread(run_config, max(1, flags.world_size or ranks or 1), goal)
+            world_size = max(1, flags.world_size or ranks or 1)
+            embeds = variant != "base" and "embed" in needed
+            accept_unread(run_config, world_size, goal, embeds)
 
     # With a command on every host, the first one does what is done once.
     first = flags.kind != NO_SSH or flags.node_rank == 0

@@ -12,19 +12,20 @@ from roma_ds.pipeline.machine_support import check_machine
 from roma_ds.training.loop import check_batches
 
 
-def accept(run: RunConfig, whole: Blueprint, world_size: int) -> None:
+def accept(run: RunConfig, whole: Blueprint, world_size: int, embeds: bool) -> None:
     """Raises UserError where model and settings do not go together, or there is nothing to embed with.
 
-    whole: of the run's model.
+    whole: of the run's model. embeds: whether a stage that is asked for needs embeddings.
     """
     whole.layout.choose(run.roma.layers)
     check_batches(run, world_size)
     if run.train.prefix_cache == "on" or run.collect.engine == "stream":
         whole.layout.family.require_parts()
-    check_encoder(run.embed)
+    if embeds:
+        check_encoder(run.embed)
 
 
-def accept_unread(run: RunConfig, world_size: int, goal: str) -> None:
+def accept_unread(run: RunConfig, world_size: int, goal: str, embeds: bool) -> None:
     """The same where neither machine nor checkpoint were looked at yet. Weights are not read.
 
     goal: the last stage; a model without routers can be evaluated.
@@ -33,4 +34,4 @@ def accept_unread(run: RunConfig, world_size: int, goal: str) -> None:
         return
     check_machine(resolve_deepspeed(run, world_size))
     check_checkpoint(run.model)
-    accept(run, blueprint(run.model), world_size)
+    accept(run, blueprint(run.model), world_size, embeds)

@@ -150,14 +150,14 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
     from roma_ds.pipeline.evaluating import eval_stage
 
     run = session.run
+    needed = stages_until(goal) if variant != "base" else ("data", "eval")
     with agreement(world):
-        accept(run, session.whole, world.size)
+        accept(run, session.whole, world.size, "embed" in needed)
     stages.data_stage(session)
     with agreement(world):
         # Of a run that is there already only once something of it changes: a stage may still refuse.
         if not session.folders.is_described:
             session.describe()
-    needed = stages_until(goal) if variant != "base" else ("data", "eval")
     steps = {
         "embed": stages.embed_stage,
         "collect": stages.collect_stage,
