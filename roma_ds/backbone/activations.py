@@ -8,11 +8,11 @@ import shutil
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from roma_ds.backbone.disk_room import FULL, RESERVE, preallocate
+from roma_ds.backbone.raw_values import bytes_of, read_at, write_at
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.storage.atomic import make_folder
 
@@ -149,29 +149,18 @@ class Activations:
             os.fsync(self._file(number))
 
     def _to_file(self, number: int, batch: int, values: torch.Tensor) -> None:
-        file, content, place = self._file(number), _memory(values), self.places[batch]
+        file = self._file(number)
         with self._disk():
-            while content:
-                count = os.pwrite(file, content, place)
-                content, place = content[count:], place + count
+            write_at(file, bytes_of(values), self.places[batch])
 
     def _from_file(self, batch: int, rows: int) -> torch.Tensor:
         assert self._current is not None
         values = torch.empty((rows, self.hidden), dtype=self.dtype)
-        file, into, place = self._file(self._current), _memory(values), self.places[batch]
+        file = self._file(self._current)
         with self._disk():
-            while into:
-                count = os.preadv(file, [into], place)
-                if not count:
-                    raise OSError(f"{self._paths()[self._current]} became shorter")
-                into, place = into[count:], place + count
+            if not read_at(file, bytes_of(values), self.places[batch]):
+                raise OSError(f"{self._paths()[self._current]} became shorter")
         return values
-
-
-def _memory(values: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, not copied; NumPy has no bfloat16."""
-    content: Any = values.as_strided((values.numel(),), (1,)).view(torch.uint8).numpy()
-    return memoryview(content)
 
 
 def _gib(count: int) -> str:

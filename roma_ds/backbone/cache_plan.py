@@ -17,8 +17,9 @@ from roma_ds.planner.cache_size import cache_bytes
 from roma_ds.storage import fingerprint as fingerprints
 from roma_ds.storage.atomic import read_json, write_json
 
-FORMAT = 1
-INDEX, LENGTHS, WRITTEN = "index.json", "lengths.npy", "written.bin"
+FORMAT = 2
+INDEX, LENGTHS, WRITTEN, SUMS = "index.json", "lengths.npy", "written.bin", "checksums.bin"
+SUM = np.dtype("<u4")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 REMAKE = "rerun the command that makes it, or train.prefix_cache=off"
 
@@ -124,7 +125,8 @@ def read_plan(folder: Path) -> tuple[CachePlan, bool]:
         raise UserError(f"{error.filename} is missing", REMAKE) from error
     except (KeyError, TypeError, ValueError, OverflowError, EOFError) as error:
         raise UserError(f"{folder / INDEX} is damaged: {error!r}", REMAKE) from error
-    for name, size in {**shards, WRITTEN: len(plan.lengths)}.items():
+    beside = {WRITTEN: len(plan.lengths), SUMS: SUM.itemsize * len(plan.lengths)}
+    for name, size in {**shards, **beside}.items():
         if not (folder / name).exists():
             raise UserError(f"{folder / name} is missing", REMAKE)
         if (folder / name).stat().st_size != size:

@@ -6,7 +6,6 @@ alive, while what is read here is gone with its tensor.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -17,6 +16,7 @@ from typing import Any
 import torch
 
 from roma_ds.backbone.loading import ask_hub, checkpoint, load_config, not_found
+from roma_ds.backbone.raw_values import bytes_of, read_at
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.storage.atomic import read_json
@@ -139,15 +139,6 @@ class CheckpointFiles:
         """Keys that start with `prefix`."""
         return [key for key in self.keys if key.startswith(prefix)]
 
-    def bytes_of(self, prefix: str) -> int:
-        """Bytes in the files of all tensors whose key starts with `prefix`."""
-        return sum(self.stored(key).size for key in self.under(prefix))
-
-    @property
-    def is_local(self) -> bool:
-        """Whether all files are here, so that looking at one fetches nothing."""
-        return Path(checkpoint(self.model)).is_dir()
-
     def check_shards(self) -> None:
         """Open every file and look for every tensor in it.
 
@@ -182,20 +173,11 @@ class CheckpointFiles:
         """Values `start` to `stop` - 1 of the flattened tensor, as `read` does; no other byte is read."""
         place = self.stored(key)
         tensor = torch.empty(stop - start, dtype=place.dtype)
-        size, begin = tensor.nbytes, place.start + start * place.dtype.itemsize
-        values: Any = tensor.view(torch.uint8).numpy() if size else b""
-        buffer = memoryview(values)
-        done = 0
         try:
-            handle = os.open(place.file, os.O_RDONLY)
-            try:
-                while done < size:
-                    count = os.preadv(handle, [buffer[done:]], begin + done)
-                    if not count:
-                        raise EOFError(f"it ends within {key}")
-                    done += count
-            finally:
-                os.close(handle)
+            with open(place.file, "rb", buffering=0) as file:
+                begin = place.start + start * place.dtype.itemsize
+                if not read_at(file.fileno(), bytes_of(tensor), begin):
+                    raise EOFError(f"it ends within {key}")
         except (OSError, EOFError) as error:
             raise UserError(f"model.path: {place.file} cannot be read: {error}", _COMPLETE) from error
         return tensor

@@ -9,7 +9,6 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 import torch
 
@@ -27,8 +26,7 @@ from roma_ds.backbone.stream import StreamPass
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import Interrupted
-
-Engine = Literal["zero3", "stream"]
+from roma_ds.planner.frozen_pass import Engine
 
 
 @dataclass(frozen=True)
@@ -68,7 +66,7 @@ class FrozenPass:
             if world.is_first:
                 cache = self._plan(requests, cache_folder, fingerprint)
                 keep = cache is None or cache.resumed
-                parts.prepare(f"{fingerprint}-{self.tokens}-{self.engine}", keep)
+                parts.prepare(_identity(fingerprint, self.tokens, self.engine), keep)
         with agreement(world):
             if self.first is not None and not world.is_first:
                 cache = open_plan(cache_folder, fingerprint)
@@ -157,6 +155,21 @@ class FrozenPass:
                 save_seconds=self.save_every,
             ).run()
             parts.add(found, rank)
+
+
+def begun_engine(work: Path, fingerprint: str, tokens: str) -> Engine | None:
+    """The engine whose results of an unfinished pass lie in `work`; None where there are none.
+
+    fingerprint: as `FrozenPass.run` takes it; tokens: as `FrozenPass` does.
+    """
+    engines: tuple[Engine, ...] = ("zero3", "stream")
+    found = Parts(work).of()
+    return next((one for one in engines if found == _identity(fingerprint, tokens, one)), None)
+
+
+def _identity(fingerprint: str, tokens: str, engine: Engine) -> str:
+    """Passes of the same one may put their results together."""
+    return f"{fingerprint}-{tokens}-{engine}"
 
 
 @dataclass

@@ -19,13 +19,17 @@ class Parts:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
 
-    def prepare(self, fingerprint: str, keep: bool) -> None:
-        """For rank 0 before any other call: forget the parts of another pass, or all unless `keep`."""
+    def of(self) -> str | None:
+        """Fingerprint of the pass whose parts lie here; None without any."""
         try:
-            known = read_json(self.folder / MARKER)["fingerprint"] if keep else None
+            found: str = read_json(self.folder / MARKER)["fingerprint"]
         except (UserError, KeyError, TypeError):
-            known = None
-        if known != fingerprint:
+            return None
+        return found
+
+    def prepare(self, fingerprint: str, keep: bool) -> None:
+        """For rank 0 before it adds any: forget the parts of another pass, or all unless `keep`."""
+        if not keep or self.of() != fingerprint:
             self.remove()
             make_folder(self.folder)
             write_json(self.folder / MARKER, {"fingerprint": fingerprint})

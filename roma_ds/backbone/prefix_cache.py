@@ -1,9 +1,10 @@
 """The prefix cache: the hidden states that enter the first trained layer, computed once and kept on disk.
 
 A folder with `index.json`, `lengths.npy` (int64 [sequences]), `written.bin` (one byte a sequence, 1 once its
-values are on disk) and the shards `hidden-00000.bin` and so on: the raw values [length, hidden] of sequence i
-lie in shard i % shards in the model's dtype, one sequence after the other without padding. Every place is
-known beforehand, so any process writes any sequence in any order, and the bytes are the same.
+values are on disk), `checksums.bin` (uint32 [sequences], CRC-32 of its values) and the shards
+`hidden-00000.bin` and so on: the raw values [length, hidden] of sequence i lie in shard i % shards in the
+model's dtype, one sequence after the other without padding. Every place is known beforehand, so any process
+writes any sequence in any order, and the bytes are the same.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import os
 import shutil
 import threading
 import weakref
+import zlib
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
@@ -25,6 +27,8 @@ from roma_ds.backbone.cache_plan import (
     INDEX,
     LENGTHS,
     REMAKE,
+    SUM,
+    SUMS,
     WRITTEN,
     CachePlan,
     disk_bytes,
@@ -32,7 +36,8 @@ from roma_ds.backbone.cache_plan import (
     shard_name,
 )
 from roma_ds.backbone.disk_room import check_room, cleaned_up, disk_faults, preallocate
-from roma_ds.errors import UserError
+from roma_ds.backbone.raw_values import bytes_of, read_at, write_at
+from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.storage.atomic import make_folder, write_npy
 
 __all__ = ["PrefixCache", "disk_bytes", "is_begun", "open_cache", "open_plan", "plan_cache"]
@@ -55,11 +60,13 @@ class PrefixCache:
         """Planned again over an unfinished one: what `missing` does not name is there already."""
         self._files: dict[str, int] = {}
         self._opening = threading.Lock()
-        self._unflushed: list[int] = []
+        self._unflushed: dict[int, int] = {}
+        """Checksums by sequence"""
+        self._compared = np.zeros(len(plan.lengths), np.bool_)
         weakref.finalize(self, _close, self._files)
 
     def write(self, sequence: int, hidden: torch.Tensor) -> None:
-        """Put the values [length, hidden] of a sequence in their place; writing again changes nothing.
+        """Put the values [length, hidden] of a sequence in their place, unless they are there already.
 
         Raises ValueError for another shape or dtype, EnvironmentFault when the disk is full.
         """
@@ -72,32 +79,36 @@ class PrefixCache:
                 f"sequence {sequence}: {hidden.dtype} {tuple(hidden.shape)}, "
                 f"planned were {self.plan.dtype} {shape}"
             )
-        values = hidden.detach().cpu().contiguous()
+        if self._there[sequence]:
+            return
+        content = bytes_of(hidden.detach().cpu().contiguous())
         place = int(self.plan.offsets[sequence])
         with self._disk():
-            _write_at(self._file(shard_name(sequence % self.plan.shards)), _memory(values), place)
-        self._unflushed.append(sequence)
+            write_at(self._file(shard_name(sequence % self.plan.shards)), content, place)
+        self._unflushed[sequence] = zlib.crc32(content)
 
     def flush(self) -> None:
         """Wait until what this process wrote is on disk, and note it there.
 
         Raises EnvironmentFault when the disk does not take it.
         """
-        written = sorted(set(self._unflushed))
+        written = sorted(self._unflushed)
         with self._disk():
             for number in sorted({sequence % self.plan.shards for sequence in written}):
                 os.fsync(self._file(shard_name(number)))
-            notes = self._file(WRITTEN)
+            sums, notes = self._file(SUMS), self._file(WRITTEN)
             for sequence in written:
-                _write_at(notes, memoryview(b"\x01"), sequence)
+                value = self._unflushed[sequence].to_bytes(SUM.itemsize, "little")
+                write_at(sums, memoryview(value), SUM.itemsize * sequence)
+            os.fsync(sums)
+            for sequence in written:
+                write_at(notes, memoryview(b"\x01"), sequence)
             os.fsync(notes)
-        self._unflushed = []
+        self._unflushed = {}
 
     def missing(self) -> NDArray[np.int64]:
         """Numbers of the sequences that no process has written and flushed yet."""
-        with self._disk():
-            written = np.fromfile(self.folder / WRITTEN, np.uint8)
-        return np.flatnonzero(written != 1)
+        return np.flatnonzero(~self._noted())
 
     def finish(self) -> None:
         """Declare the cache complete. For one process, after all have flushed.
@@ -118,18 +129,21 @@ class PrefixCache:
     def read(self, sequences: Sequence[int]) -> torch.Tensor:
         """The values [sum of lengths, hidden] of these sequences, one after the other, as a new tensor.
 
-        Raises UserError when a shard has become shorter, EnvironmentFault when the disk fails.
+        Raises UserError when a shard has become shorter, EnvironmentFault when the disk fails or values have
+        changed there: each sequence is compared with its checksum when a process first reads it.
         """
         self._check(sequences)
         total = sum(int(self.plan.lengths[sequence]) for sequence in sequences)
         values = torch.empty((total, self.plan.hidden), dtype=self.plan.dtype)
-        rest = _memory(values)
+        rest = bytes_of(values)
         for sequence in sequences:
             name, size = shard_name(sequence % self.plan.shards), int(self.plan.sizes[sequence])
             with self._disk():
-                whole = _read_at(self._file(name), rest[:size], int(self.plan.offsets[sequence]))
+                whole = read_at(self._file(name), rest[:size], int(self.plan.offsets[sequence]))
             if not whole:
                 raise UserError(f"{self.folder / name} is shorter than when it was written", REMAKE)
+            if self.complete:
+                self._compare(sequence, rest[:size])
             rest = rest[size:]
         return values
 
@@ -141,6 +155,35 @@ class PrefixCache:
         for sequence in sequences:
             if not 0 <= sequence < len(self.plan.lengths):
                 raise IndexError(f"sequence {sequence} of {len(self.plan.lengths)}")
+
+    def _noted(self) -> NDArray[np.bool_]:
+        """[sequences], those whose values are safely on disk."""
+        with self._disk():
+            return np.fromfile(self.folder / WRITTEN, np.uint8) == 1
+
+    @cached_property
+    def _there(self) -> NDArray[np.bool_]:
+        """What lay on disk before this process wrote: other batches would give it other last bits."""
+        return self._noted()
+
+    @cached_property
+    def _sums(self) -> NDArray[np.uint32]:
+        with self._disk():
+            return np.fromfile(self.folder / SUMS, SUM)
+
+    def _compare(self, sequence: int, content: memoryview) -> None:
+        if not self._compared[sequence] and zlib.crc32(content) != self._sums[sequence]:
+            # From now on the cache counts as unfinished, and the next run makes it again.
+            with contextlib.suppress(OSError):
+                with open(self.folder / WRITTEN, "r+b") as notes:
+                    write_at(notes.fileno(), memoryview(b"\x00"), sequence)
+                self.plan.write_index(self.folder, complete=False)
+            raise EnvironmentFault(
+                f"{self.folder / shard_name(sequence % self.plan.shards)} has changed since it was written: "
+                f"sequence {sequence} does not match its checksum",
+                "rerun the same command, which makes the prefix cache again; look at that disk",
+            )
+        self._compared[sequence] = True
 
     def _disk(self) -> contextlib.AbstractContextManager[None]:
         needed = disk_bytes(self.plan.lengths, self.plan.hidden, self.plan.dtype)
@@ -192,6 +235,7 @@ def plan_cache(
             for name, size in plan.files().items():
                 preallocate(staging / name, size)
             (staging / WRITTEN).write_bytes(bytes(len(plan.lengths)))
+            (staging / SUMS).write_bytes(bytes(SUM.itemsize * len(plan.lengths)))
             write_npy(staging / LENGTHS, plan.lengths)
             plan.write_index(staging, complete=False)
             _delete(older)
@@ -241,36 +285,13 @@ def _open(folder: Path, fingerprint: str) -> PrefixCache:
 
 def _own_files(folder: Path) -> Iterator[Path]:
     """Files of a cache that are in a folder, the index first."""
-    found = [folder / name for name in (INDEX, LENGTHS, WRITTEN)] + sorted(folder.glob("hidden-*.bin"))
+    found = [folder / name for name in (INDEX, LENGTHS, WRITTEN, SUMS)] + sorted(folder.glob("hidden-*.bin"))
     return (path for path in found if path.exists())
 
 
 def _delete(paths: Sequence[Path]) -> None:
     for path in paths:
         path.unlink()
-
-
-def _memory(values: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous tensor, not copied; NumPy has no bfloat16."""
-    # Not view(-1): of an empty tensor its stride may be 0, and bytes cannot be seen through that.
-    content: Any = values.as_strided((values.numel(),), (1,)).view(torch.uint8).numpy()
-    return memoryview(content)
-
-
-def _write_at(file: int, content: memoryview, place: int) -> None:
-    while content:
-        count = os.pwrite(file, content, place)
-        content, place = content[count:], place + count
-
-
-def _read_at(file: int, into: memoryview, place: int) -> bool:
-    """Fill `into`; False where the file ends before."""
-    while into:
-        count = os.preadv(file, [into], place)
-        if not count:
-            return False
-        into, place = into[count:], place + count
-    return True
 
 
 def _close(files: dict[str, int]) -> None:

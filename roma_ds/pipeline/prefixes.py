@@ -11,14 +11,14 @@ import torch
 
 from roma_ds.backbone.disk_room import RESERVE
 from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.frozen_pass import FrozenPass
+from roma_ds.backbone.frozen_pass import FrozenPass, begun_engine
 from roma_ds.backbone.prefix_cache import PrefixCache, disk_bytes, is_begun, open_cache
 from roma_ds.backbone.request_set import requests_of
 from roma_ds.backbone.scores import Scores
 from roma_ds.comm import agreement
 from roma_ds.errors import UserError
 from roma_ds.monitor.wording import byte_size
-from roma_ds.planner.frozen_pass import GIB, choose_engine
+from roma_ds.planner.frozen_pass import GIB, Engine, choose_engine
 from roma_ds.planner.host_memory import available_bytes
 from roma_ds.storage import fingerprint
 
@@ -115,12 +115,16 @@ class Prefixes:
             return error.message
         return None
 
+    def _made_from(self, part: Part) -> str | None:
+        """Fingerprint of the cache that is wanted; None where none is."""
+        first = self.layer(part)
+        return None if first is None else self.fingerprint(part, first)
+
     def why_stale(self, part: Part) -> str | None:
         """None where the cache is usable or not wanted, else why it has to be made."""
-        first = self.layer(part)
-        if first is None:
+        made_from = self._made_from(part)
+        if made_from is None:
             return None
-        made_from = self.fingerprint(part, first)
         with agreement(self.session.world):
             reason = self._reason(part, made_from) if self.session.world.is_first else None
         stale: str | None = self.session.world.from_first(reason)
@@ -128,10 +132,9 @@ class Prefixes:
 
     def open(self, part: Part) -> PrefixCache | None:
         """The finished cache, or None where there is to be none."""
-        first = self.layer(part)
-        if first is None:
+        made_from = self._made_from(part)
+        if made_from is None:
             return None
-        made_from = self.fingerprint(part, first)
         with agreement(self.session.world):
             return open_cache(self.folder(part), made_from)
 
@@ -139,11 +142,12 @@ class Prefixes:
         """The pretrained model over `prompts`; leaves the part's cache where there is to be one."""
         session, run, world = self.session, self.session.run, self.session.world
         first = self.layer(part)
+        made_from = self.fingerprint(part, -1 if first is None else first)
         frozen_pass = FrozenPass(
             world=world,
             model=run.model,
             whole=session.whole,
-            engine=self._engine(len(prompts)),
+            engine=self._engine(len(prompts), self._unfinished(part), made_from),
             network=session.pretrained,
             tokens=run.roma.tokens,
             batch_size=run.eval.batch_size,
@@ -151,7 +155,6 @@ class Prefixes:
             activation_bytes=int(run.collect.activation_memory * GIB),
             save_every=run.collect.save_every,
         )
-        made_from = self.fingerprint(part, -1 if first is None else first)
         return frozen_pass.run(prompts, self.folder(part), self._unfinished(part), made_from, title)
 
     def _unfinished(self, part: Part) -> Path:
@@ -162,7 +165,7 @@ class Prefixes:
         if self.session.world.is_first:
             shutil.rmtree(self._unfinished(part), ignore_errors=True)
 
-    def _engine(self, prompts: int) -> Literal["zero3", "stream"]:
+    def _engine(self, prompts: int, unfinished: Path, made_from: str) -> Engine:
         session, asked = self.session, self.session.run.collect.engine
         if asked != "auto":
             return asked
@@ -183,8 +186,9 @@ class Prefixes:
                 available,
                 -(-prompts // session.run.eval.batch_size),
                 world.device.type,
+                begun_engine(unfinished, made_from, session.run.roma.tokens) if world.is_first else None,
             )
         )
         session.say(f"frozen pass: engine {engine}, since {reason}")
-        chosen: Literal["zero3", "stream"] = engine
+        chosen: Engine = engine
         return chosen

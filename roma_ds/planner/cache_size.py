@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-SEQUENCE_BYTES = 9
-"""Of each sequence beside its hidden states: its length, and whether it is written."""
+SEQUENCE_BYTES = 13
+"""Of each sequence beside its hidden states: its length, its checksum, and whether it is written."""
 
 
 def cache_bytes(tokens: int, sequences: int, hidden: int, itemsize: int) -> int:

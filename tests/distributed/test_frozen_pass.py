@@ -20,7 +20,7 @@ from cli.projects import Project, contents, largest_difference, make_project, wo
 from stage_runs import run_stages
 
 from roma_ds.comm import World
-from roma_ds.errors import Interrupted
+from roma_ds.errors import EnvironmentFault, Interrupted
 from roma_ds.storage.atomic import read_json, read_parquet
 from roma_ds.testing.local_ranks import on_ranks
 
@@ -388,6 +388,11 @@ def after_changes(world: World, config: Path, out: Path) -> dict[str, list[str]]
     (out / "eval" / "prefix" / "index.json").write_text('{"format": 1')
     again("damaged")
     assert shard.read_bytes() == whole
+    shard.write_bytes(bytes([whole[0] ^ 1]) + whole[1:])
+    with pytest.raises(EnvironmentFault, match=r"hidden-00000\.bin has changed .* sequence 0 "):
+        again("unseen", "train.lr=3.0e-3")
+    again("flipped")
+    assert shard.read_bytes() == whole
     lengths = out / "collect" / "prefix" / "lengths.npy"
     lengths.write_bytes(lengths.read_bytes()[:-8] + b"\x01" + bytes(7))
     shutil.rmtree(out / "eval" / "prefix")
@@ -409,7 +414,7 @@ def after_changes(world: World, config: Path, out: Path) -> dict[str, list[str]]
 
 
 def stopped_in_a_stream(world: World, config: Path, outs: list[Path]) -> list[int]:
-    """Steps of a stream pass that is stopped at its head and started again, and of one that is not."""
+    """Steps of a stream pass that is stopped at its head and goes on unasked, and of one that is not."""
     from roma_ds.backbone import stream
 
     steps: list[int] = []
@@ -422,17 +427,17 @@ def stopped_in_a_stream(world: World, config: Path, outs: list[Path]) -> list[in
     def stopped(run: Any, network: Any) -> Any:
         raise Interrupted(signal.SIGINT)
 
-    def collect(out: Path) -> None:
-        settings = ("collect.engine=stream", "collect.save_every=1.0e-6")
+    def collect(out: Path, engine: str) -> None:
+        settings = (f"collect.engine={engine}", "collect.save_every=1.0e-6")
         run_stages(world, config, [f"output_dir={out}", *QUICK, *settings], "collect")
 
     stream._Run._through, stream._Run._head = counted, stopped
     with pytest.raises(Interrupted):
-        collect(outs[0])
+        collect(outs[0], "stream")
     stream._Run._head = head
-    for out in outs:
+    for out, engine in zip(outs, ("auto", "stream"), strict=True):
         steps.append(-1)
-        collect(out)
+        collect(out, engine)
     stream._Run._through = through
     return steps
 
@@ -478,6 +483,7 @@ MADE_AGAIN = {
         "collect": "OUT/collect/prefix/hidden-00000.bin has another size than when it was written",
         "eval base": "OUT/eval/prefix/index.json:1: not JSON: Expecting ',' delimiter",
     },
+    "flipped": {"collect": "the prefix cache in OUT/PART/prefix is unfinished"},
     "lengths": {
         "collect": "OUT/collect/prefix/lengths.npy has other content than when it was written",
         "eval base": GONE,

@@ -197,7 +197,7 @@ def test_plan_prints_the_same_numbers_as_its_json(capsys: pytest.CaptureFixture[
     found = json.loads(out)
     assert code == 0 and found["trainable"] == 655_360 and found["layers"] == [11, 12, 13, 14, 15]
     assert sum(found["parameters"].values()) == 6_919_161_856
-    assert found["cache_bytes"] == 1000 * 2048 * 2 + 10 * 9
+    assert found["cache_bytes"] == 1000 * 2048 * 2 + 10 * 13
     rows = {(row["zero_stage"], row["prefix_cache"]): row for row in found["training"]}
     # In bfloat16 ZeRO 0 runs as ZeRO 1, which shares out the routers' updates.
     assert (
