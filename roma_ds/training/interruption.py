@@ -37,9 +37,14 @@ class Interruption:
 
     @contextlib.contextmanager
     def defer(self) -> Iterator[None]:
-        """Inside, signals only leave a mark that the training loop looks at between steps."""
+        """Inside, signals only leave a mark that the training loop looks at between steps.
+
+        One that the loop did not look at any more raises Interrupted at the end.
+        """
         self.deferred = True
         try:
             yield
         finally:
             self.deferred = False
+        if self.signum:
+            raise Interrupted(self.signum)

@@ -104,7 +104,7 @@ class Training:
                 last = done == self.order.steps
                 if stop or done % config.save_every == 0 or last:
                     self.checkpoints.save(done)
-                if stop and not last:
+                if stop > 0 or (stop and not last):
                     raise self._stopped(stop, done)
         return {
             "steps": self.order.steps,

@@ -72,3 +72,12 @@ def test_the_loss_goes_on_whatever_ranks_and_stage_resume(indexed: Project, tmp_
             worst = max(abs(losses[step] - wanted[step]) for step in wanted)
             assert losses.keys() == wanted.keys() and worst < CLOSE, (ranks, stage, worst)
             assert largest_difference(run.routers(), whole.routers()) < CLOSE
+
+
+def test_a_signal_in_the_last_step_ends_the_run_after_saving(indexed: Project, tmp_path: Path) -> None:
+    run = indexed.copied(tmp_path / "out")
+    twice = [words(1, 0, run.out)] * 2
+    stopped, again = on_ranks(1, train_each, indexed.config, twice, 18, timeout_s=LIMIT_S)[0]
+    assert stopped == ["stopped after step 18 of 18, which is saved"]
+    assert "resumed after step 18 of 18" in again
+    assert [line["step"] for line in run.metrics()][-1] == 18 and run.routers()

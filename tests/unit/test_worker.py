@@ -106,10 +106,13 @@ def test_any_of_the_three_signals_is_remembered_while_training_defers_it() -> No
         interruption = Interruption().listen()
         for signum in STOPPING:
             interruption.signum = 0
-            with interruption.defer():
+            with pytest.raises(Interrupted) as late, interruption.defer():
                 os.kill(os.getpid(), signum)
-                assert interruption.signum == signum
+                assert interruption.signum == signum, "the block goes on"
+            assert late.value.signum == signum, "what the loop did not look at is not forgotten"
             interruption.signum = 0
+            with interruption.defer():
+                pass
             with pytest.raises(Interrupted) as raised:
                 os.kill(os.getpid(), signum)
             assert raised.value.exit_code == 128 + signum
