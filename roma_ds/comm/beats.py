@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
 import selectors
@@ -39,9 +40,7 @@ class Hub:
             while not self.presence.leaving:
                 for key, _ in selector.select(self.presence.beat_s):
                     if key.fileobj is self._server:
-                        link, _ = self._server.accept()
-                        link.setblocking(False)
-                        selector.register(link, selectors.EVENT_READ, Peer(-1, time.monotonic()))
+                        self._accept(selector)
                     elif not self._read(key.fileobj, key.data):
                         selector.unregister(key.fileobj)
                 now = time.monotonic()
@@ -52,6 +51,13 @@ class Hub:
             self._tell({"left": True})
         for link in self._links.values():
             link.close()
+
+    def _accept(self, selector: selectors.BaseSelector) -> None:
+        """Take a link, of a rank or of a stranger; one that is gone again is no reason to stop."""
+        with contextlib.suppress(OSError):
+            link, _ = self._server.accept()
+            link.setblocking(False)
+            selector.register(link, selectors.EVENT_READ, Peer(-1, time.monotonic()))
 
     def _read(self, link: Any, guest: Peer) -> bool:
         """Take what came over a link; False once it is closed."""

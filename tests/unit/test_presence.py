@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import selectors
 import socket
 import time
 from collections.abc import Iterator
@@ -125,6 +126,13 @@ def test_a_stranger_is_no_rank() -> None:
         time.sleep(0.5)
         assert not ranks[0].lost()
     assert not ends.said
+
+
+def test_a_link_that_is_gone_before_it_is_taken_stops_nothing() -> None:
+    hub = Hub(Presence(0, HOSTS, 5.0, lambda error, tell: None), 3)
+    with selectors.DefaultSelector() as selector, hub._server:
+        hub._accept(selector)
+        assert not selector.get_map()
 
 
 def test_many_losses_are_shown_in_short() -> None:
