@@ -19,6 +19,11 @@ from roma_ds.storage.atomic import make_folder, write_npy
 OUTPUTS = ["embeddings.npy", "eval_embeddings.npy"]
 
 
+def embed_inputs(run: RunConfig, data: str) -> dict[str, Any]:
+    """All that the outputs depend on. data: fingerprint of the data stage."""
+    return {"data": data, "embed": {"model": run.embed.model, "text": run.embed.text}}
+
+
 def embed(
     world: World, run: RunConfig, training: Sequence[Sample], evaluation: Sequence[Sample], folder: Path
 ) -> dict[str, Any]:

@@ -6,8 +6,11 @@ from roma_ds.backbone.blueprint import Blueprint, blueprint
 from roma_ds.backbone.checkpoint_check import check_checkpoint
 from roma_ds.backbone.loading import load_config
 from roma_ds.config import RunConfig, resolve_deepspeed
+from roma_ds.data.store import data_inputs
 from roma_ds.embed.encoder import check_encoder
+from roma_ds.embed.stage import embed_inputs
 from roma_ds.families import has_routers
+from roma_ds.pipeline.folders import Folders
 from roma_ds.pipeline.machine_support import check_machine
 from roma_ds.training.loop import check_batches
 
@@ -15,7 +18,7 @@ from roma_ds.training.loop import check_batches
 def accept(run: RunConfig, whole: Blueprint, world_size: int, embeds: bool) -> None:
     """Raises UserError where model and settings do not go together, or there is nothing to embed with.
 
-    whole: of the run's model. embeds: whether a stage that is asked for needs embeddings.
+    whole: of the run's model. embeds: whether embeddings are to be made.
     """
     whole.layout.choose(run.roma.layers)
     check_batches(run, world_size)
@@ -23,6 +26,17 @@ def accept(run: RunConfig, whole: Blueprint, world_size: int, embeds: bool) -> N
         whole.layout.family.require_parts()
     if embeds:
         check_encoder(run.embed)
+
+
+def must_embed(run: RunConfig, folders: Folders) -> bool:
+    """Whether the embeddings of the run's data are still to be made.
+
+    Looks at records and local data files; raises UserError where one of these is missing.
+    """
+    data, embed = folders.record("data"), folders.record("embed")
+    if data.why_stale(data_inputs(run)) is not None:
+        return True
+    return embed.why_stale(embed_inputs(run, data.read()["fingerprint"])) is not None
 
 
 def accept_unread(run: RunConfig, world_size: int, goal: str, embeds: bool) -> None:

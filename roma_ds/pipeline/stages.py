@@ -17,6 +17,7 @@ from roma_ds.comm import agreement
 from roma_ds.embed import embed
 from roma_ds.embed.encoder import check_embeddings
 from roma_ds.embed.stage import OUTPUTS as EMBED_OUTPUTS
+from roma_ds.embed.stage import embed_inputs
 from roma_ds.index import build_neighbours
 from roma_ds.index.stage import outputs as index_outputs
 from roma_ds.manifold.kernel import least_inner_product, median_sigma
@@ -44,10 +45,7 @@ def data_stage(session: Session) -> None:
 def embed_stage(session: Session) -> None:
     """Task embeddings of all samples."""
     folders, run = session.folders, session.run
-    inputs = {
-        "data": session.fingerprint(folders.record("data")),
-        "embed": {"model": run.embed.model, "text": run.embed.text},
-    }
+    inputs = embed_inputs(run, session.fingerprint(folders.record("data")))
 
     def work() -> Mapping[str, Any]:
         training, evaluation = session.samples("samples.parquet"), session.samples("eval.parquet")

@@ -146,13 +146,18 @@ def _run_on(
 def _run_session(world: World, session: Session, goal: str, variant: str | None) -> None:
     from roma_ds.comm import agreement
     from roma_ds.pipeline import stages
-    from roma_ds.pipeline.acceptance import accept
+    from roma_ds.pipeline.acceptance import accept, must_embed
     from roma_ds.pipeline.evaluating import eval_stage
 
     run = session.run
     needed = stages_until(goal) if variant != "base" else ("data", "eval")
+    embeds = False
     with agreement(world):
-        accept(run, session.whole, world.size, "embed" in needed)
+        if world.is_first and "embed" in needed:
+            embeds = must_embed(run, session.folders)
+    embeds = world.from_first(embeds)
+    with agreement(world):
+        accept(run, session.whole, world.size, embeds)
     stages.data_stage(session)
     with agreement(world):
         # Of a run that is there already only once something of it changes: a stage may still refuse.

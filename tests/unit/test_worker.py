@@ -21,7 +21,8 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     done: list[str] = []
-    world: Any = SimpleNamespace(size=1, is_first=False, close=lambda: done.append("closed"))
+    told = {"from_first": lambda found: "as rank 0 found", "close": lambda: done.append("closed")}
+    world: Any = SimpleNamespace(size=1, is_first=False, **told)
 
     class Session:
         def __init__(self, *given: Any) -> None:
@@ -40,7 +41,7 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
     monkeypatch.setattr("roma_ds.pipeline.session.Session", Session)
     monkeypatch.setattr(worker, "resolve_deepspeed", lambda run, size: {})
     monkeypatch.setattr("roma_ds.pipeline.base_only.is_base_only", lambda *given: False)
-    monkeypatch.setattr("roma_ds.pipeline.acceptance.accept", lambda *given: done.append("accepted"))
+    monkeypatch.setattr("roma_ds.pipeline.acceptance.accept", lambda *given: done.append(f"embeds {given[3]}"))
     for stage in ("data", "embed", "collect", "index", "train", "eval"):
         module = "evaluating" if stage == "eval" else "stages"
         monkeypatch.setattr(
@@ -53,7 +54,7 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
         train=SimpleNamespace(seed=0), guards=SimpleNamespace(collective_timeout=9.0, lost_after=None)
     )
     worker.run_stages(run, "eval", None)
-    assert done[:3] == ["accepted", "data", "described"]
+    assert done[:3] == ["embeds as rank 0 found", "data", "described"]
     assert done[-4:] == ["eval", "described", "released", "closed"]
 
 

@@ -1,0 +1,31 @@
+"""When there is something to embed, and so a model to embed it with is needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from data_files import question, run_on, write_rows
+
+from roma_ds.embed.stage import OUTPUTS, embed_inputs
+from roma_ds.pipeline.acceptance import must_embed
+from roma_ds.pipeline.data import make_data
+from roma_ds.pipeline.folders import Folders
+
+
+def test_embeddings_that_are_there_need_no_model(tmp_path: Path) -> None:
+    run = run_on(tmp_path)
+    folders = Folders(Path(run.output_dir))
+    assert must_embed(run, folders)
+    make_data(run, folders, lambda text: None)
+    assert must_embed(run, folders)
+    record = folders.record("embed")
+    record.folder.mkdir()
+    for name in OUTPUTS:
+        (record.folder / name).write_bytes(b"numbers")
+    record.finish(embed_inputs(run, folders.record("data").read()["fingerprint"]), OUTPUTS, 1.0, {})
+    assert not must_embed(run, folders)
+    assert not must_embed(run_on(tmp_path, "train.lr=0.5"), folders)
+    assert must_embed(run_on(tmp_path, "embed.model=demo"), folders)
+    assert must_embed(run_on(tmp_path, "data.train=[{path: train.jsonl, limit: 9}]"), folders)
+    write_rows(tmp_path / "train.jsonl", [question(place) for place in range(5)])
+    assert must_embed(run, folders)
