@@ -18,7 +18,7 @@ from roma_ds.data.tasks import new_tokens_of
 from roma_ds.evaluation.stage import evaluate, outputs
 from roma_ds.families import has_routers
 from roma_ds.pipeline.data import make_data
-from roma_ds.pipeline.folders import Folders
+from roma_ds.pipeline.folders import Folders, describe_run
 from roma_ds.pipeline.measuring import evaluated_rows, say_accuracies, scoring_inputs, written_answers
 from roma_ds.pipeline.staging import run_stage
 
@@ -42,9 +42,16 @@ def evaluate_base(world: World, run: RunConfig, ds: Mapping[str, Any]) -> None:
         if world.is_first:
             print(text, flush=True)
 
+    def describe() -> None:
+        if world.is_first:
+            describe_run(folders, run, dict(ds), world.size, str(world.device))
+
     with agreement(world):
         if world.is_first:
             make_data(run, folders, say)
+            # As a run with routers does: of one that is there already only once something of it changes.
+            if not folders.is_described:
+                describe()
     with agreement(world):
         config = load_config(run.model)
         tokenizer = load_tokenizer(run.model)
@@ -94,3 +101,5 @@ def evaluate_base(world: World, run: RunConfig, ds: Mapping[str, Any]) -> None:
         return facts
 
     run_stage(world, say, f"eval {BASE}", folders.evaluation_record(BASE), inputs, outputs(BASE), work)
+    with agreement(world):
+        describe()

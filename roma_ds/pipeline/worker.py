@@ -119,7 +119,6 @@ def _run_on(
 
     from roma_ds.comm import agreement
     from roma_ds.pipeline.base_only import evaluate_base, is_base_only
-    from roma_ds.pipeline.folders import Folders, describe_run
     from roma_ds.pipeline.machine_support import check_machine
     from roma_ds.pipeline.session import Session
     from roma_ds.storage.run_lock import locked
@@ -131,15 +130,10 @@ def _run_on(
             check_machine(ds)
             if world.is_first:
                 held.enter_context(locked(Path(run.output_dir)))
-        base_only = not must_train and is_base_only(world, run, goal, variant)
-        session = None if base_only else Session(world, run, ds, interruption)
-        if session is None:
-            with agreement(world):
-                if world.is_first:
-                    describe_run(Folders(Path(run.output_dir)), run, ds, world.size, str(world.device))
+        if not must_train and is_base_only(world, run, goal, variant):
             evaluate_base(world, run, ds)
         else:
-            _run_session(world, session, goal, variant)
+            _run_session(world, Session(world, run, ds, interruption), goal, variant)
     world.close()
 
 

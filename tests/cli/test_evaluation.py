@@ -6,7 +6,7 @@ import json
 from typing import Any
 
 import pytest
-from cli.projects import Finished, Project, make_project, roma_ds_here, word_rows, write_rows
+from cli.projects import Finished, Project, contents, make_project, roma_ds_here, word_rows, write_rows
 from cli.test_bad_input import refusal
 
 from roma_ds.storage.atomic import read_parquet
@@ -77,6 +77,10 @@ def test_a_model_without_routers_is_evaluated_by_the_same_command(dense: Project
     assert "eval base: up to date" in again.out, again
     changed = here(dense, "eval", f"eval.tasks={TASKS}", "eval.max_new_tokens=5")
     assert "eval base: changed since: generate" in changed.out, changed
+    before = contents(dense.out, without=())
+    long = ("data.long_prompts=refuse", "data.max_tokens=9")
+    refusal(here(dense, "eval", f"eval.tasks={TASKS}", *long), "tokens, 9 are allowed")
+    assert contents(dense.out, without=()) == before
 
 
 def test_training_a_model_without_routers_is_refused(dense: Project) -> None:
