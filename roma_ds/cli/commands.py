@@ -127,14 +127,13 @@ def demo(options: argparse.Namespace) -> int:
 
 def study(options: argparse.Namespace) -> int:
     """Run every cell of a study that is not finished, and write its report."""
-    import os
-
     from roma_ds.config.study import load_study_config
     from roma_ds.demo.project import write_study_project
     from roma_ds.study.report import write_study_report
     from roma_ds.study.worker import main as worker
     from roma_ds.study.worker import planner_of
 
+    _refuse_inside_ranks()
     config = load_study_config(options.config, options.overrides)
     if config.run == "demo":
         write_study_project(Path(config.output_dir) / "project")

@@ -69,7 +69,7 @@ class StudyConfig:
     text: Text | None = None
     """File of plain text whose perplexity is measured under every variant that leaves a model; `demo` is text
     of the packaged suite, null measures none."""
-    text_words: Count = 64
+    text_words: Annotated[int, Range(at_least=3)] = 64
     """Words of a piece of that text; the first of each is given, the others are predicted."""
     alignment_limit: Count = 1000
     """Most samples of a task on which alignment is measured."""

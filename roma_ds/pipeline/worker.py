@@ -14,7 +14,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from roma_ds.config import RunConfig, load_run_config, resolve_deepspeed
 from roma_ds.errors import Interrupted, RomaError, full_disk, out_of_memory
@@ -206,25 +206,26 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except RomaError as error:
         # All ranks of a host read the same files: one message a host.
         return report(error, ranks.rank) if ranks.local_rank == 0 else error.exit_code
-    rank = ranks.rank
     try:
         run_stages(run, options.until, options.variant, options.must_train)
-    except RomaError as error:
-        if rank == 0 and isinstance(error, Interrupted) and error.signum == signal.SIGUSR1:
-            from roma_ds.pipeline.requeue import requeue
-
-            error.fix = requeue()
-        # What ranks agreed on is printed once, by rank 0; a signal reaches all of them.
-        once = error.agreed or isinstance(error, Interrupted)
-        return report(error, rank) if rank == 0 or not once else error.exit_code
     except Exception as error:  # noqa: BLE001  the last resort of a process: say everything, end at once
-        if full := full_disk(error):
-            return report(full, rank)
-        if fault := out_of_memory(error):
-            return report(fault, rank)
-        traceback.print_exc()
-        return 1
+        return explain(error, ranks.rank)
     return 0
+
+
+def explain(error: Exception, rank: int) -> int:
+    """Print what ended this rank, once for all ranks where they agree on it; returns the exit code."""
+    found = error if isinstance(error, RomaError) else full_disk(error) or out_of_memory(error)
+    if found is None:
+        traceback.print_exception(error)
+        return 1
+    if rank == 0 and isinstance(found, Interrupted) and found.signum == signal.SIGUSR1:
+        from roma_ds.pipeline.requeue import requeue
+
+        found.fix = requeue()
+    # A signal reaches all ranks.
+    once = found.agreed or isinstance(found, Interrupted)
+    return report(found, rank) if rank == 0 or not once else found.exit_code
 
 
 def report(error: RomaError, rank: int = 0) -> int:
@@ -235,10 +236,14 @@ def report(error: RomaError, rank: int = 0) -> int:
     return error.exit_code
 
 
-def main_and_exit() -> None:
-    """`main`, then end at once: a rank that failed must not hang in a collective at exit, and one that is
+def main_and_exit() -> NoReturn:
+    """`main`, then end at once."""
+    leave(main())
+
+
+def leave(code: int) -> NoReturn:
+    """End this process at once: a rank that failed must not hang in a collective at exit, and one that is
     done must not be aborted by a library's thread that outlives what it works on."""
-    code = main()
     if not code:
         # W&B and others send the rest of what they have here.
         atexit._run_exitfuncs()

@@ -30,7 +30,9 @@ from roma_ds.comm.ranks import Ranks
 from roma_ds.manifold.kernel import median_sigma, similarity
 from roma_ds.pipeline.stages import neighbour_pool
 from roma_ds.pipeline.targets import oracle_file
+from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, write_npy
+from roma_ds.storage.stage import StageRecord
 from roma_ds.study.nearest import nearest_members
 from roma_ds.training.batch_order import chosen_rows
 
@@ -76,17 +78,26 @@ class Alone:
         """Write the routing weights that Oracle Tuning pulls to; rank 0 does, the others return at once."""
         if not self.work.session.world.is_first:
             return {}
+        started = time.monotonic()
         path = oracle_file(self.session.folders.training("oracle_tuning"))
+        record = StageRecord(path.parent, "oracle")
         rows = self._trained_rows()
-        if not path.exists():
+        inputs = {
+            "collect": self.session.fingerprint(self.session.folders.record("collect")),
+            "samples": fingerprint.of_json(rows),
+            "layers": self.work.columns,
+            "procedure": described(ORACLE),
+        }
+        if record.why_stale(inputs) is not None:
             make_folder(path.parent)
             found, steps = self._steering().oracle(self._reference_questions(), rows, ORACLE)
             routing = np.array(self.work.tables.routing)
             routing[np.ix_(rows, self.work.columns)] = found.astype(routing.dtype)
             write_npy(path, routing)
             self.session.release_frozen()
-            return {"oracle": described(ORACLE), "oracle_steps_taken_mean": float(np.mean(steps))}
-        return {"oracle": described(ORACLE)}
+            facts = {"oracle_steps_taken_mean": float(np.mean(steps))}
+            record.finish(inputs, [path.name], time.monotonic() - started, facts)
+        return {"oracle": described(ORACLE), **record.read()["extra"]}
 
     def _trained_rows(self) -> list[int]:
         train = self.run_config.train

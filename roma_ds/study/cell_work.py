@@ -18,7 +18,6 @@ from roma_ds.backbone.scores import Scores
 from roma_ds.baselines import TRAINED
 from roma_ds.comm import agreement
 from roma_ds.config.study import StudyConfig
-from roma_ds.data.sample import Sample
 from roma_ds.pipeline import stages
 from roma_ds.pipeline.session import Session
 from roma_ds.study import measures
@@ -168,8 +167,8 @@ def _routers(work: Work) -> tuple[Scores | None, dict[str, Any]]:
     facts: dict[str, Any] = {}
     if variant.oracle:
         # Every rank needs the file; one makes it.
-        facts = Alone(work).make_oracle_targets()
-        session.world.barrier()
+        with agreement(session.world):
+            facts = Alone(work).make_oracle_targets()
     stages.train_stage(session, [variant.name])
     trained = session.extra(session.folders.training_record(variant.name))
     facts |= {
@@ -182,8 +181,3 @@ def _routers(work: Work) -> tuple[Scores | None, dict[str, Any]]:
     with agreement(session.world):
         weights = read_router_file(session.folders.training(variant.name) / ROUTER_FILE).by_layer()
     return _score(work, weights), facts
-
-
-def samples_of(work: Work) -> list[Sample]:
-    """The cell's questions."""
-    return [work.tasks.samples[row] for row in work.rows]

@@ -5,15 +5,12 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import sys
-import traceback
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
 from roma_ds.config.study import StudyConfig, load_study_config
-from roma_ds.errors import Interrupted, RomaError, full_disk, out_of_memory
-from roma_ds.pipeline.worker import report
+from roma_ds.pipeline.worker import explain, leave
 from roma_ds.study.plan import Planner
 
 
@@ -24,6 +21,7 @@ def planner_of(study: StudyConfig) -> Planner:
         config = Path(study.output_dir) / "project" / "run.yaml"
     planner = Planner(study, config)
     planner.everything()
+    planner.shared_run()
     return planner
 
 
@@ -64,22 +62,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     rank = int(os.environ.get("RANK", 0))
     try:
         run_study(load_study_config(options.study, options.overrides))
-    except RomaError as error:
-        # What ranks agreed on is printed once, by rank 0; a signal reaches all of them.
-        once = error.agreed or isinstance(error, Interrupted)
-        return report(error, rank) if rank == 0 or not once else error.exit_code
     except Exception as error:  # noqa: BLE001  the last resort of a process: say everything, end at once
-        found = full_disk(error) or out_of_memory(error)
-        if found is not None:
-            return report(found, rank)
-        traceback.print_exc()
-        return 1
+        return explain(error, rank)
     return 0
 
 
 if __name__ == "__main__":
-    code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code:
-        os._exit(code)
+    leave(main())

@@ -96,12 +96,20 @@ def test_cells_are_variants_times_settings_times_seeds(folder: Path) -> None:
         ("select={}", "needs select.tasks and select.seeds"),
         ("sedes=[1]", "did you mean 'seeds'"),
         ("seeds=[]", "seeds: must not be empty"),
+        ("text_words=2", "text_words: must be at least 3"),
     ],
 )
 def test_mistakes_are_refused_before_anything_runs(folder: Path, override: str, says: str) -> None:
     with pytest.raises(UserError) as caught:
         planner(folder, override).everything()
     assert says in str(caught.value) and "fix: " in str(caught.value)
+
+
+def test_answers_that_would_have_to_be_generated_are_refused(folder: Path) -> None:
+    tasks = "eval.tasks=[{name: test, path: t.jsonl}, {name: sums, path: s.jsonl, scoring: generate}]"
+    with pytest.raises(UserError, match="sums has generated answers, which no cell writes"):
+        planner(folder, f"set=['{tasks}']").shared_run()
+    assert planner(folder).shared_run().output_dir == str(folder / "study" / "shared")
 
 
 def task_samples(task: str, split: str, seed: int) -> list[Sample]:

@@ -41,7 +41,9 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
     monkeypatch.setattr("roma_ds.pipeline.session.Session", Session)
     monkeypatch.setattr(worker, "resolve_deepspeed", lambda run, size: {})
     monkeypatch.setattr("roma_ds.pipeline.base_only.is_base_only", lambda *given: False)
-    monkeypatch.setattr("roma_ds.pipeline.acceptance.accept", lambda *given: done.append(f"embeds {given[3]}"))
+    monkeypatch.setattr(
+        "roma_ds.pipeline.acceptance.accept", lambda *given: done.append(f"embeds {given[3]}")
+    )
     for stage in ("data", "embed", "collect", "index", "train", "eval"):
         module = "evaluating" if stage == "eval" else "stages"
         monkeypatch.setattr(
