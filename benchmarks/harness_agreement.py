@@ -22,6 +22,8 @@ from typing import Any
 
 from comparison import write_result
 
+from roma_ds.testing.tiny_models import save_with_vocabulary
+
 TOLERANCE = 1e-3
 """Nats, the largest difference of a log-likelihood."""
 Rows = list[dict[str, Any]]
@@ -109,42 +111,11 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def save_model(folder: Path, tokenizer_file: Path) -> None:
-    """A small random float32 OLMoE whose logits are far from even."""
-    import torch
-    from tokenizers import Tokenizer
-    from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
-
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(gzip.decompress(tokenizer_file.read_bytes()).decode()),
-        pad_token="<|padding|>",
-        eos_token="<|endoftext|>",
-    )
-    torch.manual_seed(0)
-    config = OlmoeConfig(
-        vocab_size=50_304,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        num_experts=8,
-        num_experts_per_tok=2,
-        max_position_embeddings=2048,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    model = OlmoeForCausalLM(config)
-    torch.nn.init.normal_(model.lm_head.weight, std=0.4)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def prepare(data: Path, work: Path, rows: int, tasks: Sequence[Compared]) -> None:
     """The model, the first `rows` of each task in our form and the harness's, and its task files."""
     import lm_eval
 
-    save_model(work / "model", data / "tokenizers" / "olmoe_tokenizer.json.gz")
+    save_with_vocabulary(work / "model", data / "tokenizers" / "olmoe_tokenizer.json.gz")
     own = Path(lm_eval.__file__).parent / "tasks"
     (work / "tasks").mkdir()
     for task in tasks:

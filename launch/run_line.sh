@@ -28,7 +28,7 @@ run_stages() {
   run_line roma-ds run "$@" ${separator[@]+"${separator[@]}"} ${flags[@]+"${flags[@]}"}
 }
 
-# usage LINE...: what the script takes, as it stands at its head; exit code 2.
+# usage: what the script takes, as it stands at its head; exit code 2.
 usage() {
   sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0" >&2
   exit 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -124,4 +125,28 @@ def save_tiny(
         if name.endswith(("_bias", ".bias", ".sinks")):
             torch.nn.init.normal_(values, std=0.2)
     model.save_pretrained(folder, max_shard_size=shard_size)
+    return folder
+
+
+def save_with_vocabulary(folder: Path, tokenizer_file: Path, dtype: str = "float32") -> Path:
+    """Save a random OLMoE, small but for its 50,304 tokens, whose logits are far from even; returns `folder`.
+
+    tokenizer_file: that of OLMoE, as gzipped JSON of the library `tokenizers`.
+    """
+    import torch
+    from tokenizers import Tokenizer
+    from transformers import AutoModelForCausalLM, PreTrainedTokenizerFast
+
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer.from_str(gzip.decompress(tokenizer_file.read_bytes()).decode()),
+        pad_token="<|padding|>",
+        eos_token="<|endoftext|>",
+    )
+    special = {"pad_token_id": tokenizer.pad_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = tiny_config("olmoe", 50_304, layers=3, hidden=64, max_position_embeddings=2048, **special)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
+    torch.nn.init.normal_(model.lm_head.weight, std=0.4)
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
     return folder

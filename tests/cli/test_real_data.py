@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import os
 import signal
@@ -14,6 +13,7 @@ import pytest
 from cli.projects import BIN, ROOT, Started, roma_ds
 
 from roma_ds.config import preset_text
+from roma_ds.testing.tiny_models import save_with_vocabulary
 
 DATA = Path(os.environ.get("ROMA_DS_TEST_DATA") or ROOT.parent / "shared" / "data").resolve()
 TOKENIZER = DATA / "tokenizers" / "olmoe_tokenizer.json.gz"
@@ -26,42 +26,13 @@ pytestmark = [
 ]
 
 
-def save_checkpoint(folder: Path) -> None:
-    """An OLMoE of random weights, small but for its vocabulary."""
-    import torch
-    from tokenizers import Tokenizer
-    from transformers import OlmoeConfig, OlmoeForCausalLM, PreTrainedTokenizerFast
-
-    text = gzip.decompress(TOKENIZER.read_bytes()).decode()
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer.from_str(text), pad_token="<|padding|>", eos_token="<|endoftext|>"
-    )
-    torch.manual_seed(0)
-    config = OlmoeConfig(
-        vocab_size=50_304,
-        hidden_size=64,
-        intermediate_size=64,
-        num_hidden_layers=3,
-        num_attention_heads=4,
-        num_key_value_heads=4,
-        num_experts=8,
-        num_experts_per_tok=2,
-        max_position_embeddings=1024,
-        pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-    )
-    assert len(tokenizer) <= config.vocab_size
-    OlmoeForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
-
-
 def lines(path: Path) -> list[dict[str, Any]]:
     whole = path.read_text().splitlines(keepends=True) if path.exists() else []
     return [json.loads(line) for line in whole if line.endswith("\n")]
 
 
 def test_the_packaged_config_stopped_and_run_again(tmp_path: Path) -> None:
-    save_checkpoint(tmp_path / "model")
+    save_with_vocabulary(tmp_path / "model", TOKENIZER, "bfloat16")
     (tmp_path / "real_data.yaml").write_text(preset_text("real_data"))
     line = [
         "run",

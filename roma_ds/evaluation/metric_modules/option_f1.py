@@ -4,33 +4,20 @@ from __future__ import annotations
 
 from typing import Any
 
-import datasets
 import evaluate
 from sklearn.metrics import f1_score
 
-DESCRIPTION = (
-    "Macro F1: the mean, over the options that are right somewhere, of the harmonic mean of precision and "
-    "recall. A model that always gives one option scores far below its accuracy."
-)
-INPUTS = """
-Args:
-    predictions: numbers of the predicted options; -1 where no option was given.
-    references: numbers of the right options.
-Returns:
-    f1: between 0 and 1.
-"""
+from roma_ds.evaluation.metric_modules.info import option_info
 
 
 class OptionF1(evaluate.Metric):
     """`evaluate.load(PATH_OF_THIS_FILE).compute(predictions=[...], references=[...])`."""
 
     def _info(self) -> Any:
-        number = datasets.Value("int64")
-        return evaluate.MetricInfo(
-            description=DESCRIPTION,
-            citation="",
-            inputs_description=INPUTS,
-            features=datasets.Features({"predictions": number, "references": number}),
+        return option_info(
+            "Macro F1: the mean, over the options that are right somewhere, of the harmonic mean of "
+            "precision and recall. A model that always gives one option scores far below its accuracy.",
+            "f1: between 0 and 1.",
         )
 
     def _compute(self, predictions: Any, references: Any) -> dict[str, float]:
