@@ -78,7 +78,7 @@ def _take(path: Path, mine: dict[str, Any]) -> None:
     try:
         for _ in range(10):
             try:
-                os.link(own, path)
+                _name(own, path)
                 return
             except FileExistsError:
                 holder = _holder(path)
@@ -90,6 +90,18 @@ def _take(path: Path, mine: dict[str, Any]) -> None:
     raise _refusal(path, holder)
 
 
+def _name(lock: Path, path: Path) -> None:
+    """Let `path` hold what `lock` holds. Raises FileExistsError where it is there already."""
+    try:
+        os.link(lock, path)
+    except FileExistsError:
+        raise
+    except OSError:
+        # A file system without links: for a moment the name is there and says nothing.
+        with open(path, "x") as file:
+            file.write(lock.read_text())
+
+
 def _clear(path: Path, holder: dict[str, Any] | None, own: Path) -> None:
     """Remove the lock of a dead process, unless another run did so and holds the lock now."""
     aside = own.with_name(f"{own.name}.stale")
@@ -97,7 +109,7 @@ def _clear(path: Path, holder: dict[str, Any] | None, own: Path) -> None:
         os.replace(path, aside)
         if _holder(aside) != holder:
             with contextlib.suppress(FileExistsError):
-                os.link(aside, path)
+                _name(aside, path)
         aside.unlink()
 
 

@@ -108,3 +108,16 @@ def test_one_holder_at_a_time(tmp_path: Path) -> None:
         process.join(60)
     assert [process.exitcode for process in processes] == [0, 0, 0]
     assert not os.listdir(tmp_path / "run")
+
+
+def test_a_file_system_without_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*given: object) -> None:
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuse)
+    held_by(tmp_path, pid=2**22 + 1, started="1")
+    with locked(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+        with pytest.raises(UserError, match=f"process {os.getpid()}"), locked(tmp_path):
+            pass
+    assert not os.listdir(tmp_path)
