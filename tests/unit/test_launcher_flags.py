@@ -175,12 +175,16 @@ def test_the_file_for_the_launcher_holds_what_a_shell_gives_back() -> None:
 
 
 @pytest.mark.parametrize("about", ["mpirun (Open MPI) 5.0.11", "HYDRA build details:"])
-def test_mpirun_lines(about: str, hostfile: str, tmp_path: Path) -> None:
+def test_mpirun_lines(
+    about: str, hostfile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     program = tmp_path / "mpirun"
     program.write_text(f"#!/bin/sh\necho '{about}'\n")
     program.chmod(0o755)
     given = ["--hostfile", hostfile, "--launcher", "mpirun", "--launcher_args=--map-by ppr:1:node"]
-    environment = {"PATH": f"{tmp_path}{os.pathsep}/bin", "HF_HOME": "/hub"}
+    (tmp_path / ".deepspeed_env").write_text("WANDB_API_KEY=hush\n")
+    monkeypatch.chdir(tmp_path)
+    environment = {"PATH": f"{tmp_path}{os.pathsep}/bin", "HF_HOME": "/hub", "HF_TOKEN": "hush"}
     line = mpirun_line.mpirun_line(read_launcher_flags(given), ["--config", "a.yaml"], environment)
     text = shlex.join(line)
     assert text.startswith("mpirun -n 10 ") and "--map-by ppr:1:node" in text
@@ -188,6 +192,8 @@ def test_mpirun_lines(about: str, hostfile: str, tmp_path: Path) -> None:
     assert text.endswith("-u -m roma_ds.train --config a.yaml")
     flag = "-x MASTER_ADDR=node0" if "Open MPI" in about else "-genv MASTER_ADDR node0"
     assert flag in text and "HF_HOME" in text
+    assert "hush" not in text and environment["WANDB_API_KEY"] == "hush", "the line is printed"
+    assert ("-x HF_TOKEN -x WANDB_API_KEY" in text) == ("Open MPI" in about)
 
 
 def test_flags_of_the_first_host() -> None:
