@@ -159,7 +159,8 @@ class PrefixCache:
     def _noted(self) -> NDArray[np.bool_]:
         """[sequences], those whose values are safely on disk."""
         with self._disk():
-            return np.fromfile(self.folder / WRITTEN, np.uint8) == 1
+            written: NDArray[np.bool_] = np.fromfile(self.folder / WRITTEN, np.uint8) == 1
+        return written
 
     @cached_property
     def _there(self) -> NDArray[np.bool_]:

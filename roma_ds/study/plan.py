@@ -171,7 +171,7 @@ class Planner:
         run = self._load(self.study.set, self.root / "shared", self.study.seeds[0])
         if generated := new_tokens_of(run):
             raise UserError(
-                f"{self.study.source.name}: {', '.join(generated)} has generated answers, which no cell writes",
+                f"{self.study.source.name}: answers of {', '.join(generated)} are generated, not scored",
                 'leave it out by set: ["eval.tasks=[...]"], or score its options by letter or cloze',
             )
         return run

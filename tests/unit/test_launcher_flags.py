@@ -175,9 +175,7 @@ def test_the_file_for_the_launcher_holds_what_a_shell_gives_back() -> None:
 
 
 @pytest.mark.parametrize("about", ["mpirun (Open MPI) 5.0.11", "HYDRA build details:"])
-def test_mpirun_lines(
-    about: str, hostfile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_mpirun_lines(about: str, hostfile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program = tmp_path / "mpirun"
     program.write_text(f"#!/bin/sh\necho '{about}'\n")
     program.chmod(0o755)

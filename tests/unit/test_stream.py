@@ -15,6 +15,7 @@ from family_models import MODEL_TYPES, checkpoint
 from stream_setting import DEPTH, WORLD, Setting, assert_same, shards
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from roma_ds.backbone.found import COLUMNS
 from roma_ds.backbone.prefix_cache import open_plan
 from roma_ds.backbone.span import SpanLoader
 from roma_ds.backbone.stream import _Run
