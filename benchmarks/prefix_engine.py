@@ -252,26 +252,38 @@ def scaling(arguments: argparse.Namespace) -> None:
     write_result(arguments.out, f"scaling-{arguments.axis}", {"axis": arguments.axis, "rows": rows})
 
 
+def shares_of(records: Records) -> tuple[dict[str, float], dict[str, float]]:
+    """Of one training, over ranks: mean seconds of what was timed, and shares of a step."""
+    timed = [record["shares"] for record in records]
+    mean = {key: statistics.fmean(one.get(key, 0.0) for one in timed) for key in timed[0]}
+    whole = mean["steps"] + mean["agreement"]
+    named = {
+        "neighbours": mean["neighbours"] + mean["manifold term forward"],
+        "agreement": mean["agreement"],
+        "gradients' mean": mean.get("gradients' mean", 0.0),
+    }
+    return mean, {key: value / whole for key, value in named.items()}
+
+
 def parts(arguments: argparse.Namespace) -> None:
     """The share of a step that neighbours and synchronisation take."""
     project = project_of(arguments, size_name(from_options(arguments, Shape)))
     for zero in arguments.zero:
-        records = project.ours(zero, "--parts", *arguments.override)
-        shares = [record["shares"] for record in records]
-        mean = {key: statistics.fmean(share.get(key, 0.0) for share in shares) for key in shares[0]}
-        whole = mean["steps"] + mean["agreement"]
-        named = {
-            "neighbours": mean["neighbours"] + mean["manifold term forward"],
-            "agreement": mean["agreement"],
-            "gradients' mean": mean.get("gradients' mean", 0.0),
-        }
-        total = sum(named.values()) / whole
-        listed = ", ".join(f"{key} {100 * value / whole:.2f}%" for key, value in named.items())
-        print(f"ZeRO {zero}: {100 * total:.2f}% of a step: {listed}; wanted at most 2%", flush=True)
+        turns = []
+        for _ in range(arguments.repeats):
+            seconds, shares = shares_of(project.ours(zero, "--parts", *arguments.override))
+            turns.append({"share": sum(shares.values()), "shares": shares, "seconds": seconds})
+        total = spread([turn["share"] for turn in turns])
+        listed = ", ".join(
+            f"{key} {100 * statistics.median(turn['shares'][key] for turn in turns):.2f}%"
+            for key in turns[0]["shares"]
+        )
+        low, middle, high = (100 * total[key] for key in ("least", "median", "largest"))
+        print(f"ZeRO {zero}: {middle:.2f}% of a step ({low:.2f} to {high:.2f}): {listed}; wanted at most 2%")
         write_result(
             arguments.out,
             f"parts-{size_name(project.shape)}-zero{zero}",
-            {**project.describe(), "zero": zero, "seconds": mean, "share": total, "ranks_seconds": shares},
+            {**project.describe(), "zero": zero, "share": total, "turns": turns},
         )
 
 

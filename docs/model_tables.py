@@ -93,6 +93,8 @@ def sources(networks: Mapping[str, Any]) -> str:
             lines.append(f"- Active parameters are compared {counts} the token embedding.")
         total = sum(by_kind(counted(network)).values())
         lines.append(f"- {compared('Total', total, model.total)}.")
+        known = f"{int(model.weights):,}" if model.weights.isdigit() else model.weights
+        lines.append(f"- In the checkpoint's tensors: {known} ({model.weights_source}).")
         if model.active:
             active = active_parameters(network, embedding=model.embedding_is_active)
             lines.append(f"- {compared('Active', active, model.active)}.")

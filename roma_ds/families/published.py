@@ -28,10 +28,14 @@ class PublishedModel:
     """Parameters that a token meets, likewise; None where the publisher gives none for this checkpoint."""
     embedding_is_active: bool
     """Whether the publisher's `active` counts the token embedding."""
+    weights: str
+    """Parameters of the checkpoint's own tensors, all digits, or as many as are known, such as `21.83B`."""
     config_source: str
     """Where the config's values are from."""
     size_source: str
-    """Where the two counts are from."""
+    """Where the publisher's two counts are from."""
+    weights_source: str
+    """Where the count of the tensors is from."""
     note: str
     """What differs from the checkpoint, or has to be known to compare; may be empty."""
 

@@ -8,32 +8,44 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from roma_ds.errors import RomaError
+
+_IMPORTED = ("deepspeed", "faiss", "transformers.models.auto.modeling_auto", "roma_ds.pipeline.worker")
+"""What takes seconds to import is imported once for all calls; each rank is forked from there."""
+_ALIKE = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
+"""Read by libraries when they are imported."""
+_STREAMS = {1: "stdout", 2: "stderr"}
 
 
 def _start(
     body: Callable[..., Any],
     rank: int,
     size: int,
-    rendezvous: str,
+    folder: Path,
+    variables: Mapping[str, str],
     answers: Connection,
     arguments: tuple[Any, ...],
 ) -> None:
+    # Forked from a server, which has the streams and variables of the moment when it was started.
+    for number, name in _STREAMS.items():
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    os.environ.clear()
     os.environ |= {
+        **variables,
         "RANK": str(rank),
         "WORLD_SIZE": str(size),
         "LOCAL_RANK": str(rank),
         "LOCAL_SIZE": str(size),
-        "DS_ACCELERATOR": "cpu",
         # Names of shared memory are made of them; ranks meet through the file.
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": str(os.getppid()),
-        "OMP_NUM_THREADS": "1",
+        **_ALIKE,
     }
     import torch
 
@@ -42,7 +54,7 @@ def _start(
 
     code = 0
     try:
-        world = start_world(Path(rendezvous))
+        world = start_world(folder / "rendezvous")
         answers.send(body(world, *arguments))
         world.close()
     except RomaError as error:
@@ -68,16 +80,20 @@ def on_ranks(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: fl
 
     The first rank that fails ends the others. Raises RankFailed, whose `codes` are the exit codes.
     """
-    context = multiprocessing.get_context("spawn")
-    with tempfile.TemporaryDirectory() as folder:
-        rendezvous = str(Path(folder) / "rendezvous")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*_IMPORTED])
+    with tempfile.TemporaryDirectory() as name:
+        folder, variables = Path(name), dict(os.environ)
         pipes = [context.Pipe(duplex=False) for _ in range(size)]
         processes = [
-            context.Process(target=_start, args=(body, rank, size, rendezvous, pipes[rank][1], arguments))
+            context.Process(
+                target=_start, args=(body, rank, size, folder, variables, pipes[rank][1], arguments)
+            )
             for rank in range(size)
         ]
-        for process in processes:
-            process.start()
+        with mock.patch.dict(os.environ, _ALIKE):
+            for process in processes:
+                process.start()
         for _, sender in pipes:
             sender.close()
         deadline = time.monotonic() + timeout_s
@@ -98,6 +114,9 @@ def on_ranks(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: fl
                 if process.is_alive():
                     process.kill()
                 process.join()
+            for number, name in _STREAMS.items():
+                if (folder / name).exists():
+                    os.write(number, (folder / name).read_bytes())
         codes = {rank: process.exitcode for rank, process in enumerate(processes)}
         if any(codes.values()):
             raise RankFailed(codes)

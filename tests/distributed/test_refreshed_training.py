@@ -176,7 +176,10 @@ def test_stopped_and_resumed_on_other_ranks_in_the_other_placement(
 
 
 def test_the_state_holds_the_index(trained: dict[Way, Project]) -> None:
-    states = sorted((trained[Way(2, "sharded")].out / "train" / "state").glob("step-*"))
-    kept = load_file(states[-1] / "index.safetensors")
-    assert len(kept["ids"]) == sizes(trained[Way(2, "sharded")])[-1]
-    assert kept["vectors"].shape[0] == len(kept["ids"])
+    run = trained[Way(2, "sharded")]
+    sizes_after = dict(enumerate(sizes(run), start=1))
+    states = {int(path.name.removeprefix("step-")): path for path in (run.out / "train/state").glob("step-*")}
+    assert max(sizes_after) in states
+    for step, path in states.items():
+        kept = load_file(path / "index.safetensors")
+        assert len(kept["ids"]) == len(kept["vectors"]) == sizes_after[step]

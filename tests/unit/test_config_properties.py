@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import re
 import types
 from dataclasses import MISSING, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
 import pytest
-import yaml
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from roma_ds.config import RunConfig, parse_run_config, to_yaml
 from roma_ds.config.constraints import Distinct, Layers, NotEmpty, Range
 from roma_ds.config.conversion import key_of, keyed_fields
+from roma_ds.config.yaml_text import dump
 from roma_ds.errors import UserError
 
 PATH = Path("/nowhere/run.yaml")
@@ -91,7 +90,7 @@ def sections_of(draw: st.DrawFn, section: Any) -> dict[str, Any]:
 
 def problems_of(values: Any, *overrides: str) -> str:
     with pytest.raises(UserError) as caught:
-        parse_run_config(yaml.safe_dump(values), PATH, overrides)
+        parse_run_config(dump(values), PATH, overrides)
     return caught.value.message
 
 
@@ -100,8 +99,7 @@ def problems_of(values: Any, *overrides: str) -> str:
 def test_any_unknown_key_is_named(place: str, key: str, value: Any) -> None:
     hints = get_type_hints(RunConfig)
     known = keyed_fields(hints[place] if place else RunConfig)
-    # YAML reads a key like 0E0 as a number, whose text is another one.
-    assume(key not in known and key != "<<" and not re.fullmatch(r"[-+.0-9eE_]+", key))
+    assume(key not in known)
     values = {**VALID, place: {**VALID.get(place, {}), key: value}} if place else {**VALID, key: value}
     assert f"run.yaml: {f'{place}.' if place else ''}{key}: unknown key" in problems_of(values)
 
@@ -110,7 +108,7 @@ def test_any_unknown_key_is_named(place: str, key: str, value: Any) -> None:
 @settings(max_examples=150, deadline=None)
 def test_a_valid_run_survives_yaml(values: dict[str, Any]) -> None:
     try:
-        run = parse_run_config(yaml.safe_dump(values, allow_unicode=True), PATH)
+        run = parse_run_config(dump(values), PATH)
     except UserError as error:
         refused = (
             "more than once",
@@ -136,7 +134,7 @@ def test_other_values_end_in_an_explained_error(values: Any) -> None:
 def test_any_override_is_taken_or_named(section: str, key: str, value: str) -> None:
     override = f"{section}.{key}={value}"
     try:
-        parse_run_config(yaml.safe_dump(VALID), PATH, [override])
+        parse_run_config(dump(VALID), PATH, [override])
     except UserError as error:
         assert override in error.message
 
