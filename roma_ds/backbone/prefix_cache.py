@@ -130,7 +130,7 @@ class PrefixCache:
         """The values [sum of lengths, hidden] of these sequences, one after the other, as a new tensor.
 
         Raises UserError when a shard has become shorter, EnvironmentFault when the disk fails or values have
-        changed there: each sequence is compared with its checksum when a process first reads it.
+        changed there: each sequence is compared with its checksum when it is first read here.
         """
         self._check(sequences)
         total = sum(int(self.plan.lengths[sequence]) for sequence in sequences)
