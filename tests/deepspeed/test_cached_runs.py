@@ -26,6 +26,7 @@ from cli.projects import (
     none_left,
 )
 
+from roma_ds.planner.cache_size import SEQUENCE_BYTES
 from roma_ds.storage.atomic import read_json, read_parquet
 
 pytestmark = pytest.mark.timeout(900)
@@ -224,7 +225,7 @@ def test_no_room_for_the_cache(finished: Project, small_disk: SmallDisk) -> None
         r"the prefix cache needs .*?\((\d+) bytes\) of disk at (\S+), free are .* bytes", done.err
     )
     assert found, done
-    assert needed <= int(found[1]) <= needed + 9 * ROWS
+    assert needed <= int(found[1]) <= needed + SEQUENCE_BYTES * ROWS
     assert found[2] == str(project.out / "collect" / "prefix")
     assert "fix: train.prefix_cache=off, or another output_dir" in done.err, done
     assert contents(project.out) == before
