@@ -140,7 +140,7 @@ def test_one_flipped_bit_is_found_and_the_cache_made_again(tmp_path: Path, name:
     assert_holds_all(open_cache(tmp_path, "abc"))
 
 
-def test_values_are_compared_when_they_are_first_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_values_are_compared_when_first_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     finished(tmp_path)
     seen: list[int] = []
 
