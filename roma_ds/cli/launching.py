@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import secrets
 import shlex
@@ -21,12 +22,19 @@ from roma_ds.cli.launcher_flags import BY_SLOTS, LOCAL, MPIRUN, NO_SSH, Launcher
 from roma_ds.cli.mpirun_line import mpirun_line
 from roma_ds.cli.remote_ranks import signal_remote_ranks
 from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.storage.shared_buffers import forget_shared_buffers
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _TOOLS = str(Path(sys.executable).parent)
 KNOWN_CODES = (0, 1, 2, 3, *(128 + signum for signum in FORWARDED))
-GRACE_S = 40.0
+SAVES_WITHIN_S = 600.0
+"""After a signal: what is left of a step of a large model, and its state."""
+SAYS_SO_AFTER_S = 10.0
+MPIRUN_KILLS_AFTER_S = 40
+"""mpirun waits all of it whenever it ends ranks."""
 REMOTE_KILL_S = 3.0
+SAME_KEY_S = 1.0
+"""Within these a second SIGINT is the same Ctrl-C."""
 SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
 NEEDS_SCRIPT = ("slurm", "mpich")
 """Deepspeed's runners of these cannot start a module."""
@@ -67,17 +75,19 @@ def launch_line(
     worker_arguments: Sequence[str],
     mark: str = "",
     module: str = "roma_ds.train",
+    port: int | None = None,
 ) -> list[str]:
     """The deepspeed command; flags of the user come last, so that they win.
 
-    ranks: on each host, where the flags leave it open. mark: see signal_remote_ranks.
+    ranks: on each host, where the flags leave it open. mark: see signal_remote_ranks. port: where ranks of this
+    host alone meet, if the flags do not say; default: a free one.
     """
     line = ["deepspeed", "--quiet"]
     if ranks is not None:
         line.append(f"--num_accelerators={ranks}")
     if flags.kind == LOCAL:
         # Several runs on one host must not meet; several hosts must agree, on the launcher's own default.
-        line += [] if flags.master_port else [f"--master_port={_free_port()}"]
+        line += [] if flags.master_port else [f"--master_port={port or _free_port()}"]
     elif not flags.master_addr and flags.kind in (NO_SSH, "openmpi"):
         # The launcher would ask the first host over ssh.
         line.append(f"--master_addr={flags.first_host}")
@@ -129,8 +139,8 @@ def _environment_for(flags: LauncherFlags) -> tuple[dict[str, str], Path | None]
     if flags.kind in BY_SLOTS:
         # The mpirun that the user chose, such as a module of the cluster, before one of this environment.
         environment["PATH"] = os.pathsep.join([os.environ.get("PATH", os.defpath), _TOOLS])
-    # mpirun gives ranks one second to save after SIGTERM unless it is told otherwise.
-    environment.setdefault("PRTE_MCA_odls_base_sigkill_timeout", str(int(GRACE_S)))
+    # Unless it is told otherwise, mpirun gives ranks one second to save after SIGTERM.
+    environment.setdefault("PRTE_MCA_odls_base_sigkill_timeout", str(MPIRUN_KILLS_AFTER_S))
     if flags.kind == "pdsh":
         environment[KEEPALIVE_VARIABLE] = f"{environment.get(KEEPALIVE_VARIABLE, '')} {SSH_KEEPALIVE}".strip()
     if flags.kind == MPIRUN:
@@ -159,11 +169,12 @@ def run_launcher(
     if ranks is not None and ranks < 1:
         raise UserError(f"--ranks must be 1 or more, not {ranks}", "leave it out for one rank a device")
     mark = secrets.token_hex(4) if flags.kind == "pdsh" else ""
+    port = flags.master_port or _free_port()
     environment, file = _environment_for(flags)
     if flags.kind == MPIRUN:
         line = mpirun_line(flags, worker_arguments, environment)
     else:
-        line = launch_line(ranks, flags, worker_arguments, mark, module)
+        line = launch_line(ranks, flags, worker_arguments, mark, module, port)
     print("$ " + shlex.join(line), flush=True)
     # Slurm sends its warning to all processes of a job: the launchers, which inherit this, must survive it.
     before = signal.signal(signal.SIGUSR1, signal.SIG_IGN)
@@ -177,9 +188,15 @@ def run_launcher(
             f"the deepspeed launcher cannot be started: {error}", "pip install deepspeed"
         ) from error
     received: list[int] = []
+    at: list[float] = []
 
     def forward(signum: int, frame: FrameType | None) -> None:
+        again = signum == signal.SIGINT and received and time.monotonic() > at[0] + SAME_KEY_S
         received.append(signum)
+        at.append(time.monotonic())
+        if again:
+            kill()
+            return
         if mark:
             signal_remote_ranks(flags, mark, signum, environment)
             return
@@ -211,6 +228,9 @@ def run_launcher(
             signal.signal(signum, handler)
         if file is not None:
             file.unlink(missing_ok=True)
+        if flags.kind == LOCAL and not flags.hosts:
+            # A rank that died before all had met leaves them; the port was of this run alone.
+            forget_shared_buffers("127.0.0.1", str(port))
     if received:
         return 128 + received[0]
     if code not in KNOWN_CODES:
@@ -232,14 +252,25 @@ def _program(name: str, environment: Mapping[str, str]) -> str:
 
 
 def _wait(launcher: subprocess.Popen[bytes], received: Sequence[int], kill: Callable[[], None]) -> int:
-    """Wait for the launcher; after a signal, for at most GRACE_S, then end what is left by `kill`."""
-    deadline = None
+    """Wait for the launcher; after a signal for at most SAVES_WITHIN_S, then end what is left by `kill`."""
+    told = False
+    first = math.inf
     while True:
         try:
             return launcher.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
-            if received and deadline is None:
-                deadline = time.monotonic() + GRACE_S
-            if deadline is not None and time.monotonic() > deadline:
+            if not received:
+                continue
+            now = time.monotonic()
+            first = min(first, now)
+            if now > first + SAVES_WITHIN_S:
                 kill()
-                deadline += GRACE_S
+                first = now
+            elif now > first + SAYS_SO_AFTER_S and not told:
+                told = True
+                print(
+                    f"roma-ds: waiting for the ranks, which finish a step and save it, for at most "
+                    f"{SAVES_WITHIN_S:g} s; Ctrl-C once more ends them now",
+                    file=sys.stderr,
+                    flush=True,
+                )

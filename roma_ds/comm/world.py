@@ -15,9 +15,9 @@ import torch.distributed as dist
 from roma_ds.comm.arrivals import Place, announce
 from roma_ds.comm.ranks import Ranks, ranks_from
 from roma_ds.errors import EnvironmentFault
+from roma_ds.storage.shared_buffers import forget_shared_buffers
 
 Operation = Literal["sum", "min", "max"]
-SHARED_MEMORY = Path("/dev/shm")
 _OPERATIONS = {"sum": dist.ReduceOp.SUM, "min": dist.ReduceOp.MIN, "max": dist.ReduceOp.MAX}
 
 
@@ -162,13 +162,6 @@ def _wait_at_most(timeout: timedelta) -> None:
 
 
 def _forget_shared_buffers(world: World) -> None:
-    """Unlink the shared memory of DeepSpeed's CPU all-reduce, 66 MiB a rank, which it never removes itself.
-
-    Once every rank has mapped them, the names serve nobody; left there, each run would take that memory for
-    good. The name is the one in DeepSpeed's shm.cpp.
-    """
-    names = [os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")]
+    """Once every rank has mapped them, the names of DeepSpeed's buffers serve nobody."""
     world.barrier()
-    for rank in range(world.size):
-        name = "_".join(["deepspeed_allreduce_buffer", str(os.getuid()), *names, str(rank)])
-        (SHARED_MEMORY / name).unlink(missing_ok=True)
+    forget_shared_buffers(*(os.environ.get(name, "") for name in ("MASTER_ADDR", "MASTER_PORT")))

@@ -1,0 +1,89 @@
+"""What `roma-ds` does in front of a launcher, with a stand-in for it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from roma_ds.cli import launching
+from roma_ds.cli.launcher_flags import LOCAL, LauncherFlags
+from roma_ds.storage import shared_buffers
+
+RANK_THAT_STAYS = "trap 'echo asked >>{asked}' INT USR1; echo up >{up}; while :; do sleep 0.05; done"
+
+
+@pytest.fixture
+def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    folder = tmp_path / "tools"
+    folder.mkdir()
+    monkeypatch.setattr(launching, "_TOOLS", str(folder))
+    return folder
+
+
+def launcher(tools: Path, script: str) -> None:
+    """A `deepspeed` of these lines."""
+    program = tools / "deepspeed"
+    program.write_text(f"#!/bin/bash\n{script}\n")
+    program.chmod(0o755)
+
+
+def test_buffers_of_others_stay(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shared_buffers, "SHARED_MEMORY", tmp_path)
+    start = f"deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1_1234"
+    other_user = f"deepspeed_allreduce_buffer_{os.getuid() + 1}_127.0.0.1_1234_0"
+    kept = {f"{start}5_0", f"{start}", other_user, f"x{start}_0"}
+    for name in (*kept, f"{start}_0", f"{start}_11"):
+        (tmp_path / name).touch()
+    shared_buffers.forget_shared_buffers("127.0.0.1", "1234")
+    assert {path.name for path in tmp_path.iterdir()} == kept
+
+
+def test_what_a_rank_leaves_that_died_before_all_had_met_is_removed(
+    tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    memory = tmp_path / "memory"
+    memory.mkdir()
+    monkeypatch.setattr(shared_buffers, "SHARED_MEMORY", memory)
+    name = f"{memory}/deepspeed_allreduce_buffer_{os.getuid()}_127.0.0.1"
+    launcher(tools, f'touch {name}_"${{3#--master_port=}}"_1 {name}_9_1; kill -9 $$')
+    assert launching.run_launcher(2, LauncherFlags((), LOCAL, {}), ["--config", "a.yaml"]) == 1
+    assert [path.name for path in memory.iterdir()] == [Path(f"{name}_9_1").name]
+    assert "a rank was killed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGUSR1])
+def test_ranks_are_waited_for_until_ctrl_c_comes_once_more(
+    first: signal.Signals,
+    tools: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(launching, "SAYS_SO_AFTER_S", 0.1)
+    monkeypatch.setattr(launching, "SAME_KEY_S", 0.3)
+    asked, up = tmp_path / "asked", tmp_path / "up"
+    rank = RANK_THAT_STAYS.format(asked=asked, up=up)
+    (tmp_path / "rank").write_text(rank)
+    # The ranks are grandchildren of the deepspeed command.
+    launcher(tools, f"bash -c 'bash {tmp_path}/rank; exit 7'; exit 7")
+
+    def press() -> None:
+        while not up.exists():
+            time.sleep(0.01)
+        os.kill(os.getpid(), first)
+        while not asked.exists():
+            time.sleep(0.01)
+        time.sleep(1.6)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    keys = threading.Thread(target=press, daemon=True)
+    keys.start()
+    assert launching.run_launcher(2, LauncherFlags((), LOCAL, {}), ["--config", "a.yaml"]) == 128 + first
+    keys.join()
+    assert asked.read_text() == "asked\n", "the second one is not passed on"
+    assert "Ctrl-C once more" in capsys.readouterr().err
