@@ -19,7 +19,20 @@ NAME = ".lock"
 
 def _this_process() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "boot": _boot(), "pid": pid, "started": _started(pid)}
+    return {
+        "host": socket.gethostname(),
+        "boot": _boot(),
+        "pid": pid,
+        "started": _started(pid),
+        "slurm": _slurm_start(),
+    }
+
+
+def _slurm_start() -> list[str] | None:
+    """Cluster and number of a Slurm job, and how often it was started anew; None outside of one."""
+    names = {"SLURM_CLUSTER_NAME": "", "SLURM_JOB_ID": "", "SLURM_RESTART_COUNT": "0"}
+    found = [os.environ.get(name, otherwise) for name, otherwise in names.items()]
+    return found if found[1] else None
 
 
 def _boot() -> str:
@@ -40,7 +53,11 @@ def _started(pid: int) -> str | None:
 
 
 def _is_dead(holder: dict[str, Any]) -> bool:
-    """Whether the holder of a lock is a process of this host that has ended."""
+    """Whether the holder of a lock is a process of this host that has ended, or of an earlier start of this
+    Slurm job: Slurm ends all of a job before it starts it anew, perhaps on other hosts."""
+    mine, theirs = _slurm_start(), holder.get("slurm")
+    if mine and theirs and mine[:2] == theirs[:2] and mine != theirs:
+        return True
     if holder["host"] != socket.gethostname():
         return False
     return bool(holder["boot"] != _boot() or _started(int(holder["pid"])) != holder["started"])

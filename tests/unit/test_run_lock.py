@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import subprocess
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -73,6 +74,20 @@ def test_another_host_is_named_and_never_followed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="on host node7") as refused, locked(tmp_path):
         pass
     assert f"delete {tmp_path / NAME}" in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("job", "restarts", "follows"), [("4711", "1", True), ("4711", "0", False), ("4712", "1", False)]
+)
+def test_a_slurm_job_follows_its_own_earlier_start_on_another_host(
+    job: str, restarts: str, follows: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SLURM_JOB_ID", "4711")
+    held_by(tmp_path, host="node7")
+    monkeypatch.setenv("SLURM_JOB_ID", job)
+    monkeypatch.setenv("SLURM_RESTART_COUNT", restarts)
+    with nullcontext() if follows else pytest.raises(UserError, match="on host node7"), locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "null", '{"host": "x"}'])
