@@ -1,0 +1,68 @@
+"""TensorBoard's page of a run, in a headless browser."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from cli.browser import Page, browser, missing, said_address
+from unit.synthetic_run import make_run
+
+from roma_ds.monitor.hyperparameters import flat, write_settings
+from roma_ds.monitor.run_folder import read_run
+from roma_ds.monitor.tensorboard_results import add_results
+
+pytestmark = [
+    pytest.mark.timeout(500),
+    pytest.mark.skipif(missing() is not None, reason=f"there is no {missing()}"),
+]
+
+
+@pytest.fixture(scope="module")
+def page_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str]]:
+    from torch.utils.tensorboard import SummaryWriter
+
+    run = make_run(tmp_path_factory.mktemp("runs") / "run", tasks=3, per_task=20, steps=5)
+    board = run / "train" / "tensorboard"
+    writer = SummaryWriter(str(board))
+    for step in range(1, 30):
+        writer.add_scalar("train/loss", 1.0 / step, step)
+        writer.add_scalar("ranks/straggler_gap", 0.01 * step, step)
+        writer.add_scalar("ranks/busy/rank_1", 0.5, step)
+    writer.close()
+    settings = flat(read_run(run).config)
+    write_settings(board, {**settings, "variant": "roma"}, {"config": "train:\n  lr: 0.00123"})
+    add_results(run)
+    command = [sys.executable, "-m", "tensorboard.main"]
+    server = [*command, "--logdir", str(run), "--port", "0", "--load_fast=false"]
+    with said_address(server, r"(http://\S+:\d+)/? ") as address, browser() as page:
+        yield page, address.replace("localhost", "127.0.0.1")
+
+
+def kept(page: Page, name: str, folder: Path) -> None:
+    """A picture of the page, where ROMA_DS_SCREENSHOTS says."""
+    page.screenshot(Path(os.environ.get("ROMA_DS_SCREENSHOTS", folder)) / f"{name}.png")
+
+
+@pytest.mark.parametrize(
+    ("tab", "shown"),
+    [
+        ("timeseries", ("train/loss", "ranks/straggler_gap", "eval/average")),
+        ("hparams", ("train.lr", "roma.layers", "variant")),
+        ("text", ("config", "lr: 0.00123")),
+        ("projector", ("Points: 60", "routing roma|routing base|embeddings", "label")),
+    ],
+)
+def test_the_page_shows(
+    tab: str, shown: tuple[str, ...], page_of_a_run: tuple[Page, str], tmp_path: Path
+) -> None:
+    page, address = page_of_a_run
+    page.open(f"{address}/#{tab}")
+    try:
+        for pattern in shown:
+            page.wait_for(pattern)
+    finally:
+        kept(page, tab, tmp_path)
