@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import time
@@ -17,6 +18,7 @@ SAVE_EVERY = 8
 LOG_EVERY = 4
 SETTINGS = (f"train.save_every={SAVE_EVERY}", f"train.log_every={LOG_EVERY}", "train.lr=2.0e-3")
 DIES_WITHIN_S = 60.0
+JOB = "4711"
 
 pytestmark = [pytest.mark.timeout(1200)]
 
@@ -50,6 +52,16 @@ def uninterrupted(long_run: Project, tmp_path_factory: pytest.TempPathFactory) -
     return at
 
 
+def slurm_job(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Be in a Slurm job, with a scontrol that writes down what it is asked; where it does."""
+    asked, program = folder / "asked", folder / "scontrol"
+    program.write_text(f'#!/bin/sh\necho "$@" >>{asked}\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("SLURM_JOB_ID", JOB)
+    monkeypatch.setenv("PATH", os.pathsep.join([str(folder), os.environ.get("PATH", os.defpath)]))
+    return asked
+
+
 @dataclass
 class Attempt:
     """`roma-ds train` in the background, watched through metrics.jsonl."""
@@ -80,7 +92,8 @@ class Attempt:
         done = self.started.finish(DIES_WITHIN_S)
         none_left(family)
         assert done.code == 128 + signum, done
-        assert done.err.count("roma-ds: stopped") == 1 and "rerun the same command" in done.err, done
+        goes_on = f"job {JOB} is requeued" if signum == signal.SIGUSR1 else "rerun the same command"
+        assert done.err.count("roma-ds: stopped") == 1 and goes_on in done.err, done
         assert "Traceback" not in done.err, done
         found = re.search(rf"stopped after step (\d+) of {STEPS}, which is saved", done.err)
         assert found, done
@@ -144,15 +157,18 @@ def test_stopped_three_ways_and_run_again(
 
 
 def test_resumes_under_another_stage_and_another_number_of_ranks(
-    long_run: Project, uninterrupted: Reference, tmp_path: Path
+    long_run: Project, uninterrupted: Reference, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """ZeRO 3, 0 and 2 on two ranks, then ZeRO 2 on one rank with the same global batch.
 
-    First and last on cached hidden states, in between with the whole network.
+    First and last on cached hidden states, in between with the whole network. The first stop is that of a Slurm
+    job whose time is up.
     """
     whole = ("train.prefix_cache=off",)
     project = long_run.copied(tmp_path / "out")
-    _, saved = Attempt(project, 3).signalled(signal.SIGTERM, 8)
+    asked = slurm_job(tmp_path, monkeypatch)
+    _, saved = Attempt(project, 3).signalled(signal.SIGUSR1, 8)
+    assert asked.read_text() == f"requeue {JOB}\n", "once, by one rank"
 
     done, saved_next = Attempt(project, 0, more=whole).signalled(signal.SIGINT, 20)
     says_resumed(done, saved)

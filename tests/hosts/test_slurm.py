@@ -85,3 +85,43 @@ def test_a_job_trains_as_one_host(
         }
     )
     assert difference <= 1e-6
+
+
+@evidence.in_full_alone()
+def test_a_job_whose_time_is_up_is_queued_again_and_goes_on(
+    hosts: Hosts,
+    project: Project,
+    reference: Callable[[int], Project],
+    tmp_path: Path,
+    facts: dict[str, list[Any]],
+) -> None:
+    """The signal that Slurm sends before the time limit, sent by hand; the rest is Slurm's and the ranks'."""
+    if lacking := why_no_slurm():
+        pytest.skip(lacking)
+    there = project.copied(tmp_path / "out")
+    job = Job(hosts, there, tmp_path / "job.log")
+    job.wait(lambda: any(line["step"] >= 12 for line in there.metrics()))
+    job.run("scancel", "--signal=USR1", job.number)
+    sent = time.monotonic()
+    job.wait(lambda: job.state() == "PENDING")
+    seconds = time.monotonic() - sent
+    step = saved(there)
+    assert 12 <= step < STEPS, job.log.read_text()
+    # Slurm waits two minutes before it starts such a job again.
+    job.run("scontrol", "update", f"JobId={job.number}", "StartTime=now")
+    job.wait(lambda: job.state() in ("COMPLETED", "FAILED"))
+    text = job.log.read_text()
+    assert job.state() == "COMPLETED", text
+    assert text.count(f"job {job.number} is requeued") == 1, text
+    assert text.count("$ srun ") == 2 and f"resumed after step {step} of {STEPS}" in text, text
+    difference = largest_difference(there.routers(), reference(0).routers())
+    facts["signals"].append(
+        {
+            "signal": "SIGUSR1",
+            "way": "sbatch, srun",
+            "seconds_until_queued_again": round(seconds, 1),
+            "resumed_after_step": step,
+            "largest_router_difference_to_no_signal": difference,
+        }
+    )
+    assert difference <= 1e-6
