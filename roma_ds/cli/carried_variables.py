@@ -19,6 +19,11 @@ NAMES = (
     "GLIBC_TUNABLES",
     "OMP_NUM_THREADS",
     "GLOO_SOCKET_IFNAME",
+    # Rank 0 may ask Slurm to queue the job again; a lock knows its job.
+    "SLURM_JOB_ID",
+    "SLURM_CLUSTER_NAME",
+    "SLURM_RESTART_COUNT",
+    "SLURM_CONF",
     TYPED,
 )
 STARTS = ("NCCL_", "HF_")

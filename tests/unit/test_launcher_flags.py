@@ -143,12 +143,13 @@ def test_what_is_carried(tmp_path: Path) -> None:
     for folder, text in ((home, "A=home\nB=home\n"), (here, "# ours\n\nB=here = there\nPATH=/opt/bin\n")):
         folder.mkdir()
         (folder / ".deepspeed_env").write_text(text)
-    environment = {"PATH": "/bin", "NCCL_DEBUG": "INFO", "SECRET": "x", "DS_ACCELERATOR": "cpu"}
-    found = carried(environment, (home, here))
+    environment = {"PATH": "/bin", "NCCL_DEBUG": "INFO", "DS_ACCELERATOR": "cpu", "SLURM_JOB_ID": "5"}
+    found = carried(environment | {"SECRET": "x"}, (home, here))
     assert found == {
         "PATH": "/opt/bin",
         "NCCL_DEBUG": "INFO",
         "DS_ACCELERATOR": "cpu",
+        "SLURM_JOB_ID": "5",
         "A": "home",
         "B": "here = there",
     }
