@@ -14,6 +14,7 @@ import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from roma_ds.config import RunConfig, load_run_config, resolve_deepspeed
@@ -236,8 +237,21 @@ def report(error: RomaError, rank: int = 0) -> int:
     return error.exit_code
 
 
+def end_on_signals() -> None:
+    """Until stages listen for them, signals end this process: the libraries take seconds to import."""
+    from roma_ds.training.interruption import STOPPING
+
+    def end(signum: int, frame: FrameType | None) -> None:
+        rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
+        os._exit(explain(Interrupted(signum), rank))
+
+    for signum in STOPPING:
+        signal.signal(signum, end)
+
+
 def main_and_exit() -> NoReturn:
     """`main`, then end at once."""
+    end_on_signals()
     leave(main())
 
 
