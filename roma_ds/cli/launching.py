@@ -79,8 +79,8 @@ def launch_line(
 ) -> list[str]:
     """The deepspeed command; flags of the user come last, so that they win.
 
-    ranks: on each host, where the flags leave it open. mark: see signal_remote_ranks. port: where ranks of this
-    host alone meet, if the flags do not say; default: a free one.
+    ranks: on each host, where the flags leave it open. mark: see signal_remote_ranks. port: where ranks of
+    this host alone meet, if the flags do not say; default: a free one.
     """
     line = ["deepspeed", "--quiet"]
     if ranks is not None:

@@ -1,4 +1,4 @@
-"""The shared memory of DeepSpeed's all-reduce on CPUs, 66 MiB a rank, which DeepSpeed never removes itself."""
+"""The shared memory of DeepSpeed's all-reduce on CPUs, 66 MiB a rank, which DeepSpeed itself leaves there."""
 
 from __future__ import annotations
 

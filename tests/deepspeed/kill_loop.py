@@ -158,13 +158,19 @@ def compared(project: Project, whole: Project, done: bool) -> dict[str, Any]:
         return {"largest_difference": 1e9, "same_steps": False, "same_results": False, "left_behind": []}
     both = (project, whole)
     steps = [[(line["step"], line["loss"], line["successful"]) for line in run.metrics()] for run in both]
-    results = [json.loads((run.out / "report" / "report.json").read_text())["variants"] for run in both]
+    results = [found_by(run) for run in both]
     return {
         "largest_difference": largest_difference(project.routers(), whole.routers()),
         "same_steps": steps[0] == steps[1],
         "same_results": results[0] == results[1],
         "left_behind": sorted(files(project) - files(whole)),
     }
+
+
+def found_by(project: Project) -> dict[str, Any]:
+    """Results of each evaluation by task."""
+    read = {file.stem: json.loads(file.read_text()) for file in (project.out / "eval").glob("*.json")}
+    return {name: content["tasks"] for name, content in read.items() if "tasks" in content}
 
 
 def files(project: Project) -> set[str]:

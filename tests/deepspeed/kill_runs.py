@@ -106,7 +106,7 @@ class Launched(Run):
 
     def __init__(self, project: Project, stage: int) -> None:
         super().__init__(project)
-        words = ["bash", "-c", f"exec \"$0\" \"$@\" >>'{self._log}' 2>&1", str(BIN / "roma-ds")]
+        words = ["bash", "-c", f'exec "$0" "$@" >>\'{self._log}\' 2>&1', str(BIN / "roma-ds")]
         self._started = Started([*words, *arguments(project, stage)], project.folder)
 
     def pids(self) -> list[int]:

@@ -161,8 +161,8 @@ def test_resumes_under_another_stage_and_another_number_of_ranks(
 ) -> None:
     """ZeRO 3, 2 and 0 on two ranks, then ZeRO 2 on one rank with the same global batch.
 
-    First and last on cached hidden states, in between with the whole network. The first stop is that of a Slurm
-    job whose time is up.
+    First and last on cached hidden states, in between with the whole network. The first stop is that of a
+    Slurm job whose time is up.
     """
     whole = ("train.prefix_cache=off",)
     project = long_run.copied(tmp_path / "out")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -14,7 +15,18 @@ from roma_ds.cli import launching
 from roma_ds.cli.launcher_flags import LOCAL, LauncherFlags
 from roma_ds.storage import shared_buffers
 
-RANK_THAT_STAYS = "trap 'echo asked >>{asked}' INT USR1; echo up >{up}; while :; do sleep 0.05; done"
+RANK_THAT_STAYS = """
+import signal, time
+
+def note(signum, frame):
+    print("asked", file=open({asked!r}, "a"))
+
+for signum in (signal.SIGINT, signal.SIGUSR1):
+    signal.signal(signum, note)
+open({up!r}, "w").close()
+while True:
+    time.sleep(0.05)
+"""
 
 
 @pytest.fixture
@@ -67,10 +79,10 @@ def test_ranks_are_waited_for_until_ctrl_c_comes_once_more(
     monkeypatch.setattr(launching, "SAYS_SO_AFTER_S", 0.1)
     monkeypatch.setattr(launching, "SAME_KEY_S", 0.3)
     asked, up = tmp_path / "asked", tmp_path / "up"
-    rank = RANK_THAT_STAYS.format(asked=asked, up=up)
-    (tmp_path / "rank").write_text(rank)
+    rank = tmp_path / "rank.py"
+    rank.write_text(RANK_THAT_STAYS.format(asked=str(asked), up=str(up)))
     # The ranks are grandchildren of the deepspeed command.
-    launcher(tools, f"bash -c 'bash {tmp_path}/rank; exit 7'; exit 7")
+    launcher(tools, f"bash -c '{sys.executable} -S {rank}; exit 7'; exit 7")
 
     def press() -> None:
         while not up.exists():
