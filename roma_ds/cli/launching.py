@@ -191,7 +191,7 @@ def run_launcher(
     at: list[float] = []
 
     def forward(signum: int, frame: FrameType | None) -> None:
-        again = signum == signal.SIGINT and received and time.monotonic() > at[0] + SAME_KEY_S
+        again = signum == signal.SIGINT and bool(at) and time.monotonic() > at[0] + SAME_KEY_S
         received.append(signum)
         at.append(time.monotonic())
         if again:

@@ -29,6 +29,13 @@ while True:
 """
 
 
+def wait_for(path: Path) -> None:
+    deadline = time.monotonic() + 60
+    while not path.exists():
+        assert time.monotonic() < deadline, path
+        time.sleep(0.01)
+
+
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     folder = tmp_path / "tools"
@@ -85,11 +92,9 @@ def test_ranks_are_waited_for_until_ctrl_c_comes_once_more(
     launcher(tools, f"bash -c '{sys.executable} -S {rank}; exit 7'; exit 7")
 
     def press() -> None:
-        while not up.exists():
-            time.sleep(0.01)
+        wait_for(up)
         os.kill(os.getpid(), first)
-        while not asked.exists():
-            time.sleep(0.01)
+        wait_for(asked)
         time.sleep(1.6)
         os.kill(os.getpid(), signal.SIGINT)
 
