@@ -186,11 +186,12 @@ def kill_loop(
     launcher: bool = False,
     stages: Sequence[int] = STAGES,
     places: Sequence[str] = (START, *PLACES),
+    first: int = 0,
 ) -> Iterator[Kill]:
-    """Kill `kills` runs, one after the other, at the `places` and under the ZeRO `stages` in turn."""
+    """Kill runs number `first` to `kills`, at the `places` and under the ZeRO `stages` in turn."""
     loop = Loop(folder, Launched if launcher else Forked)
-    rng = random.Random(seed)
-    for number in range(kills):
+    for number in range(first, kills):
+        rng = random.Random(f"{seed} {number}")
         turn, place = divmod(number, len(places))
         yield loop.kill(f"killed-{number}", stages[(place + turn) % len(stages)], places[place], rng)
 
@@ -215,7 +216,7 @@ def summary(kills: Sequence[Kill], seed: int, launcher: bool) -> dict[str, Any]:
 
 
 def main() -> int:
-    """Do it, and write the JSON after every kill."""
+    """Do it, and write the JSON after every kill; one that is there already is gone on with."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--seed", type=int, default=0)
@@ -223,9 +224,11 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, help="JSON")
     options = parser.parse_args()
     os.environ |= {"DS_ACCELERATOR": "cpu", "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
-    found: list[Kill] = []
+    before = json.loads(options.out.read_text())["each"] if options.out.exists() else []
+    found = [Kill(**each) for each in before]
     with tempfile.TemporaryDirectory() as folder:
-        for kill in kill_loop(Path(folder), options.kills, options.seed, options.launcher):
+        given = (options.kills, options.seed, options.launcher)
+        for kill in kill_loop(Path(folder), *given, first=len(found)):
             found.append(kill)
             content = summary(found, options.seed, options.launcher)
             options.out.write_text(json.dumps(content, indent=1) + "\n")
