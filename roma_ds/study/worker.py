@@ -10,7 +10,7 @@ from datetime import timedelta
 from pathlib import Path
 
 from roma_ds.config.study import StudyConfig, load_study_config
-from roma_ds.pipeline.worker import explain, leave
+from roma_ds.pipeline.worker import end_on_signals, explain, leave
 from roma_ds.study.plan import Planner
 
 
@@ -68,4 +68,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
+    end_on_signals()
     leave(main())
