@@ -237,13 +237,24 @@ def report(error: RomaError, rank: int = 0) -> int:
     return error.exit_code
 
 
+_SAYS_SO = (
+    "import sys; from roma_ds.errors import Interrupted; from roma_ds.pipeline.worker import explain; "
+    "sys.exit(explain(Interrupted(int(sys.argv[1])), 0))"
+)
+
+
 def end_on_signals() -> None:
     """Until stages listen for them, signals end this process: the libraries take seconds to import."""
     from roma_ds.training.interruption import STOPPING
 
     def end(signum: int, frame: FrameType | None) -> None:
         rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-        os._exit(explain(Interrupted(signum), rank))
+        if rank:
+            os._exit(128 + signum)
+        for other in STOPPING:
+            signal.signal(other, signal.SIG_IGN)
+        # Modules that are half imported are of no use: a new interpreter says it, and asks Slurm.
+        os.execv(sys.executable, [sys.executable, "-c", _SAYS_SO, str(int(signum))])
 
     for signum in STOPPING:
         signal.signal(signum, end)
