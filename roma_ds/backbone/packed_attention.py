@@ -5,7 +5,8 @@ Shapes: B sequences, T tokens in all, L tokens of the longest, R needed rows, h 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import groupby
 from typing import Any
 
 import torch
@@ -16,6 +17,8 @@ from roma_ds.backbone.packing import Packing
 PACKED_ATTENTION = "roma_ds_packed"
 ROWS_ONLY = "roma_ds_rows_only"
 """Attribute of an attention module whose queries are wanted at the needed rows alone."""
+SCORES = 2**20
+"""Most products of a query and a key in one call on a CPU, or those of one sequence."""
 Attend = Callable[..., torch.Tensor]
 """(query, key, value, mask) -> [n, queries, h, d]: of n sequences of the same length, without gaps."""
 
@@ -46,6 +49,17 @@ def _with_sinks(mask: torch.Tensor, sinks: torch.Tensor) -> torch.Tensor:
     return torch.cat((term.expand(-1, len(sinks), -1, -1), last), dim=-1)
 
 
+def _runs(packing: Packing, rows_only: bool, heads: int) -> Iterator[tuple[int, int, int]]:
+    """(sequences, queries of each, keys of each), equal ones in a row together as far as SCORES allows."""
+    counts = packing.row_counts if rows_only else packing.lengths
+    for (queries, keys), equal in groupby(zip(counts, packing.lengths, strict=True)):
+        left = len(list(equal))
+        most = max(1, SCORES // (heads * queries * keys))
+        while left:
+            yield min(most, left), queries, keys
+            left -= min(most, left)
+
+
 def apart(
     attend: Attend,
     query: torch.Tensor,
@@ -54,18 +68,17 @@ def apart(
     packing: Packing,
     rows_only: bool,
 ) -> torch.Tensor:
-    """One sequence after the other: nothing is padded, and many calls. query: [1, h, T or R, d]."""
-    counts = packing.row_counts if rows_only else packing.lengths
-    parts = zip(
-        query.split(counts, dim=2),
-        key.split(packing.lengths, dim=2),
-        value.split(packing.lengths, dim=2),
-        strict=True,
-    )
-    found = []
-    for number, (own, keys, values) in enumerate(parts):
-        mask = packing.row_mask[number, None, :, : own.shape[2], : keys.shape[2]] if rows_only else None
-        found.append(attend(own, keys, values, mask)[0])
+    """A call for each length; nothing is padded. query: [1, h, T or R, d]."""
+    runs = list(_runs(packing, rows_only, query.shape[1]))
+    own = [number * queries for number, queries, _ in runs]
+    seen = [number * keys for number, _, keys in runs]
+    parts = zip(query.split(own, dim=2), key.split(seen, dim=2), value.split(seen, dim=2), strict=True)
+    found, first = [], 0
+    for (number, queries, keys), part in zip(runs, parts, strict=True):
+        mask = packing.row_mask[first : first + number, :, :queries, :keys] if rows_only else None
+        each = (item[0].unflatten(1, (number, -1)).transpose(0, 1) for item in part)
+        found.append(attend(*each, mask).flatten(0, 1))
+        first += number
     return torch.cat(found)
 
 
@@ -111,9 +124,10 @@ def packed_attention(
 ) -> tuple[torch.Tensor, None]:
     """Causal attention within each packed sequence; query, key, value [1, h, T, d] -> [1, T, h, d].
 
-    transformers' attention interface, and its scaled-dot-product implementation inside: sequence by sequence
+    transformers' attention interface, and its scaled-dot-product implementation inside: length by length
     on a CPU, where padding costs more than calls, else padded and all at once. Where the module has the
-    attribute `ROWS_ONLY`, rows that are not needed give 0.
+    attribute `ROWS_ONLY`, rows that are not needed give 0. Where `packing.past` keeps earlier tokens, they
+    are seen too.
 
     sliding_window: most keys that a query sees, where the module or its config's `layer_types` has one.
     s_aux: [h], attention sinks: what one more key without a value would score.
@@ -136,6 +150,10 @@ def packed_attention(
         found: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, **options)[0]
         return found
 
+    if packing.past is not None:
+        key, value = packing.past.with_earlier(module, key, value)
+        if packing.past.again is not None:
+            return together(attend, query, key, value, packing, rows_only=True)[None], None
     rows_only = getattr(module, ROWS_ONLY, False)
     if rows_only:
         query = query[:, :, packing.rows]

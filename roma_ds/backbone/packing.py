@@ -11,6 +11,28 @@ from dataclasses import dataclass, replace
 import torch
 
 
+class Past:
+    """Keys and values of a batch, kept by a first pass so that later ones run the end of each sequence only.
+
+    Of no use where something before that end changes between the passes.
+    """
+
+    def __init__(self) -> None:
+        self.again: torch.Tensor | None = None
+        """int64 [R], indices into T: tokens that are run again; None in the first pass, which keeps all"""
+        self._kept: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
+
+    def with_earlier(
+        self, module: object, key: torch.Tensor, value: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values [1, h, T, d] that an attention module sees, given those of the tokens run."""
+        if self.again is None:
+            self._kept[module] = (key.detach(), value.detach())
+            return key, value
+        keys, values = self._kept[module]
+        return keys.index_copy(2, self.again, key), values.index_copy(2, self.again, value)
+
+
 @dataclass(frozen=True)
 class Packing:
     """Where each of T tokens belongs, and which of them are needed after the last layer."""
@@ -28,6 +50,8 @@ class Packing:
     """int64 [T], the token's number among `rows`, -1 where it is not needed"""
     row_mask: torch.Tensor
     """bool [B, 1, most needed rows, L], which keys a needed row sees"""
+    past: Past | None = None
+    """What an earlier pass over the same sequences kept, or where this one keeps it."""
 
     def to(self, device: torch.device) -> Packing:
         """The same on `device`."""

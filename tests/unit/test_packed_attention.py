@@ -92,3 +92,56 @@ def test_each_token_sees_its_own_sequence(way: Any, sinks: bool, data: st.DataOb
         others = torch.ones(sum(lengths), dtype=torch.bool)
         others[packing.rows] = False
         assert not found[0, others].any()
+
+
+def both_ways(module: nn.Module, tensors: list[torch.Tensor], packing: Packing) -> list[torch.Tensor]:
+    """What attention gives on a CPU, and the gradients of its sum of squares to query, key and value."""
+    given_ones = [one.clone().requires_grad_(True) for one in tensors]
+    found, _ = attention.packed_attention(module, *given_ones, None, packing=packing)
+    return [found.detach(), *torch.autograd.grad(found.square().sum(), given_ones)]
+
+
+@pytest.mark.parametrize("rows_only", [False, True])
+@pytest.mark.parametrize("scores", [1, 2 * HEADS * 7 * 7, attention.SCORES])
+def test_a_sequence_gets_the_same_bits_whatever_lies_beside_it(
+    rows_only: bool, scores: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Sequences of equal length in a row share a call, or parts of them do."""
+    monkeypatch.setattr(attention, "SCORES", scores)
+    lengths, module = [9, 7, 7, 7, 5, 5, 7], module_of(1, rows_only)
+    ends = torch.tensor(lengths).cumsum(0) - 1
+    source = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(1, HEADS, sum(lengths), WIDTH, generator=source) for _ in range(3)]
+    found = both_ways(module, tensors, pack(lengths, ends))
+    start = 0
+    for length in lengths:
+        here = slice(start, start + length)
+        alone = both_ways(
+            module, [one[:, :, here] for one in tensors], pack([length], torch.tensor([length - 1]))
+        )
+        assert torch.equal(found[0][0, here], alone[0][0])
+        for ours, theirs in zip(found[1:], alone[1:], strict=True):
+            assert torch.equal(ours[:, :, here], theirs)
+        start += length
+
+
+def test_equal_lengths_in_a_row_are_one_call(monkeypatch: pytest.MonkeyPatch) -> None:
+    from transformers.integrations import sdpa_attention
+
+    shapes = []
+    stock = sdpa_attention.sdpa_attention_forward
+
+    def counted(module: Any, query: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        shapes.append((query.shape[0], query.shape[2]))
+        return stock(module, query, *rest, **named)
+
+    monkeypatch.setattr(sdpa_attention, "sdpa_attention_forward", counted)
+    lengths = [9, 7, 7, 7, 5, 5, 7]
+    tensors = [torch.randn(1, HEADS, sum(lengths), WIDTH) for _ in range(3)]
+    packing = pack(lengths, torch.tensor(lengths).cumsum(0) - 1)
+    attention.packed_attention(module_of(1, False), *tensors, None, packing=packing)
+    assert shapes == [(1, 9), (3, 7), (2, 5), (1, 7)]
+    monkeypatch.setattr(attention, "SCORES", 2 * HEADS * 7 * 7)
+    shapes.clear()
+    attention.packed_attention(module_of(1, False), *tensors, None, packing=packing)
+    assert shapes == [(1, 9), (2, 7), (1, 7), (2, 5), (1, 7)]
