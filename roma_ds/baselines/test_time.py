@@ -18,11 +18,14 @@ from roma_ds.backbone.feed import Feed
 from roma_ds.backbone.request_set import Requests
 from roma_ds.backbone.scores import Scores
 from roma_ds.backbone.steered import Steering
+from roma_ds.backbone.tail import tail_of
 from roma_ds.baselines.descent import Descent, descend
 from roma_ds.baselines.scoring import score
 from roma_ds.progress import Progress
 from roma_ds.training.step import task_term
 
+Loss = Callable[[torch.Tensor], torch.Tensor]
+"""[B] from routing weights [B, M, E], each sample's own."""
 MIXES = (0.0, 0.25, 0.5, 0.75, 1.0)
 """Shares of a sample's own routing among which kernel regression chooses."""
 
@@ -73,24 +76,33 @@ class TestTime:
         self.tokens = 0
         """Tokens run for other things than the final answers, a backward pass counted as two forward ones."""
 
-    def answer_loss(self, questions: Questions, rows: Sequence[int], routing: torch.Tensor) -> torch.Tensor:
-        """[B]: cross-entropy of the true answers of `rows` under given weights [B, M, E]."""
-        batch = questions.batch(rows)
-        self.tokens += batch.tokens * (3 if torch.is_grad_enabled() else 1)
-        output = self.steering.forward(batch, routing, self.device)
-        return task_term(output.logits, batch, len(rows))
+    def answer_loss(self, questions: Questions, rows: Sequence[int]) -> Loss:
+        """Cross-entropy of the true answers of `rows`.
 
-    def neighbour_loss(
-        self, reference: Reference, rows: Sequence[int], routing: torch.Tensor
-    ) -> torch.Tensor:
-        """[B]: loss of each question's neighbours under the question's weights, averaged by the kernel."""
+        The tokens before the first steered one are run here, once; the rest whenever the loss is asked for.
+        """
+        whole = questions.batch(rows)
+        batch = tail_of(self.steering.routed, whole, self.device)
+        self.tokens += whole.tokens
+
+        def loss(routing: torch.Tensor) -> torch.Tensor:
+            self.tokens += batch.tokens * (3 if torch.is_grad_enabled() else 1)
+            output = self.steering.forward(batch, routing, self.device)
+            return task_term(output.logits, batch, len(rows))
+
+        return loss
+
+    def neighbour_loss(self, reference: Reference, rows: Sequence[int]) -> Loss:
+        """Loss of each question's neighbours under the question's weights, averaged by the kernel."""
         ids = reference.neighbours[list(rows)]
-        flat = [int(row) for row in ids.reshape(-1)]
-        losses = self.answer_loss(
-            reference.questions, flat, routing.repeat_interleave(ids.shape[1], dim=0)
-        ).reshape(ids.shape)
-        weights = torch.from_numpy(reference.weights(rows)).to(losses)
-        return (weights * losses).sum(dim=1)
+        of_each = self.answer_loss(reference.questions, [int(row) for row in ids.reshape(-1)])
+        weights = torch.from_numpy(reference.weights(rows)).to(self.device, torch.float32)
+
+        def loss(routing: torch.Tensor) -> torch.Tensor:
+            losses = of_each(routing.repeat_interleave(ids.shape[1], dim=0)).reshape(ids.shape)
+            return (weights * losses).sum(dim=1)
+
+        return loss
 
     def oracle(
         self, questions: Questions, rows: Sequence[int], descent: Descent
@@ -101,7 +113,7 @@ class TestTime:
         """
 
         def adapt(part: Sequence[int], start: torch.Tensor) -> tuple[torch.Tensor, int]:
-            return descend(lambda routing: self.answer_loss(questions, part, routing), start, descent)
+            return descend(self.answer_loss(questions, part), start, descent)
 
         return self._adapted(questions, rows, adapt, "oracle routing")
 
@@ -109,7 +121,7 @@ class TestTime:
         """C3PO's neighbourhood gradient descent: weights [n, M, E] of all questions; steps taken."""
 
         def adapt(part: Sequence[int], start: torch.Tensor) -> tuple[torch.Tensor, int]:
-            return descend(lambda routing: self.neighbour_loss(reference, part, routing), start, descent)
+            return descend(self.neighbour_loss(reference, part), start, descent)
 
         return self._adapted(self.questions, range(len(self.questions.routing)), adapt, "C3PO descent")
 
@@ -126,8 +138,9 @@ class TestTime:
             mean = np.einsum("bk,bkme->bme", reference.weights(part), np.asarray(solved, np.float64))
             goal = torch.from_numpy(mean).to(start)
             mixed = [share * start + (1 - share) * goal for share in MIXES]
+            loss = self.neighbour_loss(reference, part)
             with torch.no_grad():
-                losses = torch.stack([self.neighbour_loss(reference, part, one) for one in mixed])
+                losses = torch.stack([loss(one) for one in mixed])
             best = losses.argmin(dim=0)
             for place in best.tolist():
                 chosen[str(MIXES[place])] += 1

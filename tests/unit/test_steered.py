@@ -18,6 +18,7 @@ from roma_ds.backbone.frozen import load_part
 from roma_ds.backbone.request_set import requests_of
 from roma_ds.backbone.routed import RoutedLM
 from roma_ds.backbone.steered import Steering, top_k_weights
+from roma_ds.backbone.tail import tail_of
 from roma_ds.baselines.descent import Descent, descend
 from roma_ds.baselines.scoring import score
 from roma_ds.baselines.test_time import MIXES, Questions, Reference, TestTime
@@ -134,8 +135,9 @@ def test_oracle_routing_lowers_the_loss_of_the_true_answer(routed: RoutedLM, let
     own = torch.from_numpy(letters.routing)
     found, steps = test.oracle(letters, range(10), Descent(lr=0.5, steps=10))
     with torch.no_grad():
-        before = test.answer_loss(letters, range(10), own)
-        after = test.answer_loss(letters, range(10), torch.from_numpy(found))
+        loss = test.answer_loss(letters, range(10))
+        before = loss(own)
+        after = loss(torch.from_numpy(found))
     assert float(after.mean()) < float(before.mean())
     assert steps == [10, 10, 10]
     scores = test.scores(found, "test")
@@ -165,9 +167,10 @@ def test_c3po_sees_the_neighbours_and_never_the_questions_answers(routed: Routed
         assert sum(chosen.values()) == 6 and set(chosen) == {str(mix) for mix in MIXES}
         own = torch.from_numpy(asked.routing)
         with torch.no_grad():
-            before = test.neighbour_loss(reference, range(6), own)
+            loss = test.neighbour_loss(reference, range(6))
+            before = loss(own)
             for routing in (descended, mixed):
-                after = test.neighbour_loss(reference, range(6), torch.from_numpy(routing))
+                after = loss(torch.from_numpy(routing))
                 assert float(after.mean()) <= float(before.mean()) + 1e-4
         assert test.tokens > 0
         test.steering.close()
@@ -190,3 +193,29 @@ def test_options_of_several_tokens_are_steered_alike(routed: RoutedLM, tokenizer
     plain = score(asked.requests, asked.feed, 4, forward, "plain")
     for ours, theirs in zip(steered.option_loglikelihoods, plain.option_loglikelihoods, strict=True):
         assert ours == pytest.approx(theirs, abs=1e-4)
+
+
+@pytest.mark.parametrize("tokens", ["last1", "last3", "middle3", "first1"])
+def test_the_tail_alone_gives_what_the_whole_batch_does(
+    routed: RoutedLM, tokenizer: Any, tokens: str
+) -> None:
+    """Logits, routing and the gradient at given weights, and without given ones too."""
+    source = random.Random(1)
+    samples = [*letter_samples(4), *(text_sample(place, source) for place in range(4))]
+    requests = requests_of(encode(samples, tokenizer, 500))
+    batch = Feed(requests.sequences, tokens).batch(list(requests.targets))
+    tail = tail_of(routed, batch, CPU)
+    assert tail.tokens == batch.tokens if tokens == "first1" else tail.tokens < batch.tokens
+    random_weights = torch.randn(8, len(LAYERS), routed.layout.experts, generator=torch.manual_seed(2))
+    found = []
+    for one in (batch, tail):
+        steering = Steering(routed, LAYERS)
+        given = torch.softmax(random_weights, dim=-1).requires_grad_(True)
+        output = steering.forward(one, given, CPU)
+        (gradient,) = torch.autograd.grad(task_term(output.logits, one, 8).sum(), given)
+        steering.close()
+        with torch.no_grad():
+            plain = routed(**one.inputs(CPU))
+        found.append([output.logits, output.routing, gradient, plain.logits, plain.routing])
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
+    assert float((found[0][0] - found[0][3]).abs().max()) > 5e-5, "the given weights count"
