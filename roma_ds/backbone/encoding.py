@@ -94,10 +94,11 @@ def encode(
         )
         own = before[sample.answer] if options else (texts[0], whole[0])
         target = _continuation(tokenizer, *own, sample.target)
-        if not all(whole) or not target or any(not option for option in options):
+        mute = [text for text, tokens in zip(sample.options, options, strict=True) if not tokens]
+        if not all(whole) or not target or mute:
+            what = "its prompt" if not all(whole) else f"its option {mute[0]!r}" if mute else "its answer"
             raise UserError(
-                f"sample {sample.id}: its prompt or an answer has no tokens for this tokenizer",
-                "check the row, or drop it",
+                f"sample {sample.id}: {what} has no tokens for this tokenizer", "change the row, or drop it"
             )
         limit = max_tokens
         if context is not None:

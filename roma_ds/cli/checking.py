@@ -34,6 +34,22 @@ class Subject:
         return resolve_deepspeed(self.run, self.world_size)
 
     @cached_property
+    def evaluation_only(self) -> str | None:
+        """Why nothing of the model can be trained; None where it can, and where its config cannot be read."""
+        from roma_ds.backbone.loading import load_config
+        from roma_ds.families import family_of
+
+        try:
+            config = load_config(self.run.model)
+        except RomaError:
+            return None
+        try:
+            family_of(config)
+        except UserError as error:
+            return error.message
+        return None
+
+    @cached_property
     def network(self) -> Any:
         """The model on the meta device."""
         from roma_ds.backbone.span import skeleton
@@ -60,13 +76,21 @@ class Subject:
         return load_training(self.run)[0]
 
     @cached_property
+    def evaluation(self) -> list[Sample]:
+        """Evaluation samples."""
+        from roma_ds.data import load_evaluation
+
+        return load_evaluation(self.run)
+
+    @cached_property
     def prompts(self) -> list[Prompt]:
-        """The first training samples as token ids."""
+        """The first samples as token ids: of training, or of evaluation where nothing is trained."""
         from roma_ds.backbone.encoding import encode
         from roma_ds.backbone.loading import load_tokenizer
 
         tokenizer = load_tokenizer(self.run.model)
-        return encode(self.training[:FIRST_ROWS], tokenizer, self.run.data.max_tokens)
+        samples = self.evaluation if self.evaluation_only else self.training
+        return encode(samples[:FIRST_ROWS], tokenizer, self.run.data.max_tokens)
 
 
 def _deepspeed(subject: Subject) -> Iterator[str]:
@@ -87,6 +111,9 @@ def _machine(subject: Subject) -> Iterator[str]:
 
 
 def _model(subject: Subject) -> Iterator[str]:
+    if subject.evaluation_only:
+        yield f"{subject.evaluation_only}: `roma-ds eval` measures it, and nothing can be trained"
+        return
     layout, layers = subject.layout, subject.layers
     family = layout.family
     depth = len(subject.network.base_model.layers)
@@ -129,15 +156,18 @@ def _training_data(subject: Subject) -> Iterator[str]:
 
 
 def _evaluation_data(subject: Subject) -> Iterator[str]:
-    from roma_ds.data import load_evaluation
+    from roma_ds.data import preview
 
-    yield f"{len(load_evaluation(subject.run))} evaluation samples"
+    yield f"{len(subject.evaluation)} evaluation samples"
+    if subject.evaluation_only:
+        yield f"\n{preview(subject.evaluation, SHOWN)}\n"
 
 
 def _tokens(subject: Subject) -> Iterator[str]:
     limit = subject.run.data.max_tokens
     lengths = [len(prompt.prompt) for prompt in subject.prompts]
-    text = f"{min(lengths)} to {max(lengths)} in the prompts of the first {len(lengths)} training samples"
+    kind = "evaluation" if subject.evaluation_only else "training"
+    text = f"{min(lengths)} to {max(lengths)} in the prompts of the first {len(lengths)} {kind} samples"
     cut = sum(prompt.truncated for prompt in subject.prompts)
     yield text + (f"; {cut} of them are cut in the middle to data.max_tokens={limit}" if cut else "")
     single = sum(prompt.single_token_options for prompt in subject.prompts)
@@ -162,6 +192,10 @@ LOOKS: dict[str, Callable[[Subject], Iterator[str]]] = {
 }
 
 
+FOR_TRAINING = ("weights", "training data", "memory")
+"""Left out where nothing can be trained; weights are then read as the library has it."""
+
+
 def check_run(options: argparse.Namespace) -> int:
     """Run all checks, print what each found. Raises a RomaError with every problem at once.
 
@@ -177,6 +211,9 @@ def check_run(options: argparse.Namespace) -> int:
     subject = Subject(run, world_size)
     problems: dict[str, RomaError] = {}
     for name in CHECKS:
+        if name in FOR_TRAINING and subject.evaluation_only:
+            print(f"{name}: not looked at, since nothing can be trained")
+            continue
         try:
             # Whole or not at all: a check may fail after its first line.
             lines = list(LOOKS[name](subject))

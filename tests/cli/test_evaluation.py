@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
 import pytest
@@ -88,6 +89,17 @@ def test_training_a_model_without_routers_is_refused(dense: Project) -> None:
         refusal(here(dense, command, *more), "model type 'llama' has no routers")
 
 
+def test_check_says_that_such_a_model_can_be_evaluated_alone(dense: Project) -> None:
+    done = here(dense, "check", f"eval.tasks={TASKS}")
+    assert done.code == 0, done
+    assert "'llama' has no routers that roma_ds knows: `roma-ds eval` measures it" in done.out
+    assert "evaluation data: 31 evaluation samples" in done.out and "first 31 evaluation samples" in done.out
+    for name in ("weights", "training data", "memory"):
+        assert f"{name}: not looked at, since nothing can be trained" in done.out
+    broken = here(dense, "check", "eval.tasks=[{name: words, path: nowhere.jsonl}]")
+    assert broken.code == 2 and "nowhere.jsonl" in broken.err, broken
+
+
 @pytest.mark.parametrize(
     ("overrides", "says"),
     [
@@ -119,3 +131,22 @@ def test_prompts_that_are_cut_are_counted(project: Project) -> None:
     assert done.code == 0, done
     content = json.loads((out.out / "eval" / "base.json").read_text())
     assert 0 < content["truncated"] == content["tasks"]["words"]["truncated"] <= 24
+
+
+def test_an_option_without_tokens_is_refused(project: Project) -> None:
+    """Of a tokenizer that drops a character: the row is sound, and nothing of the option is left."""
+    model = project.folder / "deaf"
+    shutil.copytree(project.folder / "model", model)
+    content = json.loads((model / "tokenizer.json").read_text())
+    content["normalizer"] = {"type": "Replace", "pattern": {"String": "~"}, "content": ""}
+    (model / "tokenizer.json").write_text(json.dumps(content))
+    rows = word_rows(3, 7000)
+    rows[1]["choices"][2] = "~"
+    write_rows(project.folder / "deaf.jsonl", rows)
+    out = Project(project.folder, project.folder / "without")
+    for command, more in (
+        ("eval", ("--variant=base", "eval.tasks=[{name: words, path: deaf.jsonl, scoring: cloze}]")),
+        ("check", ("data.train=[{path: deaf.jsonl, answer: text}]",)),
+    ):
+        done = here(out, command, *more, f"model.path={model}")
+        refusal(done, "/r7001: its option ' ~' has no tokens for this tokenizer")

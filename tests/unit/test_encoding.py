@@ -86,11 +86,19 @@ def test_an_answer_that_merges_with_the_prompt_is_tokenised_alone() -> None:
     assert prompt.target == (32, ord("x"))
 
 
-@pytest.mark.parametrize("change", [{"prompt": ""}, {"target": ""}, {"options": (" A", "", " C", " D")}])
-def test_a_sample_without_tokens_is_named(tokenizer: Any, change: dict[str, Any]) -> None:
+@pytest.mark.parametrize(
+    ("change", "what"),
+    [
+        ({"prompt": ""}, "its prompt"),
+        ({"target": ""}, "its answer"),
+        ({"options": (" A", "", " C", " D")}, "its option ''"),
+    ],
+    ids=["prompt", "answer", "option"],
+)
+def test_a_sample_without_tokens_is_named(tokenizer: Any, change: dict[str, Any], what: str) -> None:
     samples = [letter_sample(place, random.Random(place)) for place in range(3)]
     samples[1] = replace(samples[1], **change)
-    with pytest.raises(UserError, match="sample t/train/1: its prompt or an answer has no tokens"):
+    with pytest.raises(UserError, match=f"sample t/train/1: {what} has no tokens"):
         encode(samples, tokenizer, 100)
 
 
