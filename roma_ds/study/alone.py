@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -219,7 +219,10 @@ class Alone:
         cached = rival.first is not None
         prompts = session.prompts("samples.parquet")
         feed = self._feed(prompts, caches.training if cached else None)
-        result = train_rival(rival, run.train, requests_of(prompts), feed, self._trained_rows(), session.say)
+        # A step has as many samples as one of the routers' cells has on all ranks together.
+        parts = run.train.gradient_accumulation * self.work.session.world.size
+        train = replace(run.train, gradient_accumulation=parts)
+        result = train_rival(rival, train, requests_of(prompts), feed, self._trained_rows(), session.say)
         seconds = time.monotonic() - started
         asked = self._prompts(self.work.rows)
         part = self._part(caches.evaluation, self.work.rows) if cached else None

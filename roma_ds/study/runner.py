@@ -31,6 +31,7 @@ CHOSEN = "chosen.json"
 CELLS = "cells.json"
 TOGETHER = ("base", "routers")
 """Kinds of cells that all ranks run together; of the others each rank takes its own."""
+TRAINING = ("routers", "rival")
 
 
 class Runner:
@@ -152,13 +153,15 @@ class Runner:
         run = asdict(cell.run)
         for without_effect in ("output_dir", "source", "eval", "data"):
             run.pop(without_effect)
+        # The size of a global batch decides the result, not how ranks and micro-batches share it.
+        batch = run["train"].pop("micro_batch") * run["train"].pop("gradient_accumulation") * self.world.size
         return {
             "run": fingerprint.of_json(_plain(run)),
             "variant": cell.entry.method.name,
             "data": folders.record("data").read()["fingerprint"],
             "model": self.session.model_hash,
             "tasks": [list(self.tasks.report), list(self.tasks.select), cell.purpose],
-            "batch": self.world.size if cell.entry.method.kind in TOGETHER else 1,
+            "batch": batch if cell.entry.method.kind in TRAINING else None,
         }
 
     def _why_stale(self, cell: Cell) -> str | None:

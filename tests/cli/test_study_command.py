@@ -9,6 +9,8 @@ from typing import Any
 import pytest
 from cli.projects import Finished, make_project, roma_ds, word_rows, write_rows
 
+from roma_ds.storage.atomic import read_parquet
+
 STUDY = """\
 run: run.yaml
 set: [train.samples=40, train.epochs=1, "eval.tasks=[{name: validation, path: validation.jsonl, split: \
@@ -88,6 +90,22 @@ def test_alignment_and_side_effects_are_in_the_result(done: Finished, folder: Pa
     assert 0 < rows["roma"]["side_effects"]["expert_overlap_with_base"] <= 1.0
     assert rows["base"]["perplexity"] > 1 and rows["lora"]["perplexity"] > 1
     assert rows["in_context"]["perplexity"] is None
+
+
+def test_two_ranks_give_the_same_numbers(done: Finished, folder: Path) -> None:
+    """Routers are trained by both ranks together, the others by one rank each, in global batches of 8."""
+    text = STUDY.replace("train.epochs=1", "train.epochs=1, train.micro_batch=4")
+    (folder / "study2.yaml").write_text(text.replace("output_dir: study", "output_dir: study2"))
+    more = ("variants=[base, router_tuning, lora, oracle]", "seeds=[0]")
+    both = roma_ds("study", "study2.yaml", "--ranks", "2", *more, cwd=folder, timeout_s=280)
+    assert both.code == 0, both
+    for name in ("base", "router_tuning", "lora", "oracle"):
+        one, two = (
+            read_parquet(folder / root / "report" / name / "seed-0" / "outcome.parquet")
+            for root in ("study", "study2")
+        )
+        assert one["id"] == two["id"] and one["predicted"] == two["predicted"], name
+        assert one["loss"] == pytest.approx(two["loss"], abs=2e-3), name
 
 
 def test_finished_cells_are_skipped(done: Finished, folder: Path) -> None:
