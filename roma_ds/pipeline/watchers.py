@@ -129,11 +129,11 @@ def _banner(session: Session, engine: RouterEngine) -> Banner:
     )
 
 
-def _texts(session: Session, engine: RouterEngine) -> dict[str, str]:
+def _texts(session: Session, banner: Banner) -> dict[str, str]:
     return {
         "config": to_yaml(session.run),
         "deepspeed": json.dumps(session.ds, indent=2),
-        "facts": _banner(session, engine).render(),
+        "facts": banner.render(),
     }
 
 
@@ -141,9 +141,9 @@ def watchers(session: Session, variant: str, engine: RouterEngine) -> Sequence[C
     """The callbacks of one training; made on every rank, called on rank 0."""
     if not session.world.is_first:
         return ()
-    folder = session.folders.training(variant)
+    folder, banner = session.folders.training(variant), _banner(session, engine)
     return (
-        ConsoleWatcher(_banner(session, engine)),
+        ConsoleWatcher(banner),
         FileWatcher(folder / "metrics.jsonl"),
-        MonitorWatcher(engine, flat({**to_dict(session.run), "variant": variant}), _texts(session, engine)),
+        MonitorWatcher(engine, flat({**to_dict(session.run), "variant": variant}), _texts(session, banner)),
     )

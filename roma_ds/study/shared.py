@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -178,6 +179,9 @@ class Shared:
         eval_stage(session, ("base",))
         session.release_frozen()
         self._tables[key] = BaseTables(session.folders)
+        # What the libraries hold lives as long as the study: no cell needs to look through it for garbage.
+        gc.collect()
+        gc.freeze()
 
     def _from_entering(self) -> tuple[int, ...]:
         return tuple(layer for layer in self.session.whole.layout.layers if layer >= (self.entering or 0))
