@@ -30,16 +30,17 @@ def accuracy_picture(rows: Rows, path: Path) -> None:
         for place, name in enumerate(names):
             row = shown[name]
             colour = MUTED if row["uses_test_labels"] else AFTER if row["variant"] == "roma" else BEFORE
-            axes.barh(place, 100 * row["accuracy"], color=colour, height=0.7)
+            axes.plot(100 * row["accuracy"], place, "o", color=colour, markersize=8)
             if row["interval_over_seeds"]:
                 low, high = (100 * bound for bound in row["interval_over_seeds"])
-                axes.plot([low, high], [place, place], color=INK, linewidth=1.4)
+                axes.plot([low, high], [place, place], color=INK, linewidth=1.4, zorder=1)
         labels = [f"{name} (uses test labels)" if shown[name]["uses_test_labels"] else name for name in names]
         axes.set_yticks(range(len(names)), labels)
         axes.set_xlabel("accuracy, %; line: 95% t interval over seeds")
         axes.grid(axis="x")
         lowest = min(100 * row["accuracy"] for row in shown.values())
         axes.set_xlim(max(0.0, lowest - 10), 102)
+        axes.set_ylim(-0.7, len(names) - 0.3)
 
 
 def curve_picture(rows: Rows, title: str, points: list[tuple[str, str]], path: Path) -> None:
