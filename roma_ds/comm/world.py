@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 
 from roma_ds.comm.arrivals import Place, announce
+from roma_ds.comm.build_lock import outlive_killed_builders
 from roma_ds.comm.ranks import Ranks, ranks_from
 from roma_ds.errors import EnvironmentFault
 from roma_ds.storage.shared_buffers import forget_shared_buffers
@@ -118,6 +119,8 @@ def start_world(rendezvous: Path | None = None, timeout: timedelta | None = None
     """
     os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
     import deepspeed
+
+    outlive_killed_builders()
 
     ranks = ranks_from()
     device = _device(ranks)
