@@ -115,7 +115,11 @@ def test_the_bridge_runs_base_and_router_file(agreement: Any, work: Path, router
     assert base["arc_easy"][0] != pytest.approx(tuned["arc_easy"][0], abs=1e-2)
 
 
-def test_the_command_is_lm_eval_with_one_model_more(work: Path, router: Path) -> None:
+def test_the_command_is_lm_eval_with_one_model_more(
+    work: Path, router: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Left by a run in this process; accelerate would take it for a launcher's.
+    monkeypatch.delenv("LOCAL_RANK", raising=False)
     line = [sys.executable, "-m", "roma_ds.evaluation.harness", "run", "--model", "roma_ds"]
     line += ["--model_args", f"pretrained={work / 'model'},router={router},dtype=float32"]
     line += ["--tasks", "compared_piqa", "--include_path", str(work / "tasks"), "--limit", "3"]
