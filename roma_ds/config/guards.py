@@ -17,8 +17,8 @@ class GuardsConfig:
     free_disk: NotNegative = 1.0
     """GiB that stay free on the disk of output_dir: less ends training, after its state is saved."""
     first_batch: bool = True
-    """Try a batch of the longest samples, forward and backward, before training, and with a model of a
-    billion parameters or more also before collecting: memory that does not suffice shows in seconds."""
+    """Try a batch of the longest samples, forward and backward, before training: memory that does not suffice
+    shows in seconds."""
     lost_after: Positive | None = 60.0
     """Seconds without a sign of life after which a rank, with its host, counts as lost and all others stop,
     whatever they do; null does not look for signs of life."""

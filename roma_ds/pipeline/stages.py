@@ -28,14 +28,11 @@ from roma_ds.pipeline.watchers import watchers
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import read_parquet
 from roma_ds.training.batch_order import chosen_rows
-from roma_ds.training.rehearsal import rehearse
 from roma_ds.training.stage import ROUTER_FILE, train
 from roma_ds.training.targets import Targets
 
 WITHOUT_EFFECT = ("save_every", "log_every", "keep_states", "keep_best", "on_non_finite", "prefix_cache")
 """Keys of `train` that do not decide the result: a run resumes though they changed."""
-REHEARSED_FROM = 1_000_000_000
-"""Parameters of a model whose collection takes so long that training is tried before."""
 
 
 def data_stage(session: Session) -> None:
@@ -57,11 +54,8 @@ def embed_stage(session: Session) -> None:
     session.stage("embed", folders.record("embed"), inputs, EMBED_OUTPUTS, work)
 
 
-def collect_stage(session: Session, trains: bool = False) -> None:
-    """Pretrained routing weights and outcomes of the training samples.
-
-    trains: whether training follows in this process; a large model tries its first batch before.
-    """
+def collect_stage(session: Session) -> None:
+    """Pretrained routing weights and outcomes of the training samples."""
     folders, run = session.folders, session.run
     inputs = {
         "data": session.fingerprint(folders.record("data")),
@@ -74,9 +68,6 @@ def collect_stage(session: Session, trains: bool = False) -> None:
         samples = session.samples("samples.parquet")
         with agreement(session.world):
             prompts = session.prompts("samples.parquet")
-        if trains and run.guards.first_batch and session.whole.total_parameters >= REHEARSED_FROM:
-            entered = session.prefixes.layer("collect")
-            rehearse(session.world, run, session.ds, prompts, entered, session.whole.hidden, session.say)
         facts = collect(
             session.world,
             run,

@@ -160,7 +160,7 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
             session.describe()
     steps = {
         "embed": stages.embed_stage,
-        "collect": lambda s: stages.collect_stage(s, "train" in needed),
+        "collect": stages.collect_stage,
         "index": stages.index_stage,
         "train": lambda s: stages.train_stage(s, trained_variants(run, variant)),
         "eval": lambda s: eval_stage(s, evaluated_variants(run, variant)),

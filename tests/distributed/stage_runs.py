@@ -24,7 +24,7 @@ def run_stages(world: World, config: Path, words: list[str], goal: str = "eval")
     session.say = said.append  # type: ignore[method-assign]
     stages.data_stage(session)
     stages.embed_stage(session)
-    stages.collect_stage(session, goal != "collect")
+    stages.collect_stage(session)
     if goal != "collect":
         stages.index_stage(session)
         stages.train_stage(session, trained_variants(run, None))

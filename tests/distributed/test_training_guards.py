@@ -28,12 +28,10 @@ NAMED = "samples: train/train/r"
 
 def train_each(world: World, config: Path, runs: list[list[str]], bad: float | None) -> list[Any]:
     """Train one after the other; in step BAD_STEP the loss of rank 1's samples is `bad`."""
-    from roma_ds.pipeline import stages
     from roma_ds.training import step as module
     from roma_ds.training.loop import Training
 
     original, term = Training._step, module.task_term
-    stages.REHEARSED_FROM = 0
     number = 0
 
     def counted(self: Any, step: int, logged: bool) -> Any:
@@ -104,11 +102,8 @@ def test_a_step_that_is_not_finite_stops_all_ranks_and_the_run_goes_on_without_i
 
 
 def test_the_first_batch_leaves_no_trace(indexed: Project, tmp_path: Path) -> None:
-    """Neither before training nor, with a model that counts as large, before collecting."""
     stages = (0, 3)
     pairs = [(indexed.copied(tmp_path / f"{n}"), indexed.copied(tmp_path / f"{n}-off")) for n in stages]
-    for tried, _ in pairs:
-        (tried.out / "collect" / "stage.json").unlink()
     given = [
         words(stage, run.out, f"guards.first_batch={tried}")
         for stage, pair in zip(stages, pairs, strict=True)
@@ -116,43 +111,30 @@ def test_the_first_batch_leaves_no_trace(indexed: Project, tmp_path: Path) -> No
     ]
     ends = on_ranks(2, train_each, indexed.config, given, None, timeout_s=LIMIT_S)
     for number, said in enumerate(ends[0]):
-        told = [line for line in said if "first batch: 4 samples of up to" in line]
-        assert [line.partition("first")[0] for line in told] == (
-            ["before collecting, ", ""] if number % 2 == 0 else []
-        ), said
+        told = [line for line in said if line.startswith("first batch: 4 samples of up to")]
+        assert len(told) == (number + 1) % 2, said
     for tried, untried in pairs:
         assert largest_difference(tried.routers(), untried.routers()) == 0
 
 
-def short_of_memory(world: World, config: Path, runs: list[list[str]]) -> list[tuple[int, str]]:
-    from roma_ds.pipeline import stages
+def short_of_memory(world: World, config: Path, given: list[str]) -> tuple[int, str]:
     from roma_ds.training.engine import RouterEngine
 
     def full(self: Any, batch: Any) -> Any:
         raise MemoryError("no room for the attention scores")
 
     RouterEngine.forward = full  # type: ignore[method-assign]
-    stages.REHEARSED_FROM = 0
-    ends = []
-    for given in runs:
-        with pytest.raises(RomaError) as raised:
-            run_stages(world, config, given, "train")
-        ends.append((raised.value.exit_code, str(raised.value)))
-    return ends
+    with pytest.raises(RomaError) as raised:
+        run_stages(world, config, given, "train")
+    return raised.value.exit_code, str(raised.value)
 
 
-def test_memory_that_does_not_suffice_shows_before_training_and_before_collecting(
-    indexed: Project, tmp_path: Path
-) -> None:
-    collected, uncollected = (indexed.copied(tmp_path / name) for name in ("collected", "uncollected"))
-    record = uncollected.out / "collect" / "stage.json"
-    record.unlink()
-    given = [words(0, run.out) for run in (collected, uncollected)]
-    for ends in on_ranks(2, short_of_memory, indexed.config, given, timeout_s=LIMIT_S):
-        for code, text in ends:
-            assert code == 3
-            assert "the first batch (4 samples of up to" in text and "train.micro_batch" in text
-    assert not (collected.out / "train" / "metrics.jsonl").exists() and not record.exists()
+def test_memory_that_does_not_suffice_shows_before_training(indexed: Project, tmp_path: Path) -> None:
+    run = indexed.copied(tmp_path / "out")
+    for code, text in on_ranks(2, short_of_memory, indexed.config, words(0, run.out), timeout_s=LIMIT_S):
+        assert code == 3
+        assert "the first batch (4 samples of up to" in text and "train.micro_batch" in text
+    assert not (run.out / "train" / "metrics.jsonl").exists()
 
 
 def taken(shrinking: Iterator[int], folder: Path) -> int:
