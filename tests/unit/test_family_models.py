@@ -31,15 +31,7 @@ from roma_ds.families import MoELayout, detect, family_of
 from roma_ds.families.own_models import register_own_models
 from roma_ds.training.stage import write_router_file
 
-pytestmark = pytest.mark.parametrize("model_type", MODEL_TYPES)
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = [pytest.mark.parametrize("model_type", MODEL_TYPES), pytest.mark.usefixtures("one_thread")]
 
 
 def loaded(model_type: str, first: int = 0) -> RoutedLM:

@@ -23,13 +23,7 @@ from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.testing.tiny_models import save_tiny
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

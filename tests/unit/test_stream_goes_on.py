@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 from stream_setting import DEPTH, Setting, assert_same, shards
 
 from roma_ds.backbone import activations
@@ -18,13 +17,7 @@ from roma_ds.backbone.span import SpanLoader
 from roma_ds.backbone.stream import _Run
 from roma_ds.errors import EnvironmentFault
 
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Any:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture
