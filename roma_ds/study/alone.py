@@ -29,11 +29,8 @@ from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.manifold.kernel import median_sigma, similarity
 from roma_ds.pipeline.stages import neighbour_pool
-from roma_ds.pipeline.targets import oracle_file
-from roma_ds.storage import fingerprint
-from roma_ds.storage.atomic import make_folder, write_npy
-from roma_ds.storage.stage import StageRecord
 from roma_ds.study.nearest import nearest_members
+from roma_ds.study.shared import chosen_prompts, part_of
 from roma_ds.training.batch_order import chosen_rows
 
 if TYPE_CHECKING:
@@ -74,32 +71,8 @@ class Alone:
         finally:
             self.session.release_frozen()
 
-    def make_oracle_targets(self) -> dict[str, Any]:
-        """Write the routing weights that Oracle Tuning pulls to; rank 0 does, the others return at once."""
-        if not self.work.session.world.is_first:
-            return {}
-        started = time.monotonic()
-        path = oracle_file(self.session.folders.training("oracle_tuning"))
-        record = StageRecord(path.parent, "oracle")
-        rows = self._trained_rows()
-        inputs = {
-            "collect": self.session.fingerprint(self.session.folders.record("collect")),
-            "samples": fingerprint.of_json(rows),
-            "layers": self.work.columns,
-            "procedure": described(ORACLE),
-        }
-        if record.why_stale(inputs) is not None:
-            make_folder(path.parent)
-            found, steps = self._steering().oracle(self._reference_questions(), rows, ORACLE)
-            routing = np.array(self.work.tables.routing)
-            routing[np.ix_(rows, self.work.columns)] = found.astype(routing.dtype)
-            write_npy(path, routing)
-            self.session.release_frozen()
-            facts = {"oracle_steps_taken_mean": float(np.mean(steps))}
-            record.finish(inputs, [path.name], time.monotonic() - started, facts)
-        return {"oracle": described(ORACLE), **record.read()["extra"]}
-
-    def _trained_rows(self) -> list[int]:
+    def trained_rows(self) -> list[int]:
+        """Rows of the training samples that the cell learns from."""
         train = self.run_config.train
         return list(chosen_rows(len(self.session.prompts("samples.parquet")), train.samples, train.seed))
 
@@ -110,7 +83,8 @@ class Alone:
             return _Caches(None, None, None)
         return _Caches(training, prefixes.open("collect"), prefixes.open("eval"))
 
-    def _steering(self) -> TestTime:
+    def steering(self) -> TestTime:
+        """The model, whose routing may be given in the cell's layers, and the questions it is asked."""
         caches = self._caches()
         model = self.session.pretrained() if caches.first is None else self.session.suffix(caches.first)
         layers = [self.session.whole.layout.layers[place] for place in self.work.columns]
@@ -128,19 +102,16 @@ class Alone:
         return tasks.rows(tasks.select if self.work.cell.purpose == "select" else tasks.report)
 
     def _prompts(self, rows: Sequence[int]) -> list[Prompt]:
-        from roma_ds.study.shared import chosen_prompts
-
         return chosen_prompts(self.session.prompts("eval.parquet"), rows)
 
     def _part(self, cache: PrefixCache | None, rows: Sequence[int]) -> CachePart | None:
-        from roma_ds.study.cell_work import part_of
-
         return part_of(cache, self.session.prompts("eval.parquet"), rows)
 
     def _feed(self, prompts: Sequence[Prompt], cache: PrefixCache | CachePart | None) -> Feed:
         return Feed(requests_of(prompts).sequences, self.run_config.roma.tokens, cache)
 
-    def _reference_questions(self) -> Questions:
+    def reference_questions(self) -> Questions:
+        """All training samples, which solved questions are taken from."""
         prompts = self.session.prompts("samples.parquet")
         routing = np.asarray(self.work.tables.routing)[:, self.work.columns]
         return Questions(requests_of(prompts), self._feed(prompts, self._caches().training), routing)
@@ -161,7 +132,7 @@ class Alone:
         return ids, similarity(products, float(sigma))
 
     def _steered(self, name: str) -> Found:
-        test = self._steering()
+        test = self.steering()
         facts: dict[str, Any] = {"train_seconds": 0.0, "trainable_parameters": 0, "partial": True}
         if name == "oracle":
             routing, steps = test.oracle(test.questions, range(len(test.questions.routing)), ORACLE)
@@ -171,7 +142,7 @@ class Alone:
                 "steps_taken": {"least": min(steps), "mean": float(np.mean(steps)), "most": max(steps)},
             }
         else:
-            reference = Reference(self._reference_questions(), *self._neighbours())
+            reference = Reference(self.reference_questions(), *self._neighbours())
             if name == "c3po_regression":
                 routing, mixes = test.regression(reference)
                 facts["own_share_chosen"] = mixes
@@ -222,7 +193,7 @@ class Alone:
         # A step has as many samples as one of the routers' cells has on all ranks together.
         parts = run.train.gradient_accumulation * self.work.session.world.size
         train = replace(run.train, gradient_accumulation=parts)
-        result = train_rival(rival, train, requests_of(prompts), feed, self._trained_rows(), session.say)
+        result = train_rival(rival, train, requests_of(prompts), feed, self.trained_rows(), session.say)
         seconds = time.monotonic() - started
         asked = self._prompts(self.work.rows)
         part = self._part(caches.evaluation, self.work.rows) if cached else None

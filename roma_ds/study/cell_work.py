@@ -9,10 +9,6 @@ from typing import Any
 
 import numpy as np
 
-from roma_ds.backbone.cache_part import CachePart
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.prefix_cache import PrefixCache
-from roma_ds.backbone.request_set import requests_of
 from roma_ds.backbone.router_file import read_router_file
 from roma_ds.backbone.scores import Scores
 from roma_ds.baselines import TRAINED
@@ -22,8 +18,9 @@ from roma_ds.pipeline import stages
 from roma_ds.pipeline.session import Session
 from roma_ds.study import measures
 from roma_ds.study.alone import Alone
+from roma_ds.study.oracle_targets import make_oracle_targets
 from roma_ds.study.plan import Cell
-from roma_ds.study.shared import TEXT_TASK, BaseTables, Tasks, chosen_prompts
+from roma_ds.study.shared import TEXT_TASK, BaseTables, Tasks, chosen_prompts, part_of
 from roma_ds.training.stage import ROUTER_FILE
 
 OUTCOME = "outcome.parquet"
@@ -57,18 +54,6 @@ class Work:
         """Places of the layers that are trained or steered among the MoE layers."""
         layout = self.session.whole.layout
         return [layout.layers.index(layer) for layer in layout.choose(self.cell.run.roma.layers)]
-
-
-def part_of(cache: PrefixCache | None, prompts: Sequence[Prompt], rows: Sequence[int]) -> CachePart | None:
-    """The sequences of some of the prompts, as `requests_of` those alone numbers them."""
-    if cache is None:
-        return None
-    wanted = set(rows)
-    by_row: dict[int, list[int]] = {}
-    for number, sequence in enumerate(requests_of(prompts).sequences):
-        if sequence.row in wanted:
-            by_row.setdefault(sequence.row, []).append(number)
-    return CachePart(cache, [number for row in rows for number in by_row[row]])
 
 
 def run_cell(work: Work) -> dict[str, Any]:
@@ -166,9 +151,7 @@ def _routers(work: Work) -> tuple[Scores | None, dict[str, Any]]:
     started = time.monotonic()
     facts: dict[str, Any] = {}
     if variant.oracle:
-        # Every rank needs the file; one makes it.
-        with agreement(session.world):
-            facts = Alone(work).make_oracle_targets()
+        facts = make_oracle_targets(work)
     stages.train_stage(session, [variant.name])
     trained = session.extra(session.folders.training_record(variant.name))
     facts |= {

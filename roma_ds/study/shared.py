@@ -11,7 +11,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from roma_ds.backbone.cache_part import CachePart
 from roma_ds.backbone.encoding import Prompt
+from roma_ds.backbone.prefix_cache import PrefixCache
+from roma_ds.backbone.request_set import requests_of
 from roma_ds.baselines import TRAINED
 from roma_ds.comm import agreement
 from roma_ds.config import RunConfig, TaskConfig
@@ -225,3 +228,15 @@ class BaseTables:
 def chosen_prompts(prompts: Sequence[Prompt], rows: Sequence[int]) -> list[Prompt]:
     """Prompts of these rows, numbered anew."""
     return [replace(prompts[row], row=place) for place, row in enumerate(rows)]
+
+
+def part_of(cache: PrefixCache | None, prompts: Sequence[Prompt], rows: Sequence[int]) -> CachePart | None:
+    """The sequences of some of the prompts, as `requests_of` those alone numbers them."""
+    if cache is None:
+        return None
+    wanted = set(rows)
+    by_row: dict[int, list[int]] = {}
+    for number, sequence in enumerate(requests_of(prompts).sequences):
+        if sequence.row in wanted:
+            by_row.setdefault(sequence.row, []).append(number)
+    return CachePart(cache, [number for row in rows for number in by_row[row]])
