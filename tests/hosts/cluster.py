@@ -48,10 +48,10 @@ def prepared(folder: Path) -> Project:
     return project
 
 
-def on_one_host(project: Project, out: Path, stage: int) -> Project:
-    """Trained by two ranks of this machine."""
+def on_one_host(project: Project, out: Path, stage: int, ranks: int) -> Project:
+    """Trained by ranks of this machine alone."""
     copy = project.copied(out)
-    done = copy.run("train", f"deepspeed=zero{stage}", *SETTINGS, ranks=2)
+    done = copy.run("train", f"deepspeed=zero{stage}", *SETTINGS, ranks=ranks)
     assert done.code == 0, done
     return copy
 

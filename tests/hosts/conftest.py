@@ -33,14 +33,15 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 
 @pytest.fixture(scope="session")
-def reference(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Callable[[int], Project]:
-    """The same training by two ranks of one host, by ZeRO stage."""
-    known: dict[int, Project] = {}
+def reference(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Project]:
+    """The same training by as many ranks of one host, by ZeRO stage."""
+    known: dict[tuple[int, int], Project] = {}
 
-    def at(stage: int) -> Project:
-        if stage not in known:
-            known[stage] = on_one_host(project, tmp_path_factory.mktemp("one_host") / "out", stage)
-        return known[stage]
+    def at(stage: int, ranks: int = 2) -> Project:
+        if (stage, ranks) not in known:
+            out = tmp_path_factory.mktemp("one_host") / "out"
+            known[stage, ranks] = on_one_host(project, out, stage, ranks)
+        return known[stage, ranks]
 
     return at
 

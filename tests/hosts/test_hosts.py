@@ -47,12 +47,12 @@ LACKING: dict[str, Callable[[], str | None]] = {
     "mpirun of MPICH": lambda: why_no_ssh() or why_no_mpich(),
     "mpich": lambda: why_no_ssh() or why_no_mpich(),
 }
-References = Callable[[int], Project]
+References = Callable[..., Project]
 
 
 Facts = dict[str, Any]
-ALL = [(way, stage) for stage in (0, 3) for way in LACKING]
-SOME = [("pdsh", 0), ("no_ssh", 3), ("mpirun", 0)]
+ALL = [*((way, stage, 2) for stage in (0, 3) for way in LACKING), ("no_ssh", 0, 3), ("pdsh", 3, 4)]
+SOME = [("pdsh", 0, 2), ("no_ssh", 3, 2), ("mpirun", 0, 2)]
 
 
 def message_of(done: Finished) -> list[str]:
@@ -73,24 +73,25 @@ def ended_well(training: Training) -> list[Finished]:
     return done
 
 
-@pytest.mark.parametrize(("way", "stage"), ALL if evidence.wanted() else SOME)
-def test_two_hosts_train_as_one(
-    way: str, stage: int, hosts: Hosts, project: Project, reference: References, tmp_path: Path, facts: Facts
+@pytest.mark.parametrize(("way", "stage", "count"), ALL if evidence.wanted() else SOME)
+def test_hosts_train_as_one(
+    way: str, stage: int, count: int, project: Project, reference: References, tmp_path: Path, facts: Facts
 ) -> None:
     needs(way)
     there = project.copied(tmp_path / "out")
-    started = time.monotonic()
-    done = ended_well(Training(hosts, there, way, stage))
-    seconds = time.monotonic() - started
+    with Hosts(count, ssh=why_no_ssh() is None) as hosts:
+        started = time.monotonic()
+        done = ended_well(Training(hosts, there, way, stage, count))
+        seconds = time.monotonic() - started
     assert "$ " in done[0].out, "prints the line that it runs"
-    difference = largest_difference(there.routers(), reference(stage).routers())
+    difference = largest_difference(there.routers(), reference(stage, count).routers())
     facts["equal"].append(
         {
             "way": way,
             "zero_stage": stage,
-            "hosts": 2,
-            "ranks": 2,
-            "steps": STEPS,
+            "hosts": count,
+            "ranks": count,
+            "steps": there.metrics()[-1]["step"],
             "largest_router_difference_to_one_host": difference,
             "seconds": round(seconds, 1),
         }
