@@ -132,7 +132,7 @@ class FrozenModel:
         read = 0
         batches = in_batches(requests.lengths, batch_size)
         for numbers, batch, output in self.outputs(feed, batches, title):
-            found.extend(read_results(requests, numbers, batch, output.logits, output.routing))
+            found.extend(read_results(requests, numbers, output.logits, output.routing))
             read += batch.tokens
         gathered = self.world.gather_to_first((found, read))
         if gathered is None:

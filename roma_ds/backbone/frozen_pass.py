@@ -124,12 +124,12 @@ class FrozenPass:
         saver = _Saver(world.rank, len(layout.layers), layout.experts, cache, parts)
         feed = Feed(requests.sequences, self.tokens)
         with saver:
-            for numbers, batch, output in frozen.outputs(feed, pending, title):
+            for numbers, _, output in frozen.outputs(feed, pending, title):
                 if cache is not None and output.entering is not None:
                     pieces = output.entering.split([requests.lengths[number] for number in numbers])
                     for number, piece in zip(numbers, pieces, strict=True):
                         cache.write(number, piece)
-                saver.records += read_results(requests, numbers, batch, output.logits, output.routing)
+                saver.records += read_results(requests, numbers, output.logits, output.routing)
                 if time.monotonic() - saver.saved_at > self.save_every:
                     saver.save()
 

@@ -21,7 +21,7 @@ from roma_ds.backbone.found import Record
 from roma_ds.backbone.frozen import MONITORS, is_zero3
 from roma_ds.backbone.loading import checkpoint, load_config, loading_faults
 from roma_ds.backbone.release import release, return_freed_memory
-from roma_ds.backbone.request_set import Requests, requests_of
+from roma_ds.backbone.request_set import Requests, requests_of, result_of
 from roma_ds.backbone.routed import exact_buffers
 from roma_ds.backbone.router_weights import RouterWeights
 from roma_ds.backbone.scores import Scores
@@ -31,6 +31,8 @@ from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import detect, has_routers
 from roma_ds.progress import Progress
+
+NO_ROUTING = np.zeros((0, 0), np.float16)
 
 
 class _Root(nn.Module):
@@ -184,24 +186,6 @@ def _records(
     """Results of the sequences `numbers`; logits float32 [B, K, V] at the last positions of each."""
     records: list[Record] = []
     for number, sequence, own in zip(numbers, sequences, logits, strict=True):
-        count = len(sequence.continuation)
-        logprobs = torch.log_softmax(own[len(own) - count :], dim=-1).cpu()
-        ids = torch.tensor(sequence.continuation)[:, None]
-        chosen = logprobs.gather(1, ids)[:, 0]
-        rivals = logprobs.scatter(1, ids, float("-inf")).amax(dim=-1)
-        prompt, options = requests.prompts[sequence.row], None
-        if prompt.single_token_options:
-            first = torch.tensor([option[0] for option in prompt.options])
-            options = logprobs[0, first].numpy().astype(np.float32)
-        records.append(
-            (
-                sequence.row,
-                requests.options[number],
-                float(chosen.sum()),
-                bool((chosen >= rivals).all()),
-                float((chosen - rivals).min()),
-                options,
-                np.zeros((0, 0), np.float16),
-            )
-        )
+        logprobs = torch.log_softmax(own[len(own) - len(sequence.continuation) :], dim=-1).cpu()
+        records.append(result_of(requests, number, logprobs, NO_ROUTING))
     return records

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
-from roma_ds.backbone.batches import Batch
 from roma_ds.backbone.encoding import Encoded, Prompt
 from roma_ds.backbone.found import Record
 
@@ -51,34 +51,42 @@ def requests_of(prompts: Sequence[Prompt]) -> Requests:
 
 
 def read_results(
-    requests: Requests, numbers: Sequence[int], batch: Batch, logits: torch.Tensor, routing: torch.Tensor
+    requests: Requests, numbers: Sequence[int], logits: torch.Tensor, routing: torch.Tensor
 ) -> list[Record]:
     """Results of the sequences `numbers` from the output of their batch, in its order.
 
-    logits: float32 [A, V]; routing: float32 [B, M, E]; see `Batch`.
+    logits: float32 [A, V] at the answers, one sequence's after another's; routing: float32 [B, M, E].
     """
     logprobs = torch.log_softmax(logits, dim=-1).cpu()
-    chosen = logprobs.gather(1, batch.answer_ids[:, None])[:, 0]
-    rivals = logprobs.scatter(1, batch.answer_ids[:, None], float("-inf")).amax(dim=-1)
     weights = routing.to(torch.float16).cpu().numpy()
-    results: list[Record] = []
-    for index, number in enumerate(numbers):
-        places = (batch.answer_sequence == index).nonzero()[:, 0]
-        row = requests.sequences[number].row
-        prompt = requests.prompts[row]
-        options = None
-        if prompt.single_token_options:
-            ids = torch.tensor([option[0] for option in prompt.options])
-            options = logprobs[places[0], ids].numpy().astype(np.float32)
-        results.append(
-            (
-                row,
-                requests.options[number],
-                float(chosen[places].sum()),
-                bool((chosen[places] >= rivals[places]).all()),
-                float((chosen[places] - rivals[places]).min()),
-                options,
-                weights[index],
-            )
-        )
-    return results
+    counts = [len(requests.sequences[number].continuation) for number in numbers]
+    own = logprobs.split(counts)
+    return [result_of(requests, number, own[index], weights[index]) for index, number in enumerate(numbers)]
+
+
+def result_of(
+    requests: Requests, number: int, logprobs: torch.Tensor, routing: NDArray[np.float16]
+) -> Record:
+    """Result of the sequence `number`.
+
+    logprobs: float32 [C, V], of every token of the vocabulary at the places of its continuation; routing:
+    [M, E].
+    """
+    sequence = requests.sequences[number]
+    prompt = requests.prompts[sequence.row]
+    ids = torch.tensor(sequence.continuation)[:, None]
+    chosen = logprobs.gather(1, ids)[:, 0]
+    rivals = logprobs.scatter(1, ids, float("-inf")).amax(dim=-1)
+    options = None
+    if prompt.single_token_options:
+        first = torch.tensor([option[0] for option in prompt.options])
+        options = logprobs[0, first].numpy().astype(np.float32)
+    return (
+        sequence.row,
+        requests.options[number],
+        float(chosen.sum()),
+        bool((chosen >= rivals).all()),
+        float((chosen - rivals).min()),
+        options,
+        routing,
+    )

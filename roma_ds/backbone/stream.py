@@ -267,7 +267,7 @@ class _Run:
             hidden = self._base(network, at_answers, inputs_embeds=entering)
             logits = logits_of(network, hidden, divisor)
             none = torch.empty(len(numbers), 0, experts)
-            records += read_results(self.job.requests, numbers, batch, logits, none)
+            records += read_results(self.job.requests, numbers, logits, none)
             self.progress.advance(len(numbers))
         return records
 

@@ -25,6 +25,6 @@ def score(requests: Requests, feed: Feed, batch_size: int, forward: Forward, tit
             batch = feed.batch(numbers)
             with torch.no_grad():
                 logits, routing = forward(numbers, batch)
-            found.extend(read_results(requests, numbers, batch, logits, routing))
+            found.extend(read_results(requests, numbers, logits, routing))
             progress.advance(len(numbers))
     return Scores.assemble(requests.prompts, found, tokens_read=sum(requests.lengths))

@@ -49,16 +49,9 @@ def build_report(run_dir: Path) -> dict[str, Any]:
 
 
 def commands(run: Run) -> list[str]:
-    """What to type to get this run again, and to use what it made.
-
-    environment.json may hold `commands` (lines), `command` or `argv` (a line or its words), `world_size`.
-    """
-    environment = run.environment
-    lines = [str(line) for line in environment.get("commands") or []]
-    typed = environment.get("command") or environment.get("argv")
-    if typed:
-        lines.append(typed if isinstance(typed, str) else shlex.join(map(str, typed)))
-    ranks = environment.get("world_size") or environment.get("ranks") or run.extra("train").get("world_size")
+    """What to type to get this run again, and to use what it made."""
+    lines = [str(line) for line in run.environment.get("commands") or []]
+    ranks = run.environment.get("world_size") or run.extra("train").get("world_size")
     config = shlex.quote(str(run.folder / "config.resolved.yaml"))
     again = f"roma-ds run {config}" + (f" --ranks {ranks}" if ranks else "")
     if run.config_text and again not in lines:

@@ -86,7 +86,7 @@ class Setting:
             batch = collate([self.requests.sequences[number] for number in numbers], self.tokens)
             with torch.no_grad():
                 output = routed(**batch.inputs(CPU))
-            records += read_results(self.requests, numbers, batch, output.logits, output.routing)
+            records += read_results(self.requests, numbers, output.logits, output.routing)
             assert output.entering is not None
             pieces = output.entering.split([self.requests.lengths[number] for number in numbers])
             hidden |= dict(zip(numbers, pieces, strict=True))
