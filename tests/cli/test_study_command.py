@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from cli.projects import Finished, make_project, roma_ds, word_rows, write_rows
 
@@ -96,16 +97,20 @@ def test_two_ranks_give_the_same_numbers(done: Finished, folder: Path) -> None:
     """Routers are trained by both ranks together, the others by one rank each, in global batches of 8."""
     text = STUDY.replace("train.epochs=1", "train.epochs=1, train.micro_batch=4")
     (folder / "study2.yaml").write_text(text.replace("output_dir: study", "output_dir: study2"))
-    more = ("variants=[base, router_tuning, lora, oracle]", "seeds=[0]")
+    names = ("base", "router_tuning", "oracle_tuning", "lora", "oracle")
+    more = (f"variants=[{', '.join(names)}]", "seeds=[0]")
     both = roma_ds("study", "study2.yaml", "--ranks", "2", *more, cwd=folder, timeout_s=280)
     assert both.code == 0, both
-    for name in ("base", "router_tuning", "lora", "oracle"):
+    for name in names:
         one, two = (
             read_parquet(folder / root / "report" / name / "seed-0" / "outcome.parquet")
             for root in ("study", "study2")
         )
         assert one["id"] == two["id"] and one["predicted"] == two["predicted"], name
         assert one["loss"] == pytest.approx(two["loss"], abs=2e-3), name
+    targets = "report/oracle_tuning/seed-0/controls/oracle_tuning/oracle.routing.npy"
+    mine, shared = (np.load(folder / root / targets) for root in ("study", "study2"))
+    assert np.abs(mine.astype(float) - shared.astype(float)).max() < 2e-3 and mine.std() > 0
 
 
 def test_finished_cells_are_skipped(done: Finished, folder: Path) -> None:

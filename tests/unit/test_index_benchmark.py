@@ -120,7 +120,7 @@ def test_ranks_make_as_many_calls_as_the_first_says(monkeypatch: pytest.MonkeyPa
 
 
 def test_the_share_of_a_step_leaves_out_warm_up_and_log_lines() -> None:
-    from index_speed import shares_of
+    from index_share import shares_of
 
     # Sums behind each step of 2 s: 0.1 s neighbours, 0.05 outcomes, 0.25 updates, and 0.3 s in the thread
     # of the index. The fifth step is logged and takes ten times as long, as do the first two.
