@@ -3,7 +3,7 @@
 # Arguments go to pytest (paths among them replace the five layers); variables: see launch/environment.sh.
 set -u
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
-use_environment cpu,demo,mpi,dev
+use_environment cpu,demo,mpi,eval,dev
 cd -- "$ROMA_DS_ROOT" || exit 3
 
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
