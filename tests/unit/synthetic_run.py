@@ -46,7 +46,7 @@ def make_run(
         {
             "python": "3.11.7",
             "packages": {"torch": "2.13.0", "deepspeed": "0.19.8"},
-            "command": ["roma-ds", "run", "my run.yaml", "--ranks", "2"],
+            "commands": ["roma-ds run 'my run.yaml' --ranks 2"],
             "world_size": 2,
         },
     )
