@@ -26,10 +26,10 @@ class Compared:
     """One variant minus a reference, as shares (0.01 is one point)."""
 
     difference: Interval
-    """Mean over seeds and samples, with the bootstrap interval that redraws both."""
+    """Mean over seeds and samples, or over groups of these, with the bootstrap interval that redraws both."""
     p_questions: float
-    """Paired permutation test over samples, each with its mean difference over seeds; with one seed the exact
-    McNemar test where outcomes are right or wrong."""
+    """Paired permutation test of that mean over samples, each with its mean difference over seeds; with one
+    seed the exact McNemar test where outcomes are right or wrong and no group is larger than another."""
     p_seeds: float | None
     """Paired t test over seeds; None for a single seed, and where the same run stands for all of them."""
     seeds: int
@@ -65,6 +65,31 @@ def permutation_test(difference: ArrayLike, draws: int = DRAWS, seed: int = 0) -
         rng=np.random.default_rng(seed),
     )
     return float(min(1.0, found.pvalue))
+
+
+def group_weights(groups: Sequence[str] | None, samples: int) -> Floats:
+    """float64 [samples]: weighed by it, a mean over samples is that over groups; 1 where these are equal."""
+    if groups is None:
+        return np.ones(samples)
+    _, places, counts = np.unique(np.asarray(groups), return_inverse=True, return_counts=True)
+    weights: Floats = samples / (counts.size * counts[places].astype(np.float64))
+    return weights
+
+
+def question_test(
+    first: ArrayLike, second: ArrayLike, groups: Sequence[str] | None = None, draws: int = DRAWS
+) -> float:
+    """Two-sided p-value that two runs [samples] answer alike, on average over groups.
+
+    The exact McNemar test where outcomes are right or wrong and every sample weighs the same, else the paired
+    permutation test with each group weighing the same, as in the average that it is about.
+    """
+    ours, theirs = np.asarray(first, np.float64), np.asarray(second, np.float64)
+    weights = group_weights(groups, ours.size)
+    binary = bool(np.isin(ours, (0, 1)).all() and np.isin(theirs, (0, 1)).all())
+    if binary and np.allclose(weights, 1):
+        return mcnemar_exact(ours, theirs).p_value
+    return permutation_test((ours - theirs) * weights, draws)
 
 
 def two_way_bootstrap(
@@ -120,11 +145,10 @@ def compare(
         raise ValueError(f"paired outcomes differ in shape: {ours.shape} and {theirs.shape}")
     difference = ours - theirs
     seeds, samples = difference.shape
-    binary = bool(np.isin(ours, (0, 1)).all() and np.isin(theirs, (0, 1)).all())
-    if binary and (seeds == 1 or not trained):
-        p_questions = mcnemar_exact(ours[0], theirs[0]).p_value
+    if seeds == 1 or not trained:
+        p_questions = question_test(ours[0], theirs[0], groups, draws)
     else:
-        p_questions = permutation_test(difference.mean(axis=0), draws)
+        p_questions = permutation_test(difference.mean(axis=0) * group_weights(groups, samples), draws)
     means = _by_seed(ours, groups), _by_seed(theirs, groups)
     p_seeds = paired_t(*means).p_value if trained and seeds > 1 else None
     return Compared(

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
+from roma_ds.evaluation.comparison_tests import question_test
 from roma_ds.evaluation.uncertainty import Interval, McNemar, mcnemar_exact, paired_bootstrap
 from roma_ds.monitor.run_folder import Variant
 from roma_ds.monitor.wording import p_value, percent, points, variant_title
@@ -24,13 +25,13 @@ class Comparison:
     difference: Interval
     """of the average over tasks, as a share (0.01 is one point), 95% bootstrap interval"""
     test: McNemar
-    """over all samples of all tasks"""
+    """counts over all samples of all tasks; its p-value is that of the average over tasks"""
     samples: int
     tasks: Mapping[str, tuple[Interval, McNemar]]
 
     @property
     def decided(self) -> bool:
-        """True when the interval excludes zero and the exact test agrees."""
+        """True when the interval excludes zero and the paired test agrees."""
         return _decided(self.difference, self.test)
 
     def as_json(self) -> dict[str, Any]:
@@ -63,7 +64,7 @@ def compare(variant: Variant, reference: Variant) -> Comparison | None:
         variant.name,
         reference.name,
         paired_bootstrap(ours, theirs, groups=tasks),
-        mcnemar_exact(ours, theirs),
+        replace(mcnemar_exact(ours, theirs), p_value=question_test(ours, theirs, tasks)),
         len(keys),
         by_task,
     )
@@ -83,12 +84,12 @@ def between(comparisons: Sequence[Comparison], variant: str, reference: str) -> 
 
 
 def sentence(comparison: Comparison) -> str:
-    """Who won, by how much and how sure that is; no winner unless interval and exact test agree."""
+    """Who won, by how much and how sure that is; no winner unless interval and paired test agree."""
     difference = comparison.difference
     ours, theirs = variant_title(comparison.variant), variant_title(comparison.reference)
     if not comparison.decided:
         bounds = f"{points(difference.low)} to {points(difference.high)}"
-        exact = f", exact p {p_value(comparison.test.p_value)}" if difference.excludes_zero else ""
+        exact = f", p {p_value(comparison.test.p_value)}" if difference.excludes_zero else ""
         return (
             f"no difference found between {ours} and {theirs} "
             f"({points(difference.estimate)} points, 95% interval {bounds}{exact})"

@@ -114,7 +114,8 @@ def _results(report: Report) -> list[str]:
         markup.table(head, rows, strong),
         markup.paragraph(
             "Mean over tasks. Differences are on the same questions, in percentage points with their 95% "
-            "bootstrap interval; p is the exact McNemar test over all questions. Coloured: both agree at 5%.",
+            "bootstrap interval; p is the exact McNemar test over all questions, or, where tasks differ in "
+            "size, a paired permutation test in which each task weighs the same. Coloured: both agree at 5%.",
             "muted",
         ),
         "<h3>By task</h3>",

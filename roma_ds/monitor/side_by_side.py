@@ -34,6 +34,7 @@ def compare_runs(folders: Sequence[Path]) -> dict[str, Any]:
         "settings": differing,
         "variants": {name: [_result(run, name) for run in runs] for name in names},
         "training": {key: [_facts(run)[key] for run in runs] for key in _facts(runs[0])},
+        "notes": [f"{run.folder}: {note}" for run in runs for note in run.notes],
     }
 
 
@@ -53,7 +54,7 @@ def comparison_table(compared: Mapping[str, Any]) -> str:
     for key, values in compared["training"].items():
         if any(value is not None for value in values):
             rows.append([f"training, {key.replace('_', ' ')}", *(words.get(key, count)(v) for v in values)])
-    return align(rows)
+    return "\n".join([align(rows), *(f"note: {note}" for note in compared["notes"])])
 
 
 def _run(folder: Path) -> Run:

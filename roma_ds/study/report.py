@@ -134,9 +134,10 @@ def explained(results: Mapping[str, Any]) -> str:
     return (
         f"Mean over tasks {', '.join(results['tasks']['report'])} and seeds "
         f"{', '.join(map(str, results['seeds']))}; {results['questions']:,} questions. Intervals: bootstrap "
-        "that redraws seeds and questions. p: the larger of a paired permutation test over questions and a "
-        f"paired t test over seeds, corrected by Holm for {comparisons} comparisons; * below "
-        f"{results['level']}."
+        "that redraws seeds and questions. p: the larger of a paired permutation test over questions (each "
+        "task weighing the same) and a paired t test over seeds; between two single runs the exact McNemar "
+        "test, or that permutation test where tasks differ in size. Corrected by Holm for "
+        f"{comparisons} comparisons; * below {results['level']}."
     )
 
 

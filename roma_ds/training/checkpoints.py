@@ -90,7 +90,7 @@ class Checkpoints:
 
     def best(self) -> dict[int, torch.Tensor] | None:
         """Routers with the smallest loss, float32 [experts, hidden] by layer; None where no state has one."""
-        found = load_best(self.folder, self.inputs) if self.world.is_first else None
+        found = load_best(self.folder, self.inputs, self.say) if self.world.is_first else None
         facts: StateFacts | None = self.world.from_first(found.facts if found is not None else None)
         if facts is None:
             return None

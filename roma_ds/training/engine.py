@@ -165,6 +165,13 @@ class RouterEngine:
         value: torch.Tensor = self.adamw.state[weight].get(name, torch.zeros_like(weight))
         return value
 
+    def allocate_moments(self) -> None:
+        """What AdamW would allocate with the first update, where DeepSpeed has not done so."""
+        for flat in self._optimized_tensors():
+            state = self.adamw.state[flat]
+            if MOMENTS[0] not in state:
+                state |= {"step": torch.tensor(0.0)} | {name: torch.zeros_like(flat) for name in MOMENTS}
+
     def restore(self, read: Callable[[str], NDArray[np.float32]], updates: int) -> None:
         """Put weights and optimizer state in place as they were after `updates` updates. A collective.
 

@@ -32,6 +32,7 @@ def try_longest(
     tokens = sum(lengths[row] for row in rows)
     size = f"{len(rows)} samples of up to {lengths[rows[0]]} tokens, {tokens} in all"
     try:
+        engine.allocate_moments()
         batch = feed.batch([requests.targets[row] for row in rows])
         output = engine.forward(batch)
         loss = task_term(output.logits, batch, len(batch.rows)).sum() + output.routing.sum()

@@ -179,13 +179,17 @@ def load_newest(folder: Path, inputs: str, say: Callable[[str], None]) -> SavedS
     return None
 
 
-def load_best(folder: Path, inputs: str) -> SavedState | None:
-    """The whole state with the smallest loss, a later one of equals; None where there is none."""
-    for step in _best_first(folder, inputs):
+def load_best(folder: Path, inputs: str, say: Callable[[str], None]) -> SavedState | None:
+    """The whole state with the smallest loss, a later one of equals; None where there is none.
+
+    A damaged state is reported through `say` and the next best is tried.
+    """
+    for step in _best_first(folder, inputs, say):
         try:
             return read_state(folder / f"step-{step}")
-        except DamagedState:
-            continue
+        except DamagedState as error:
+            say(f"state of step {step} is damaged ({error}); trying that of the next smallest loss")
+    say(f"no state in {folder} that knows its loss is whole: the routers of the last step are the result")
     return None
 
 
@@ -198,13 +202,15 @@ def _states(folder: Path) -> list[tuple[int, Path]]:
     return sorted(found)
 
 
-def _best_first(folder: Path, inputs: str) -> list[int]:
+def _best_first(folder: Path, inputs: str, say: Callable[[str], None] | None = None) -> list[int]:
     """Steps of a run's states that know their loss, the smallest first, of equals the later one."""
     found = []
     for step, path in _states(folder):
         try:
             facts, _ = _read_manifest(path / MANIFEST)
-        except DamagedState:
+        except DamagedState as error:
+            if say is not None:
+                say(f"state of step {step} is damaged ({error}); whether it is the best cannot be known")
             continue
         if facts.inputs == inputs and facts.loss is not None:
             found.append((facts.loss, -step))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from cli.browser import Page, browser, missing, said_address
 from unit.synthetic_run import make_run
+from unit.watched_training import watch
 
 from roma_ds.monitor.hyperparameters import flat, write_settings
 from roma_ds.monitor.run_folder import read_run
@@ -24,16 +25,21 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def page_of_a_run(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Page, str]]:
-    from torch.utils.tensorboard import SummaryWriter
+    import deepspeed.comm
+    from deepspeed.monitor import tensorboard
+    from deepspeed.monitor.config import get_monitor_config
+    from deepspeed.monitor.monitor import MonitorMaster
 
     run = make_run(tmp_path_factory.mktemp("runs") / "run", tasks=3, per_task=20, steps=5)
     board = run / "train" / "tensorboard"
-    writer = SummaryWriter(str(board))
-    for step in range(1, 30):
-        writer.add_scalar("train/loss", 1.0 / step, step)
-        writer.add_scalar("ranks/straggler_gap", 0.01 * step, step)
-        writer.add_scalar("ranks/busy/rank_1", 0.5, step)
-    writer.close()
+    section = {"enabled": True, "output_path": str(board.parent), "job_name": board.name}
+    with pytest.MonkeyPatch.context() as patch:
+        # There are no ranks here.
+        for module in (deepspeed.comm, tensorboard.dist):
+            patch.setattr(module, "get_rank", lambda *given: 0)
+        monitor = MonitorMaster(get_monitor_config({"tensorboard": section}))
+        for step in range(1, 30):
+            watch(monitor, step=step, loss=1.0 / step, straggler_gap=0.01 * step)
     settings = flat(read_run(run).config)
     write_settings(board, {**settings, "variant": "roma"}, {"config": "train:\n  lr: 0.00123"})
     add_results(run)

@@ -80,6 +80,29 @@ def test_two_way_bootstrap_of_one_seed_is_scipys_and_more_seeds_widen_it() -> No
         subject.two_way_bootstrap([[0.0, 1.0]], groups=["a"])
 
 
+def test_what_is_tested_is_what_is_reported() -> None:
+    """A small task gains, a large one loses: the mean over tasks rises, that over questions falls."""
+    rng = np.random.default_rng(0)
+    groups = ["small"] * 100 + ["large"] * 1000
+    base = rng.random((5, 1100)) < 0.5
+    ours = base.copy()
+    for seed in range(5):
+        ours[seed, rng.choice(np.flatnonzero(~base[seed, :100]), 30, replace=False)] = True
+        lost = 100 + np.flatnonzero(base[seed, 100:])
+        ours[seed, rng.choice(lost, 60, replace=False)] = False
+    found = subject.compare(ours, base, groups)
+    assert found.difference.estimate == pytest.approx((0.30 - 0.06) / 2)
+    assert found.p_questions == pytest.approx(
+        subject.permutation_test((ours.mean(0) - base.mean(0)) * np.repeat([5.5, 0.55], [100, 1000]))
+    )
+    # Weighed so that they cancel, nothing is left to find, though the questions alone say otherwise.
+    pair = [[1, 1] + [0] * 40], [[0] * 4 + [1] * 19 + [0] * 19]
+    even, plain = subject.compare(*pair, ["a"] * 4 + ["b"] * 38), subject.compare(*pair)
+    assert even.difference.estimate == pytest.approx(0) and even.p_questions > 0.5
+    assert plain.difference.estimate < -0.4 and plain.p_questions < 0.001
+    assert subject.group_weights(["b", "a", "b", "b"], 4) == pytest.approx([2 / 3, 2, 2 / 3, 2 / 3])
+
+
 def test_a_clear_difference_is_found_and_equal_runs_are_not_different() -> None:
     rng = np.random.default_rng(7)
     base = rng.random((1, 600)) < 0.6

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,25 +11,14 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-import torch
 from synthetic_run import make_run
+from watched_training import SETTINGS, watch
 
 from roma_ds.monitor.hyperparameters import flat, write_settings
 from roma_ds.monitor.run_folder import read_run
+from roma_ds.monitor.service_results import send_results
 from roma_ds.monitor.tensorboard_projector import add_projections
 from roma_ds.monitor.tensorboard_results import add_results
-from roma_ds.pipeline.watchers import MonitorWatcher
-from roma_ds.training.callbacks import LogEntry
-
-SETTINGS = {"train.lr": 0.001, "roma.layers": "last5", "train.task_loss": True, "train.epochs": 3}
-METRICS = {
-    "step": 10, "epoch": 0.5, "loss": 1.5, "task_loss": 1.25, "manifold_loss": 0.5, "lambda": 0.5,
-    "grad_norm_task": 2.0, "grad_norm_manifold": 4.0, "grad_norm": 3.0, "lr": 0.001, "accuracy": 0.75,
-    "successful": 12, "index_epoch": 0, "empty_neighbourhoods": 1, "expert_load_entropy": 0.9,
-    "tokens_per_second": 1000.0, "memory_bytes": 5000, "skipped_steps": 2, "straggler_gap": 0.25,
-    "slowest_rank": 1, "gathered_bytes": 4096.0,
-    "ranks": {"tokens_per_second": [600.0, 400.0], "memory_bytes": [4000, 5000], "busy": [0.5, 0.9]},
-}  # fmt: skip
 
 
 @pytest.fixture
@@ -74,19 +64,6 @@ def monitor(services: dict[str, list[Any]], tmp_path: Path, monkeypatch: pytest.
     yield master.MonitorMaster(get_monitor_config(sections))
 
 
-def watch(monitor: Any, **changed: Any) -> None:
-    class Engine:
-        engine = SimpleNamespace(monitor=monitor)
-
-        def write_events(self, events: list[Any]) -> None:
-            monitor.write_events(events)
-
-    watcher = MonitorWatcher(Engine(), SETTINGS, {"config": "train:\n  lr: 0.001"})  # type: ignore[arg-type]
-    watcher.on_start(0)
-    load = torch.tensor([[0.75, 0.25], [0.5, 0.5]])
-    watcher.on_log(LogEntry({**METRICS, **changed}, load, (2, 11), 100))
-
-
 def scalars(folder: Path) -> dict[str, float]:
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -124,6 +101,28 @@ def test_settings_go_to_the_services(monitor: Any, services: dict[str, list[Any]
     assert services["started"] == [("wandb", "routers"), ("comet", "routers")]
     assert services["wandb"][0] == SETTINGS
     assert services["comet"][0] == SETTINGS
+
+
+def test_results_go_to_the_services_at_the_last_step(
+    monitor: Any, services: dict[str, list[Any]], tmp_path: Path
+) -> None:
+    run = make_run(tmp_path / "run", tasks=2, per_task=20, steps=5)
+    sections = {
+        "tensorboard": {"enabled": True},
+        "csv_monitor": {"enabled": True, "output_path": str(tmp_path), "job_name": "results"},
+        "wandb": {"enabled": True, "project": "routers"},
+        "comet": {"enabled": False},
+    }
+    (run / "ds_config.resolved.json").write_text(json.dumps(sections))
+    services["comet"].clear()
+    send_results(run)
+    assert not services["comet"]
+    accuracy = json.loads((run / "eval" / "roma.json").read_text())["average"]
+    logged = {name: (value, step) for data, step in services["wandb"] for name, value in data.items()}
+    assert logged["eval/roma/average"] == (pytest.approx(accuracy), 5)
+    assert {"eval/base/average", "eval/base/skill_00", "eval/router_tuning/skill_01"} < set(logged)
+    with open(tmp_path / "results" / "eval_roma_average.csv") as file:
+        assert list(csv.reader(file)) == [["step", "average"], ["5", str(accuracy)]]
 
 
 def test_what_is_not_a_number_is_left_out(monitor: Any, tmp_path: Path) -> None:

@@ -57,6 +57,14 @@ def test_settings_that_differ_and_results_side_by_side(two: list[Path]) -> None:
     assert found["training"]["steps"] == [5, 7]
 
 
+@pytest.mark.parametrize("content", ["{", "[1]"])
+def test_a_damaged_config_is_noted(two: list[Path], content: str, capsys: pytest.CaptureFixture[str]) -> None:
+    (two[1] / "config.resolved.yaml").write_text(content)
+    assert main(["report", *map(str, two)]) == 0
+    notes = [line for line in capsys.readouterr().out.splitlines() if line.startswith("note: ")]
+    assert any(str(two[1]) in note and "config.resolved.yaml" in note for note in notes), notes
+
+
 def test_the_command_prints_the_table(two: list[Path], capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["report", *map(str, two)]) == 0
     said = capsys.readouterr().out

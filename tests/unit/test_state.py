@@ -156,9 +156,32 @@ def test_the_best_is_kept_beside_the_newest(tmp_path: Path, keep_best: bool, kep
     for step, loss in ((10, 0.9), (20, 0.3), (30, 0.5), (40, 0.4), (50, None)):
         save(tmp_path, step, keep=2, loss=loss, keep_best=keep_best)
     assert sorted(int(name[5:]) for name in os.listdir(tmp_path)) == kept
-    best = load_best(tmp_path, "run")
-    assert is_state_of(best, kept[0])
-    assert load_best(tmp_path, "third run") is None
+    said: list[str] = []
+    best = load_best(tmp_path, "run", said.append)
+    assert is_state_of(best, kept[0]) and not said
+    assert load_best(tmp_path, "third run", said.append) is None
+    assert said == [
+        f"no state in {tmp_path} that knows its loss is whole: the routers of the last step are the result"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("file", "says"),
+    [
+        (ROUTERS, f"state of step 5 is damaged ({ROUTERS} does not match its checksum); trying that of the"),
+        (MANIFEST, f"state of step 5 is damaged ({MANIFEST} "),
+    ],
+)
+def test_a_damaged_best_state_is_named_and_the_next_best_taken(tmp_path: Path, file: str, says: str) -> None:
+    for step, loss in ((5, 0.1), (9, 0.5), (12, 0.7)):
+        save(tmp_path, step, keep=9, loss=loss)
+    path = tmp_path / "step-5" / file
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(bytes(content))
+    said: list[str] = []
+    assert is_state_of(load_best(tmp_path, "run", said.append), 9)
+    assert len(said) == 1 and said[0].startswith(says), said
 
 
 def test_of_equally_good_states_the_later_is_kept(tmp_path: Path) -> None:
