@@ -118,9 +118,11 @@ def test_the_first_batch_leaves_no_trace(indexed: Project, tmp_path: Path) -> No
 
 
 def short_of_memory(world: World, config: Path, given: list[str]) -> tuple[int, str]:
-    from roma_ds.training.engine import RouterEngine
+    from roma_ds.training.engine import MOMENTS, RouterEngine
 
     def full(self: Any, batch: Any) -> Any:
+        held = [self.adamw.state[tensor] for tensor in self._optimized_tensors()]
+        assert held and all(name in state for state in held for name in MOMENTS), "part of what must fit"
         raise MemoryError("no room for the attention scores")
 
     RouterEngine.forward = full  # type: ignore[method-assign]
