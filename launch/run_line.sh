@@ -10,7 +10,7 @@ run_line() {
     echo "  fix: source .venv/bin/activate (launch/quickstart.sh makes it), or load the module that brings $1" >&2
     exit 3
   fi
-  "$@"
+  exec "$@"
 }
 
 # run_stages FLAGS... : RUN.yaml [a.b=c ...] [-- more flags]: all stages, FLAGS going to the launcher.

@@ -79,6 +79,29 @@ def test_line(line: str, wanted: str, tmp_path: Path) -> None:
         build_worker_parser().parse_intermixed_args(words[words.index("roma_ds.train") + 1 :])
 
 
+@pytest.mark.parametrize("line", ["single_node.sh a.yaml", "slurm.sbatch a.yaml", "cpu_smoke.sh"])
+def test_a_signal_to_a_script_reaches_what_it_runs(line: str, tmp_path: Path) -> None:
+    for name in ("roma-ds", "srun"):
+        program = tmp_path / name
+        program.write_text(
+            "#!/bin/bash\ntrap 'echo stopped; exit 143' TERM\necho ready\n"
+            "for turn in {1..100}; do sleep 0.1; done\n"
+        )
+        program.chmod(0o755)
+    script = subprocess.Popen(
+        ["bash", f"launch/{line.split()[0]}", *line.split()[1:]],
+        cwd=ROOT,
+        env={"PATH": f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin", "SLURM_SUBMIT_DIR": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert script.stdout is not None
+    assert script.stdout.readline().startswith("$ ") and script.stdout.readline() == "ready\n"
+    script.terminate()
+    said, _ = script.communicate(timeout=60)
+    assert (said, script.returncode) == ("stopped\n", 143)
+
+
 @pytest.mark.parametrize("script", sorted({line.split()[0] for line in LINES} - {"cpu_smoke.sh"}))
 def test_without_arguments_a_script_says_what_it_takes(script: str, tmp_path: Path) -> None:
     done = run_script(script, tmp_path)
