@@ -30,6 +30,6 @@ run_stages() {
 
 # usage: what the script takes, as it stands at its head; exit code 2.
 usage() {
-  sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0" >&2
+  sed -n '2,/^[^#]/{/^#SBATCH/d;/^#/s/^# \{0,1\}//p}' "$0" >&2
   exit 2
 }
