@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from roma_ds.cli.text_file import lines_of
 from roma_ds.errors import UserError
 from roma_ds.storage import TYPED
 
@@ -46,7 +47,7 @@ def carried(environment: Mapping[str, str], folders: Sequence[Path] | None = Non
         path = folder / environment.get(ENV_FILE, USER_FILE)
         if not path.is_file():
             continue
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(lines_of(path), 1):
             name, equals, value = line.partition("=")
             if line.strip() and not line.startswith("#"):
                 if not equals:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from roma_ds.cli.text_file import lines_of
 from roma_ds.errors import UserError
 
 DEFAULT_HOSTFILE = Path("/job/hostfile")
@@ -133,10 +134,12 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
     The launcher itself would go on with this host alone where the file is missing.
     """
+    if path.is_dir():
+        raise UserError(f"the hostfile {path} is a folder", "name the file; see launch/hostfile.example")
     if not path.is_file():
         raise UserError(f"the hostfile {path} does not exist", "see launch/hostfile.example")
     hosts: dict[str, int] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(lines_of(path), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue

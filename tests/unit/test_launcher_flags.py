@@ -99,6 +99,21 @@ def test_hostfiles_that_cannot_be_read(text: str, says: str, hostfile: str) -> N
     assert says in caught.value.message
 
 
+def test_hostfiles_that_are_no_text(hostfile: str, tmp_path: Path) -> None:
+    Path(hostfile).write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8 text") as caught:
+        read_launcher_flags(["--hostfile", hostfile])
+    assert hostfile in caught.value.message and caught.value.fix
+    with pytest.raises(UserError, match="is a folder"):
+        read_launcher_flags(["--hostfile", str(tmp_path)])
+
+
+def test_variables_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / ".deepspeed_env").write_bytes(b"A=\xff\n")
+    with pytest.raises(UserError, match=r"\.deepspeed_env cannot be read: it is not UTF-8 text"):
+        carried({}, (tmp_path,))
+
+
 def test_a_host_finds_its_place_by_its_name(hostfile: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("socket.gethostname", lambda: "node1.cluster.local")
     assert read_launcher_flags(["--hostfile", hostfile, "--no_ssh"]).node_rank == 1
