@@ -91,6 +91,13 @@ def read_launcher_flags(given: Sequence[str], ranks: int | None = None) -> Launc
         return LauncherFlags(
             tuple(given), LOCAL, {}, master_addr=flags.master_addr, master_port=flags.master_port
         )
+    if flags.no_ssh and flags.launcher != "pdsh":
+        raise UserError(
+            f"--no_ssh and --launcher {flags.launcher} contradict each other: with --no_ssh nothing starts "
+            "ranks on other hosts",
+            "leave out --no_ssh, or --launcher and type the command on every host "
+            "(launch/multi_node.sh --no_ssh)",
+        )
     hosts = _chosen(read_hostfile(hostfile), flags, ranks)
     kind = flags.launcher
     if flags.no_ssh:

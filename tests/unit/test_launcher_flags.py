@@ -72,6 +72,7 @@ def test_what_flags_come_to(
         ("--hostfile {} -i node7", None, "node7 is not in the hostfile", "node0, node1, node2"),
         ("--hostfile {} -i node2:5", None, "node2:5 is not in the hostfile", "node0, node1, node2"),
         ("--hostfile {} --no_ssh", None, "is not in", "--node_rank N"),
+        ("--hostfile {} --no_ssh --launcher mpirun", None, "--no_ssh and --launcher mpirun", "leave out"),
         ("--hostfile {} --no_ssh --node_rank 3", None, "--node_rank 3 of 3 hosts", "count from 0"),
         ("--hostfile {} --num_nodes two", None, "invalid int value", "deepspeed --help"),
     ],
