@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from roma_ds.cli import launcher_flags, launching, mpirun_line
-from roma_ds.cli.carried_variables import carried, write_env_file
+from roma_ds.cli.carried_variables import STARTS, carried, write_env_file
 from roma_ds.cli.launcher_flags import LOCAL, MPIRUN, NO_SSH, LauncherFlags, read_launcher_flags
 from roma_ds.cli.launching import launch_line
 from roma_ds.errors import UserError
+from roma_ds.storage import TYPED
 
 
 @pytest.fixture
@@ -189,6 +190,36 @@ def test_the_file_for_the_launcher_holds_what_a_shell_gives_back() -> None:
     assert file.read_text() == "PLAIN=/a:/b\n"
     assert file.stat().st_mode & 0o077 == 0
     file.unlink()
+
+
+def test_variables_that_a_launcher_cannot_carry_are_named(
+    hostfile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith(STARTS)]:
+        monkeypatch.delenv(name)
+    for name in ("PATH", "PYTHONPATH", "TORCH_EXTENSIONS_DIR"):
+        monkeypatch.setenv(name, "/bin")
+    monkeypatch.setattr(launching, "_TOOLS", "/bin")
+    monkeypatch.setenv(TYPED, "roma-ds run 'a b.yaml'")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "^docker0,lo")
+    (tmp_path / ".deepspeed_env").write_text("HF_HOME=/a b\nNCCL_DEBUG=INFO\n")
+
+    def said_with(launcher: str) -> str:
+        flags = read_launcher_flags(["--hostfile", hostfile, "--launcher", launcher])
+        _, file = launching._environment_for(flags)
+        if file is not None:
+            file.unlink()
+        return capsys.readouterr().err
+
+    for launcher in ("openmpi", "mpich", "slurm"):
+        said = said_with(launcher)
+        assert f"--launcher {launcher} other hosts may not get NCCL_SOCKET_IFNAME, HF_HOME as" in said
+        assert "--launcher mpirun carries" in said and said.count("\n") == 1 and TYPED not in said
+    assert not said_with("pdsh") and not said_with(MPIRUN)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "=eth0\n")
+    assert "may not get NCCL_SOCKET_IFNAME as" in said_with("pdsh")
 
 
 @pytest.mark.parametrize("about", ["mpirun (Open MPI) 5.0.11", "HYDRA build details:"])
