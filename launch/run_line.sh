@@ -10,7 +10,7 @@ run_line() {
     echo "  fix: source .venv/bin/activate (launch/quickstart.sh makes it), or load the module that brings $1" >&2
     exit 3
   fi
-  "$@"
+  exec "$@"
 }
 
 # run_stages FLAGS... : RUN.yaml [a.b=c ...] [-- more flags]: all stages, FLAGS going to the launcher.
@@ -30,6 +30,6 @@ run_stages() {
 
 # usage: what the script takes, as it stands at its head; exit code 2.
 usage() {
-  sed -n '2,/^[^#]/{/^#/s/^# \{0,1\}//p}' "$0" >&2
+  sed -n '2,/^[^#]/{/^#SBATCH/d;/^#/s/^# \{0,1\}//p}' "$0" >&2
   exit 2
 }

@@ -8,6 +8,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from roma_ds.cli.text_file import lines_of
 from roma_ds.errors import UserError
 from roma_ds.storage import TYPED
 
@@ -46,13 +47,37 @@ def carried(environment: Mapping[str, str], folders: Sequence[Path] | None = Non
         path = folder / environment.get(ENV_FILE, USER_FILE)
         if not path.is_file():
             continue
-        for number, line in enumerate(path.read_text().splitlines(), 1):
+        for number, line in enumerate(lines_of(path), 1):
             name, equals, value = line.partition("=")
             if line.strip() and not line.startswith("#"):
                 if not equals:
                     raise UserError(f"{path}:{number}: {line!r} is not NAME=VALUE", "one variable a line")
                 found[name.strip()] = value.strip()
     return found
+
+
+def left_out(variables: Mapping[str, str], through_shell: bool) -> list[str]:
+    """Names of those that `write_env_file` cannot write."""
+    return [
+        name
+        for name, value in variables.items()
+        if "\n" in value or not (through_shell or _PLAIN.fullmatch(value))
+    ]
+
+
+def warning_of(kind: str, names: Sequence[str]) -> str | None:
+    """What a user is told of variables left out with the launcher `kind`; None where that is nothing.
+
+    Some of these launchers pass on the environment by other ways; deepspeed, for its part, passes some names
+    with quotes around the value.
+    """
+    told = [name for name in names if name != TYPED]
+    if not told:
+        return None
+    return (
+        f"roma-ds: warning: with --launcher {kind} other hosts may not get {', '.join(told)} as set here, "
+        "for special characters in the value; --launcher mpirun carries them"
+    )
 
 
 def write_env_file(variables: Mapping[str, str], through_shell: bool) -> Path:
@@ -62,14 +87,12 @@ def write_env_file(variables: Mapping[str, str], through_shell: bool) -> Path:
     the launcher puts around values with special characters. Without one the quotes would stay, so such values
     are left out.
     """
+    absent = left_out(variables, through_shell)
     lines = []
     for name, value in variables.items():
-        if "\n" in value:
-            continue
-        if _PLAIN.fullmatch(value):
-            lines.append(f"{name}={value}\n")
-        elif through_shell:
-            lines.append(f"{name}={_READ_BY_SHELL.sub(_ESCAPED, value)}\n")
+        if name not in absent:
+            plain = _PLAIN.fullmatch(value)
+            lines.append(f"{name}={value if plain else _READ_BY_SHELL.sub(_ESCAPED, value)}\n")
     handle, path = tempfile.mkstemp(prefix="roma_ds_env_")
     with os.fdopen(handle, "w") as file:
         file.writelines(lines)

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from roma_ds.cli.text_file import lines_of
 from roma_ds.errors import UserError
 
 DEFAULT_HOSTFILE = Path("/job/hostfile")
@@ -90,6 +91,13 @@ def read_launcher_flags(given: Sequence[str], ranks: int | None = None) -> Launc
         return LauncherFlags(
             tuple(given), LOCAL, {}, master_addr=flags.master_addr, master_port=flags.master_port
         )
+    if flags.no_ssh and flags.launcher != "pdsh":
+        raise UserError(
+            f"--no_ssh and --launcher {flags.launcher} contradict each other: with --no_ssh nothing starts "
+            "ranks on other hosts",
+            "leave out --no_ssh, or --launcher and type the command on every host "
+            "(launch/multi_node.sh --no_ssh)",
+        )
     hosts = _chosen(read_hostfile(hostfile), flags, ranks)
     kind = flags.launcher
     if flags.no_ssh:
@@ -133,10 +141,12 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
     The launcher itself would go on with this host alone where the file is missing.
     """
+    if path.is_dir():
+        raise UserError(f"the hostfile {path} is a folder", "name the file; see launch/hostfile.example")
     if not path.is_file():
         raise UserError(f"the hostfile {path} does not exist", "see launch/hostfile.example")
     hosts: dict[str, int] = {}
-    for number, line in enumerate(path.read_text().splitlines(), 1):
+    for number, line in enumerate(lines_of(path), 1):
         text = line.strip()
         if not text or text.startswith("#"):
             continue

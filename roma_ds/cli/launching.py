@@ -17,7 +17,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 
-from roma_ds.cli.carried_variables import ENV_FILE, carried, write_env_file
+from roma_ds.cli.carried_variables import ENV_FILE, carried, left_out, warning_of, write_env_file
 from roma_ds.cli.launcher_flags import BY_SLOTS, LOCAL, MPIRUN, NO_SSH, LauncherFlags
 from roma_ds.cli.mpirun_line import mpirun_line
 from roma_ds.cli.remote_ranks import signal_remote_ranks
@@ -149,7 +149,11 @@ def _environment_for(flags: LauncherFlags) -> tuple[dict[str, str], Path | None]
     if flags.kind == "openmpi":
         variables |= {"MASTER_ADDR": flags.master_addr or flags.first_host}
         variables |= {"MASTER_PORT": str(flags.master_port)} if flags.master_port else {}
-    file = write_env_file(variables, through_shell=flags.kind == "pdsh")
+    through_shell = flags.kind == "pdsh"
+    warning = warning_of(flags.kind, left_out(variables, through_shell))
+    if warning:
+        print(warning, file=sys.stderr, flush=True)
+    file = write_env_file(variables, through_shell)
     environment[ENV_FILE] = str(file)
     return environment, file
 

@@ -6,10 +6,17 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from roma_ds.config import preset_names, preset_text, study_names, study_text
+from roma_ds.errors import UserError
+
+RUNS = Path("runs")
+"""Where runs are looked for, unless a folder is given; it may be absent."""
 
 
-def lines(what: str, under: Path) -> Iterator[str]:
-    """One line an item of `configs`, `studies`, `variants`, `families`, `tasks` or `runs` (in `under`)."""
+def lines(what: str, under: Path | None = None) -> Iterator[str]:
+    """One line an item of `configs`, `studies`, `variants`, `families`, `tasks` or `runs` (in `under`).
+
+    Raises UserError where `under` is no folder.
+    """
     if what == "configs":
         for name in preset_names():
             first = preset_text(name).splitlines()[0].lstrip("# ")
@@ -43,4 +50,7 @@ def lines(what: str, under: Path) -> Iterator[str]:
     else:
         from roma_ds.monitor.run_list import run_lines
 
-        yield from run_lines(under)
+        if under is not None and not under.is_dir():
+            what_it_is = "is a file" if under.exists() else "does not exist"
+            raise UserError(f"--under {under} {what_it_is}", "name the folder that holds the runs")
+        yield from run_lines(under or RUNS)

@@ -132,7 +132,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     listing = commands.add_parser("ls", help="list what there is")
     listing.add_argument("what", choices=LISTS)
-    listing.add_argument("--under", type=Path, default=Path("runs"), help="where `ls runs` looks (runs)")
+    listing.add_argument("--under", type=Path, metavar="DIR", help="where `ls runs` looks (runs)")
 
     check = commands.add_parser(
         "check", help=f"look at {', '.join(CHECKS)}; loads no weights and needs no GPU"

@@ -146,10 +146,16 @@ def _slurm_local_size(environment: Mapping[str, str]) -> int:
     """Tasks on this node: `2(x3),1` means two on each of three nodes and one on the fourth."""
     counts: list[int] = []
     text = environment.get("SLURM_STEP_TASKS_PER_NODE") or environment.get("SLURM_TASKS_PER_NODE") or ""
-    for part in filter(None, text.split(",")):
-        tasks, _, times = part.partition("(x")
-        counts += [int(tasks)] * int(times.rstrip(")") or 1)
-    node = int(environment.get("SLURM_NODEID", 0))
+    node_text = environment.get("SLURM_NODEID") or "0"
+    try:
+        for part in filter(None, text.split(",")):
+            tasks, _, times = part.partition("(x")
+            counts += [int(tasks)] * int(times.rstrip(")") or 1)
+        node = int(node_text)
+    except ValueError as error:
+        raise EnvironmentFault(
+            f"Slurm's tasks per node, {text!r} on node {node_text!r}, cannot be read ({error})", _START
+        ) from error
     return counts[node] if node < len(counts) else 1
 
 

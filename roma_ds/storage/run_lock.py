@@ -22,6 +22,7 @@ def _this_process() -> dict[str, Any]:
     return {
         "host": socket.gethostname(),
         "boot": _boot(),
+        "namespace": _namespace(),
         "pid": pid,
         "started": _started(pid),
         "slurm": _slurm_start(),
@@ -43,6 +44,14 @@ def _boot() -> str:
         return ""
 
 
+def _namespace() -> str:
+    """Which process numbers this process sees: containers on one host each have their own."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 def _started(pid: int) -> str | None:
     """When a process of this host began, in the kernel's count; None where there is none of that number."""
     try:
@@ -58,15 +67,25 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     mine, theirs = _slurm_start(), holder.get("slurm")
     if mine and theirs and mine[:2] == theirs[:2] and mine != theirs:
         return True
-    if holder["host"] != socket.gethostname():
+    if _is_elsewhere(holder):
         return False
     return bool(holder["boot"] != _boot() or _started(int(holder["pid"])) != holder["started"])
+
+
+def _is_elsewhere(holder: dict[str, Any]) -> bool:
+    """Whether the holder is of another host, or of another container, whose processes cannot be seen here.
+
+    Locks of earlier versions do not name their namespace.
+    """
+    return bool(
+        holder["host"] != socket.gethostname() or holder.get("namespace", _namespace()) != _namespace()
+    )
 
 
 def holder_of(folder: Path) -> dict[str, Any] | None:
     """`host`, `pid`, `started` and `boot` of the process that holds the lock of `folder`; None without one.
 
-    One of another host is taken at its word.
+    One of another host or container is taken at its word.
     """
     holder = _holder(folder / NAME)
     return None if holder is None or _is_dead(holder) else holder
@@ -90,7 +109,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 def _take(path: Path, mine: dict[str, Any]) -> None:
     # Written beside it and linked into place: whoever finds a lock finds all of it.
-    own = path.with_name(f"{NAME}.{mine['host']}.{mine['pid']}")
+    # Containers may share the name of the host, and each has a process 1.
+    space = "".join(filter(str.isdigit, mine["namespace"]))
+    own = path.with_name(f"{NAME}.{mine['host']}.{space}.{mine['pid']}")
     own.write_text(json.dumps(mine))
     try:
         for _ in range(10):
@@ -142,7 +163,9 @@ def _holder(path: Path) -> dict[str, Any] | None:
 def _refusal(path: Path, holder: dict[str, Any] | None) -> UserError:
     who = "another run" if holder is None else f"process {holder['pid']} on host {holder['host']}"
     fix = "wait for it, end it, or choose another output_dir"
-    if holder is not None and holder["host"] != socket.gethostname():
+    if holder is not None and _is_elsewhere(holder):
+        if holder["host"] == socket.gethostname():
+            who += ", in another container"
         age = _age(path)
         fix += f"; if it is gone (the lock is {age} old), delete {path}"
     return UserError(f"{path.parent} is in use by {who}", fix)

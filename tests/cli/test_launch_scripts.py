@@ -46,17 +46,22 @@ LINES = {
 
 
 def run_script(
-    line: str, folder: Path, code: int = 0, programs: str = "roma-ds srun"
+    line: str,
+    folder: Path,
+    code: int = 0,
+    programs: str = "roma-ds srun",
+    submitted_in: Path | None = ROOT,
 ) -> subprocess.CompletedProcess[str]:
     """A script of launch/ where roma-ds and srun only print their words."""
     for name in programs.split():
         program = folder / name
         program.write_text(f'#!/bin/bash\nprintf "%q " ran {name} "$@"\necho\nexit {code}\n')
         program.chmod(0o755)
+    slurm = {"SLURM_SUBMIT_DIR": str(submitted_in)} if submitted_in else {}
     return subprocess.run(
         ["bash", f"launch/{line.split()[0]}", *line.split()[1:]],
         cwd=ROOT,
-        env={"PATH": f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin", "SLURM_SUBMIT_DIR": str(ROOT)},
+        env={"PATH": f"{folder}{os.pathsep}/usr/bin{os.pathsep}/bin", **slurm},
         capture_output=True,
         text=True,
         check=False,
@@ -79,11 +84,45 @@ def test_line(line: str, wanted: str, tmp_path: Path) -> None:
         build_worker_parser().parse_intermixed_args(words[words.index("roma_ds.train") + 1 :])
 
 
+@pytest.mark.parametrize("line", ["single_node.sh a.yaml", "slurm.sbatch a.yaml", "cpu_smoke.sh"])
+def test_a_signal_to_a_script_reaches_what_it_runs(line: str, tmp_path: Path) -> None:
+    for name in ("roma-ds", "srun"):
+        program = tmp_path / name
+        program.write_text(
+            "#!/bin/bash\ntrap 'echo stopped; exit 143' TERM\necho ready\n"
+            "for turn in {1..100}; do sleep 0.1; done\n"
+        )
+        program.chmod(0o755)
+    script = subprocess.Popen(
+        ["bash", f"launch/{line.split()[0]}", *line.split()[1:]],
+        cwd=ROOT,
+        env={"PATH": f"{tmp_path}{os.pathsep}/usr/bin{os.pathsep}/bin", "SLURM_SUBMIT_DIR": str(ROOT)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert script.stdout is not None
+    assert script.stdout.readline().startswith("$ ") and script.stdout.readline() == "ready\n"
+    script.terminate()
+    said, _ = script.communicate(timeout=60)
+    assert (said, script.returncode) == ("stopped\n", 143)
+
+
 @pytest.mark.parametrize("script", sorted({line.split()[0] for line in LINES} - {"cpu_smoke.sh"}))
 def test_without_arguments_a_script_says_what_it_takes(script: str, tmp_path: Path) -> None:
     done = run_script(script, tmp_path)
     assert done.returncode == 2 and not done.stdout, done
     assert f"launch/{script}" in done.stderr and "RUN.yaml" in done.stderr and "#" not in done.stderr
+    assert "SBATCH" not in done.stderr
+
+
+def test_the_script_of_a_job_outside_of_one_or_of_the_repository(tmp_path: Path) -> None:
+    alone = run_script("slurm.sbatch a.yaml", tmp_path, submitted_in=None)
+    assert alone.returncode == 2 and not alone.stdout, alone
+    assert "the script of a Slurm job" in alone.stderr and "fix: sbatch launch/slurm.sbatch" in alone.stderr
+    elsewhere = run_script("slurm.sbatch a.yaml", tmp_path, submitted_in=tmp_path)
+    assert elsewhere.returncode == 2 and not elsewhere.stdout, elsewhere
+    assert f"{tmp_path} is not it" in elsewhere.stderr and "ROMA_DS_ROOT" in elsewhere.stderr
+    assert all("line " not in done.stderr for done in (alone, elsewhere)), "nothing of bash itself"
 
 
 def test_a_program_that_is_not_there(tmp_path: Path) -> None:

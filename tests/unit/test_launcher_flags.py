@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from roma_ds.cli import launcher_flags, launching, mpirun_line
-from roma_ds.cli.carried_variables import carried, write_env_file
+from roma_ds.cli.carried_variables import STARTS, carried, write_env_file
 from roma_ds.cli.launcher_flags import LOCAL, MPIRUN, NO_SSH, LauncherFlags, read_launcher_flags
 from roma_ds.cli.launching import launch_line
 from roma_ds.errors import UserError
+from roma_ds.storage import TYPED
 
 
 @pytest.fixture
@@ -72,6 +73,7 @@ def test_what_flags_come_to(
         ("--hostfile {} -i node7", None, "node7 is not in the hostfile", "node0, node1, node2"),
         ("--hostfile {} -i node2:5", None, "node2:5 is not in the hostfile", "node0, node1, node2"),
         ("--hostfile {} --no_ssh", None, "is not in", "--node_rank N"),
+        ("--hostfile {} --no_ssh --launcher mpirun", None, "--no_ssh and --launcher mpirun", "leave out"),
         ("--hostfile {} --no_ssh --node_rank 3", None, "--node_rank 3 of 3 hosts", "count from 0"),
         ("--hostfile {} --num_nodes two", None, "invalid int value", "deepspeed --help"),
     ],
@@ -97,6 +99,21 @@ def test_hostfiles_that_cannot_be_read(text: str, says: str, hostfile: str) -> N
     with pytest.raises(UserError) as caught:
         read_launcher_flags(["--hostfile", hostfile])
     assert says in caught.value.message
+
+
+def test_hostfiles_that_are_no_text(hostfile: str, tmp_path: Path) -> None:
+    Path(hostfile).write_bytes(b"\xff\xfe")
+    with pytest.raises(UserError, match="not UTF-8 text") as caught:
+        read_launcher_flags(["--hostfile", hostfile])
+    assert hostfile in caught.value.message and caught.value.fix
+    with pytest.raises(UserError, match="is a folder"):
+        read_launcher_flags(["--hostfile", str(tmp_path)])
+
+
+def test_variables_that_are_no_text(tmp_path: Path) -> None:
+    (tmp_path / ".deepspeed_env").write_bytes(b"A=\xff\n")
+    with pytest.raises(UserError, match=r"\.deepspeed_env cannot be read: it is not UTF-8 text"):
+        carried({}, (tmp_path,))
 
 
 def test_a_host_finds_its_place_by_its_name(hostfile: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -173,6 +190,36 @@ def test_the_file_for_the_launcher_holds_what_a_shell_gives_back() -> None:
     assert file.read_text() == "PLAIN=/a:/b\n"
     assert file.stat().st_mode & 0o077 == 0
     file.unlink()
+
+
+def test_variables_that_a_launcher_cannot_carry_are_named(
+    hostfile: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in [name for name in os.environ if name.startswith(STARTS)]:
+        monkeypatch.delenv(name)
+    for name in ("PATH", "PYTHONPATH", "TORCH_EXTENSIONS_DIR"):
+        monkeypatch.setenv(name, "/bin")
+    monkeypatch.setattr(launching, "_TOOLS", "/bin")
+    monkeypatch.setenv(TYPED, "roma-ds run 'a b.yaml'")
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "^docker0,lo")
+    (tmp_path / ".deepspeed_env").write_text("HF_HOME=/a b\nNCCL_DEBUG=INFO\n")
+
+    def said_with(launcher: str) -> str:
+        flags = read_launcher_flags(["--hostfile", hostfile, "--launcher", launcher])
+        _, file = launching._environment_for(flags)
+        if file is not None:
+            file.unlink()
+        return capsys.readouterr().err
+
+    for launcher in ("openmpi", "mpich", "slurm"):
+        said = said_with(launcher)
+        assert f"--launcher {launcher} other hosts may not get NCCL_SOCKET_IFNAME, HF_HOME as" in said
+        assert "--launcher mpirun carries" in said and said.count("\n") == 1 and TYPED not in said
+    assert not said_with("pdsh") and not said_with(MPIRUN)
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "=eth0\n")
+    assert "may not get NCCL_SOCKET_IFNAME as" in said_with("pdsh")
 
 
 @pytest.mark.parametrize("about", ["mpirun (Open MPI) 5.0.11", "HYDRA build details:"])

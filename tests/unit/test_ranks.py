@@ -130,6 +130,9 @@ def test_contradictions_are_named(variables: Variables, one: str, other: str) ->
         {"PMI_RANK": "x", "PMI_SIZE": "2"},
         {"SLURM_PROCID": "4", "SLURM_NTASKS": "4"},
         torch(0, 2) | {"LOCAL_RANK": "zero"},
+        slurm(0, 2, per_node="x"),
+        slurm(0, 2, per_node="2(x", SLURM_NODEID="first"),
+        {"SLURM_PROCID": "0", "SLURM_NTASKS": "2", "SLURM_TASKS_PER_NODE": "x"},
     ],
 )
 def test_variables_that_cannot_be(variables: Variables) -> None:

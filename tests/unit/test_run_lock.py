@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import multiprocessing
 import os
+import shutil
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -74,6 +75,47 @@ def test_another_host_is_named_and_never_followed(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="on host node7") as refused, locked(tmp_path):
         pass
     assert f"delete {tmp_path / NAME}" in str(refused.value)
+
+
+def test_another_container_is_named_and_never_followed(tmp_path: Path) -> None:
+    held_by(tmp_path, namespace="pid:[1]", pid=2**22 + 1)
+    with pytest.raises(UserError, match="another container") as refused, locked(tmp_path):
+        pass
+    assert f"delete {tmp_path / NAME}" in str(refused.value)
+    assert run_lock.holder_of(tmp_path) is not None
+
+
+def test_a_lock_that_names_no_namespace_is_one_of_this(tmp_path: Path) -> None:
+    facts = run_lock._this_process() | {"pid": 2**22 + 1}
+    del facts["namespace"]
+    (tmp_path / NAME).write_text(json.dumps(facts))
+    with locked(tmp_path):
+        pass
+
+
+def test_a_process_in_a_namespace_of_its_own_keeps_its_lock(tmp_path: Path) -> None:
+    apart = ["unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if not shutil.which("unshare") or subprocess.run([*apart, "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let a process have a PID namespace of its own")
+    held = (
+        "import sys; from pathlib import Path; from roma_ds.storage.run_lock import locked\n"
+        "with locked(Path(sys.argv[1])): print('held', flush=True); sys.stdin.read()"
+    )
+    other = subprocess.Popen(
+        [*apart, sys.executable, "-c", held, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert other.stdin is not None and other.stdout is not None
+    try:
+        assert other.stdout.readline() == b"held\n"
+        with pytest.raises(UserError, match="another container"), locked(tmp_path):
+            pass
+        other.stdin.close()
+        assert other.wait(60) == 0
+    finally:
+        other.kill()
+        other.wait()
+    with locked(tmp_path):
+        pass
 
 
 @pytest.mark.parametrize(

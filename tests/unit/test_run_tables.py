@@ -43,6 +43,19 @@ def test_no_runs(tmp_path: Path) -> None:
     assert list(lines("runs", tmp_path)) == [f"no runs under {tmp_path}"]
 
 
+def test_no_folder_of_runs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "file").touch()
+    for name, says in (("file", "is a file"), ("none", "does not exist")):
+        assert main(["ls", "runs", "--under", str(tmp_path / name)]) == 2
+        said = capsys.readouterr()
+        assert not said.out and f"{tmp_path / name} {says}\n  fix: " in said.err
+    monkeypatch.chdir(tmp_path)
+    assert main(["ls", "runs"]) == 0, "nothing was run here yet"
+    assert capsys.readouterr().out == "no runs under runs\n"
+
+
 def test_a_damaged_result_does_not_hide_the_others(two: list[Path], tmp_path: Path) -> None:
     (two[0] / "eval" / "base.json").write_text("{")
     assert len(list(lines("runs", tmp_path))) == 4
