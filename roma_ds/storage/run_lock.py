@@ -67,9 +67,11 @@ def _is_dead(holder: dict[str, Any]) -> bool:
     mine, theirs = _slurm_start(), holder.get("slurm")
     if mine and theirs and mine[:2] == theirs[:2] and mine != theirs:
         return True
-    if _is_elsewhere(holder):
+    if holder["host"] != socket.gethostname():
         return False
-    return bool(holder["boot"] != _boot() or _started(int(holder["pid"])) != holder["started"])
+    if holder["boot"] != _boot():
+        return True
+    return not _is_elsewhere(holder) and _started(int(holder["pid"])) != holder["started"]
 
 
 def _is_elsewhere(holder: dict[str, Any]) -> bool:

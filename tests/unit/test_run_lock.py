@@ -85,6 +85,12 @@ def test_another_container_is_named_and_never_followed(tmp_path: Path) -> None:
     assert run_lock.holder_of(tmp_path) is not None
 
 
+def test_after_a_restart_of_the_host_containers_hold_nothing(tmp_path: Path) -> None:
+    held_by(tmp_path, namespace="pid:[1]", boot="before")
+    with locked(tmp_path):
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
+
+
 def test_a_lock_that_names_no_namespace_is_one_of_this(tmp_path: Path) -> None:
     facts = run_lock._this_process() | {"pid": 2**22 + 1}
     del facts["namespace"]
