@@ -50,7 +50,9 @@ def curve_picture(rows: Rows, title: str, points: list[tuple[str, str]], path: P
         places = range(len(points))
         values = [100 * rows[name]["accuracy"] for _, name in points]
         errors = [100 * (rows[name]["stderr_over_seeds"] or 0.0) for _, name in points]
-        axes.errorbar(places, values, yerr=errors, color=AFTER, marker="o", capsize=3)
+        # Between values without an order there is nothing to interpolate.
+        line = "-" if all(map(_is_number, (label for label, _ in points))) else "none"
+        axes.errorbar(places, values, yerr=errors, color=AFTER, marker="o", linestyle=line, capsize=3)
         for reference, name in reference_entries(rows).items():
             axes.axhline(100 * rows[name]["accuracy"], color=MUTED, linestyle="--", linewidth=1)
             axes.annotate(
@@ -64,5 +66,13 @@ def curve_picture(rows: Rows, title: str, points: list[tuple[str, str]], path: P
             )
         axes.set_xticks(places, [label for label, _ in points])
         axes.set_title(title)
-        axes.set_ylabel("accuracy, %")
+        axes.set_ylabel("accuracy, %; bars: s.e. over seeds")
         axes.grid(axis="y")
+
+
+def _is_number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
