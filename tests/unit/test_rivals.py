@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -171,6 +172,20 @@ def test_examples_come_before_the_question_the_nearest_last() -> None:
     )
     assert found[1].prompt.endswith(asked[1].prompt) and found[1].prompt.startswith(reference[0].prompt)
     assert (found[0].options, found[0].answer) == (asked[0].options, asked[0].answer)
+
+
+def test_examples_come_before_every_context_of_a_filled_gap(tokenizer: Any) -> None:
+    import numpy as np
+
+    reference, plain = letter_samples(2, seed=1), letter_samples(1, seed=2)[0]
+    gap = replace(
+        plain, contexts=("w1 w2", "w1 w3"), options=(" w4 .", " w4 ."), choices=("w2", "w3"), answer=1
+    )
+    [found] = with_examples([gap], [reference[0], gap], np.array([[0, 1]]))
+    before = f"w1 w3{gap.target}\n\n{reference[0].prompt}{reference[0].target}\n\n"
+    assert found.contexts == (before + "w1 w2", before + "w1 w3")
+    [one], [bare] = encode([found], tokenizer, 500), encode([gap], tokenizer, 500)
+    assert all(len(one.before(option)) > len(bare.before(option)) + 10 for option in (0, 1))
 
 
 def test_every_variant_is_a_method_and_the_oracle_says_what_it_sees() -> None:
