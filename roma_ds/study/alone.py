@@ -161,8 +161,11 @@ class Alone:
         questions = [self.work.tasks.samples[row] for row in rows]
         ids, _ = self._neighbours()
         asked = with_examples(questions, self.session.samples("samples.parquet"), ids)
-        limit = self.run_config.data.max_tokens * (roma.neighbours + 1)
-        prompts = encode(asked, self.session.tokenizer, limit)
+        data = self.run_config.data
+        # Every solved example may be as long as a question.
+        limit = data.max_tokens * (roma.neighbours + 1)
+        refuse = data.long_prompts == "refuse"
+        prompts = encode(asked, self.session.tokenizer, limit, self.session.context, refuse_long=refuse)
         model = self.session.pretrained()
         size = self.run_config.eval.batch_size
         scores = model.score(prompts, roma.tokens, size, f"eval {self.work.cell.title}")
