@@ -133,5 +133,5 @@ def _too_long(sample: Sample, longest: int, limit: int, context: int | None) -> 
     return UserError(
         f"sample {sample.id}: its prompt has {longest} tokens, {limit} are allowed",
         "set data.long_prompts=cut to drop the middle of long prompts, raise data.max_tokens if the model's "
-        "context is longer, or use fewer eval.shots",
+        "context is longer, or use fewer solved examples (eval.shots; of in_context, roma.neighbours)",
     )

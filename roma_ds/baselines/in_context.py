@@ -16,13 +16,18 @@ SEPARATOR = "\n\n"
 def with_examples(
     questions: Sequence[Sample], reference: Sequence[Sample], neighbours: NDArray[np.int64]
 ) -> list[Sample]:
-    """The questions with solved examples before their prompts, the most similar one last.
+    """The questions with solved examples before their prompts and contexts, the most similar one last.
 
     neighbours: int64 [questions, k], rows of `reference`, nearest first, -1 where there are fewer.
     """
     found = []
     for question, ids in zip(questions, neighbours, strict=True):
         solved = [reference[row] for row in ids[::-1] if row >= 0]
-        examples = [one.prompt + one.target for one in solved]
-        found.append(replace(question, prompt=SEPARATOR.join([*examples, question.prompt])))
+        before = "".join(_before_answer(one) + one.target + SEPARATOR for one in solved)
+        contexts = tuple(before + context for context in question.contexts)
+        found.append(replace(question, prompt=before + question.prompt, contexts=contexts))
     return found
+
+
+def _before_answer(sample: Sample) -> str:
+    return sample.contexts[sample.answer] if sample.contexts else sample.prompt

@@ -1,11 +1,11 @@
 """The networks of the rivals: what of them is trained, and how a packed batch runs through them.
 
-Shapes: B sequences, A predicted tokens, V vocabulary.
+Shapes: B sequences, A predicted tokens, V vocabulary, M layers whose routing is read, E experts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +18,7 @@ from roma_ds.backbone.frozen import load_part
 from roma_ds.backbone.loading import checkpoint
 from roma_ds.backbone.routed import RoutedLM
 from roma_ds.baselines.adapters import add_adapters, matched_plan, peft, rank_plan
+from roma_ds.baselines.padded_network import PaddedNetwork
 from roma_ds.comm import World
 from roma_ds.config import ModelConfig
 from roma_ds.families import MoELayout
@@ -25,18 +26,24 @@ from roma_ds.families import MoELayout
 PROMPT_TOKENS = 20
 """Virtual tokens of prompt tuning, as peft's examples have it."""
 
+Read = Callable[[Batch], tuple[torch.Tensor, torch.Tensor]]
+"""From a batch: logits float32 [A, V] at its answer positions, routing weights float32 [B, M, E]."""
+
 
 @dataclass
 class Rival:
     """A network with something trainable in it."""
 
-    forward: Callable[[Batch], torch.Tensor]
-    """Logits float32 [A, V] at the answer positions of a batch."""
+    read: Read
     trained: list[nn.Parameter]
     first: int | None
     """The layer whose cached hidden states it takes, None for token ids."""
     facts: dict[str, Any]
     """What it is, for the result."""
+
+    def forward(self, batch: Batch) -> torch.Tensor:
+        """Logits float32 [A, V] at the answer positions of a batch."""
+        return self.read(batch)[0]
 
 
 @dataclass(frozen=True)
@@ -52,19 +59,19 @@ class Build:
     routers: int
     """Trainable numbers of the routers, which matched rivals have about as many of."""
     seed: int
+    layers: tuple[int, ...]
+    """Layers whose routing is read, none before `first`."""
 
 
-def _packed(
-    build: Build, network: Any, layout: MoELayout, first: int | None
-) -> Callable[[Batch], torch.Tensor]:
-    routed = RoutedLM(network, layout, layout.layers[-1:], first or 0).attach()
+def _packed(build: Build, network: Any, layout: MoELayout, first: int | None) -> Read:
+    routed = RoutedLM(network, layout, build.layers, first or 0).attach()
     device = build.world.device
 
-    def forward(batch: Batch) -> torch.Tensor:
-        logits: torch.Tensor = routed(**batch.inputs(device)).logits
-        return logits
+    def read(batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+        output = routed(**batch.inputs(device))
+        return output.logits, output.routing
 
-    return forward
+    return read
 
 
 def adapted(build: Build, kind: str, rank: int | None) -> Rival:
@@ -119,30 +126,6 @@ def virtual_tokens(build: Build, kind: str) -> Rival:
         config = library.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=count)
     model = library.get_peft_model(network, config)
     added = count if kind == "prompt" else 0
-
-    def forward(batch: Batch) -> torch.Tensor:
-        return padded_logits(model, batch, added, build.world.device)
-
+    padded = PaddedNetwork(model, network, build.layers, added, build.world.device)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    return Rival(forward, trained, None, {"virtual_tokens": count})
-
-
-def padded_logits(model: Any, batch: Batch, added: int, device: torch.device) -> torch.Tensor:
-    """float32 [A, V]: a packed batch through a model that takes padded ids [B, L].
-
-    added: positions that the model puts before the sequence. Padding is on the right, so positions and what a
-    real token sees are those of the sequence alone.
-    """
-    lengths: Sequence[int] = batch.packing.lengths
-    longest = max(lengths)
-    slots = batch.packing.slots
-    ids = torch.zeros(len(lengths) * longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    ids[slots], mask[slots] = batch.input_ids, 1
-    shape = (len(lengths), longest)
-    logits = model(
-        input_ids=ids.view(shape).to(device), attention_mask=mask.view(shape).to(device), use_cache=False
-    ).logits
-    flat = logits[:, added:].reshape(len(lengths) * longest, -1)
-    chosen: torch.Tensor = flat[slots[batch.answer_position].to(device)].float()
-    return chosen
+    return Rival(padded.read, trained, None, {"virtual_tokens": count})

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 SHOWN = 2
 """Prompts that are printed."""
 FIRST_ROWS = 64
-"""Samples whose tokens are counted."""
+"""Samples whose tokens are counted where long prompts are cut."""
 
 
 class Subject:
@@ -48,6 +48,14 @@ class Subject:
         except UserError as error:
             return error.message
         return None
+
+    @cached_property
+    def context(self) -> int | None:
+        """Tokens that the model reads at most."""
+        from roma_ds.backbone.loading import load_config
+
+        found: int | None = getattr(load_config(self.run.model), "max_position_embeddings", None)
+        return found
 
     @cached_property
     def network(self) -> Any:
@@ -84,13 +92,29 @@ class Subject:
 
     @cached_property
     def prompts(self) -> list[Prompt]:
-        """The first samples as token ids: of training, or of evaluation where nothing is trained."""
+        """The first training samples as token ids; all where too long ones are refused."""
+        return self._encoded(self.training, {})
+
+    @cached_property
+    def questions(self) -> list[Prompt]:
+        """The same of evaluation."""
+        from roma_ds.data.tasks import new_tokens_of
+
+        return self._encoded(self.evaluation, new_tokens_of(self.run))
+
+    def _encoded(self, samples: list[Sample], new_tokens: Mapping[str, int]) -> list[Prompt]:
         from roma_ds.backbone.encoding import encode
         from roma_ds.backbone.loading import load_tokenizer
 
-        tokenizer = load_tokenizer(self.run.model)
-        samples = self.evaluation if self.evaluation_only else self.training
-        return encode(samples[:FIRST_ROWS], tokenizer, self.run.data.max_tokens)
+        refuse = self.run.data.long_prompts == "refuse"
+        return encode(
+            samples if refuse else samples[:FIRST_ROWS],
+            load_tokenizer(self.run.model),
+            self.run.data.max_tokens,
+            self.context,
+            new_tokens,
+            refuse,
+        )
 
 
 def _deepspeed(subject: Subject) -> Iterator[str]:
@@ -164,13 +188,21 @@ def _evaluation_data(subject: Subject) -> Iterator[str]:
 
 
 def _tokens(subject: Subject) -> Iterator[str]:
-    limit = subject.run.data.max_tokens
-    lengths = [len(prompt.prompt) for prompt in subject.prompts]
-    kind = "evaluation" if subject.evaluation_only else "training"
+    yield from _counted(subject, subject.prompts, "training")
+
+
+def _evaluation_tokens(subject: Subject) -> Iterator[str]:
+    yield from _counted(subject, subject.questions, "evaluation")
+
+
+def _counted(subject: Subject, prompts: list[Prompt], kind: str) -> Iterator[str]:
+    lengths = [len(prompt.prompt) for prompt in prompts]
     text = f"{min(lengths)} to {max(lengths)} in the prompts of the first {len(lengths)} {kind} samples"
-    cut = sum(prompt.truncated for prompt in subject.prompts)
-    yield text + (f"; {cut} of them are cut in the middle to data.max_tokens={limit}" if cut else "")
-    single = sum(prompt.single_token_options for prompt in subject.prompts)
+    cut = sum(prompt.truncated for prompt in prompts)
+    context = f" and the model's context of {subject.context}" if subject.context else ""
+    to = f"data.max_tokens={subject.run.data.max_tokens}{context}"
+    yield text + (f"; {cut} of them are cut in the middle to fit {to}" if cut else "")
+    single = sum(prompt.single_token_options for prompt in prompts)
     yield f"  options of one token each, read in one pass: {single} of {len(lengths)} samples"
 
 
@@ -188,11 +220,12 @@ LOOKS: dict[str, Callable[[Subject], Iterator[str]]] = {
     "training data": _training_data,
     "evaluation data": _evaluation_data,
     "tokens": _tokens,
+    "evaluation tokens": _evaluation_tokens,
     "memory": _memory,
 }
 
 
-FOR_TRAINING = ("weights", "training data", "memory")
+FOR_TRAINING = ("weights", "training data", "tokens", "memory")
 """Left out where nothing can be trained; weights are then read as the library has it."""
 
 

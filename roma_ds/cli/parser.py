@@ -28,6 +28,7 @@ CHECKS = (
     "training data",
     "evaluation data",
     "tokens",
+    "evaluation tokens",
     "memory",
 )
 """What `check` looks at, in this order."""

@@ -161,8 +161,11 @@ class Alone:
         questions = [self.work.tasks.samples[row] for row in rows]
         ids, _ = self._neighbours()
         asked = with_examples(questions, self.session.samples("samples.parquet"), ids)
-        limit = self.run_config.data.max_tokens * (roma.neighbours + 1)
-        prompts = encode(asked, self.session.tokenizer, limit)
+        data = self.run_config.data
+        # Every solved example may be as long as a question.
+        limit = data.max_tokens * (roma.neighbours + 1)
+        refuse = data.long_prompts == "refuse"
+        prompts = encode(asked, self.session.tokenizer, limit, self.session.context, refuse_long=refuse)
         model = self.session.pretrained()
         size = self.run_config.eval.batch_size
         scores = model.score(prompts, roma.tokens, size, f"eval {self.work.cell.title}")
@@ -184,7 +187,8 @@ class Alone:
         chosen = layout.choose(run.roma.layers)
         routers = sum(site.experts * site.hidden for site in layout.sites if site.layer in chosen)
         session.release_frozen()
-        build = Build(self.world, run.model, session.whole.depth, caches.first, routers, run.train.seed)
+        depth, seed = session.whole.depth, run.train.seed
+        build = Build(self.world, run.model, depth, caches.first, routers, seed, chosen)
         rival = RIVALS[name].build(build)
         trained = sum(weight.numel() for weight in rival.trained)
         cached = rival.first is not None
@@ -199,7 +203,7 @@ class Alone:
         part = self._part(caches.evaluation, self.work.rows) if cached else None
 
         def forward(numbers: Sequence[int], batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-            return rival.forward(batch), torch.zeros(len(numbers), 1, 1)
+            return rival.read(batch)
 
         requests = requests_of(asked)
         scores = score(
@@ -217,5 +221,5 @@ class Alone:
             "last_loss": result.last_loss,
             "merges": RIVALS[name].merges,
             "inference": 1.0 + virtual * len(lengths) / sum(lengths),
-            "routing": False,
+            "partial": True,
         }

@@ -91,22 +91,21 @@ def _measured(work: Work, scores: Scores, facts: Mapping[str, Any]) -> dict[str,
         return found
     prompts = [work.session.prompts("eval.parquet")[row] for row in rows]
     found["perplexity"] = measures.text_perplexity(prompts, scores, text)
-    if facts.get("routing", True):
-        places = [rows[place] for place in asked]
-        routing = np.asarray(work.tables.eval_routing[places])
-        routing[:, work.columns if facts.get("partial") else slice(None)] = answered.routing
-        found["side_effects"] = measures.routing_effects(
-            routing, work.tables.eval_routing[places], work.columns, layout.top_k
-        )
-        found["alignment"] = measures.alignments(
-            questions,
-            tuple(dict.fromkeys(sample.task for sample in questions)),
-            np.asarray(work.tables.eval_embeddings[places]),
-            routing,
-            work.columns,
-            cell.run.roma.neighbours,
-            work.study.alignment_limit,
-        )
+    places = [rows[place] for place in asked]
+    routing = np.asarray(work.tables.eval_routing[places])
+    routing[:, work.columns if facts.get("partial") else slice(None)] = answered.routing
+    found["side_effects"] = measures.routing_effects(
+        routing, work.tables.eval_routing[places], work.columns, layout.top_k
+    )
+    found["alignment"] = measures.alignments(
+        questions,
+        tuple(dict.fromkeys(sample.task for sample in questions)),
+        np.asarray(work.tables.eval_embeddings[places]),
+        routing,
+        work.columns,
+        cell.run.roma.neighbours,
+        work.study.alignment_limit,
+    )
     return found
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from roma_ds.errors import UserError
+
 CHUNK = 512
 
 
@@ -14,10 +16,15 @@ def nearest_members(
     """Rows of `embeddings` [n, dim] among `members` nearest to queries [q, dim], and their inner products.
 
     Both [q, count], best first, equal ones by row. Embeddings are of unit length.
-    Raises ValueError when there are fewer members than `count`.
+    Raises UserError when there are fewer members than `count`.
     """
     if len(members) < count:
-        raise ValueError(f"{count} neighbours asked for, {len(members)} samples to choose from")
+        more = "take more training samples (train.samples, or limit of data.train)"
+        raise UserError(
+            f"roma.neighbours is {count}, but the base model answers {len(members)} of the training samples "
+            "right, and neighbours are chosen from those",
+            f"set roma.neighbours to at most {len(members)}, or {more}" if len(members) else more,
+        )
     known = np.asarray(embeddings[members], np.float32)
     ids = np.empty((len(queries), count), np.int64)
     products = np.empty((len(queries), count), np.float64)

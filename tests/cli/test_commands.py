@@ -178,6 +178,7 @@ def test_check(here: Here) -> None:
         "24 evaluation samples",
         "<< ",
         "options of one token each, read in one pass: 32 of 32 samples",
+        "in the prompts of the first 24 evaluation samples",
         "training with the prefix cache: ",
         "frozen pass, engine stream",
     ):
@@ -200,6 +201,17 @@ def test_check_names_every_problem(here: Here, tmp_path: Path) -> None:
     ):
         assert done.err.count(words) >= 1, done
     assert done.err.count("gone.jsonl does not exist") == 1
+
+
+def test_check_refuses_the_prompts_that_a_run_would(here: Here) -> None:
+    """Of training and of evaluation, each once; and an answer that leaves no room in the model's context."""
+    config = str(here.project.config)
+    done = here("check", config, "data.max_tokens=4", "data.long_prompts=refuse")
+    assert done.code == 2 and done.err.count("tokens, 4 are allowed") == 2, done
+    assert "/train/" in done.err and "words/" in done.err and "fix: " in done.err
+    assert here("check", config, "data.max_tokens=4").code == 0
+    done = here("check", config, "eval.scoring=generate", "eval.max_new_tokens=900")
+    assert done.code == 2 and done.err.count("in the model's context of 512 tokens") == 1, done
 
 
 def test_plan(here: Here) -> None:

@@ -90,11 +90,11 @@ def test_training_a_model_without_routers_is_refused(dense: Project) -> None:
 
 
 def test_check_says_that_such_a_model_can_be_evaluated_alone(dense: Project) -> None:
-    done = here(dense, "check", f"eval.tasks={TASKS}")
+    done = here(dense, "check", f"eval.tasks={TASKS}", "eval.max_new_tokens=4")
     assert done.code == 0, done
     assert "'llama' has no routers that roma_ds knows: `roma-ds eval` measures it" in done.out
     assert "evaluation data: 31 evaluation samples" in done.out and "first 31 evaluation samples" in done.out
-    for name in ("weights", "training data", "memory"):
+    for name in ("weights", "training data", "tokens", "memory"):
         assert f"{name}: not looked at, since nothing can be trained" in done.out
     broken = here(dense, "check", "eval.tasks=[{name: words, path: nowhere.jsonl}]")
     assert broken.code == 2 and "nowhere.jsonl" in broken.err, broken

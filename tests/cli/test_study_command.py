@@ -80,7 +80,7 @@ def test_one_command_gives_the_table(done: Finished, folder: Path) -> None:
 
 def test_alignment_and_side_effects_are_in_the_result(done: Finished, folder: Path) -> None:
     rows = results(folder)["entries"]
-    for name in ("base", "router_tuning", "roma", "c3po_regression"):
+    for name in ("base", "router_tuning", "roma", "lora", "c3po_regression"):
         # Methods of the test time answer what is reported alone.
         more = set() if name == "c3po_regression" else {"validation"}
         assert set(rows[name]["alignment"]) == {"words", *more}, name

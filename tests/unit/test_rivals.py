@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from tiny_runs import letter_samples, model_config, tiny_run
+from tiny_runs import letter_samples, model_config, stock_network, tiny_run
 from torch import nn
 
 from roma_ds.backbone.encoding import Prompt, encode
 from roma_ds.backbone.feed import Feed
 from roma_ds.backbone.frozen import load_part
 from roma_ds.backbone.request_set import requests_of
-from roma_ds.backbone.routed import RoutedLM
+from roma_ds.backbone.routed import RoutedLM, RoutedOutput
 from roma_ds.baselines.adapters import MIXED, LoraMixture, add_adapters, matched_plan, numbers_of, rank_plan
 from roma_ds.baselines.in_context import with_examples
 from roma_ds.baselines.methods import METHODS
 from roma_ds.baselines.networks import Build, Rival
+from roma_ds.baselines.padded_network import PaddedNetwork
 from roma_ds.baselines.rivals import RIVALS, train_rival
 from roma_ds.baselines.variants import TRAINED
 from roma_ds.comm import World
@@ -32,7 +34,7 @@ ROUTERS = 2 * 8 * 32
 
 @pytest.fixture
 def build(tiny_olmoe: Path) -> Build:
-    return Build(ALONE, model_config(tiny_olmoe), 4, None, ROUTERS, 0)
+    return Build(ALONE, model_config(tiny_olmoe), 4, None, ROUTERS, 0, (2, 3))
 
 
 @pytest.fixture(scope="module")
@@ -40,12 +42,14 @@ def prompts(tokenizer: Any) -> list[Prompt]:
     return encode(letter_samples(24), tokenizer, 500)
 
 
-def base_logits(folder: Path, prompts: list[Prompt]) -> torch.Tensor:
+def base_output(folder: Path, prompts: list[Prompt]) -> RoutedOutput:
     network, layout = load_part(ALONE, model_config(folder), 4, None, None)
-    routed = RoutedLM(network, layout, layout.layers).attach()
+    routed = RoutedLM(network, layout, (2, 3)).attach()
     requests = requests_of(prompts)
     with torch.no_grad():
-        return routed(**Feed(requests.sequences, "last1").batch(list(requests.targets)).inputs(CPU)).logits
+        batch = Feed(requests.sequences, "last3").batch(list(requests.targets))
+        output: RoutedOutput = routed(**batch.inputs(CPU))
+    return output
 
 
 def numbers(rival: Rival) -> int:
@@ -58,10 +62,12 @@ def test_a_rival_starts_as_the_base_model_and_learns(
 ) -> None:
     rival = RIVALS[name].build(build)
     requests = requests_of(prompts)
-    feed = Feed(requests.sequences, "last1")
+    feed = Feed(requests.sequences, "last3")
     with torch.no_grad():
-        logits = rival.forward(feed.batch(list(requests.targets)))
-    assert torch.allclose(logits, base_logits(tiny_olmoe, prompts), atol=1e-4)
+        logits, routing = rival.read(feed.batch(list(requests.targets)))
+    base = base_output(tiny_olmoe, prompts)
+    assert torch.allclose(logits, base.logits, atol=1e-4)
+    assert torch.allclose(routing, base.routing, atol=1e-5) and routing.shape == (24, 2, 8)
     run = tiny_run(tiny_olmoe, tmp_path, "train.epochs=6", "train.lr=0.02")
     result = train_rival(rival, run.train, requests, feed, range(24), lambda text: None)
     assert result.steps == 18
@@ -89,9 +95,50 @@ def test_padding_changes_nothing_under_virtual_tokens(build: Build, prompts: lis
         requests = requests_of(prompts)
         feed = Feed(requests.sequences, "last1")
         with torch.no_grad():
-            together = rival.forward(feed.batch(list(requests.targets)))
-            apart = torch.cat([rival.forward(feed.batch([number])) for number in requests.targets])
-        assert torch.allclose(together, apart, atol=1e-4), name
+            together = rival.read(feed.batch(list(requests.targets)))
+            alone = [rival.read(feed.batch([number])) for number in requests.targets]
+        for whole, parts in zip(together, zip(*alone, strict=True), strict=True):
+            assert torch.allclose(whole, torch.cat(parts), atol=1e-4), name
+
+
+def test_a_padded_network_reads_the_routing_of_the_packed_one(
+    tiny_olmoe: Path, prompts: list[Prompt]
+) -> None:
+    network = stock_network(model_config(tiny_olmoe))
+    requests = requests_of(prompts)
+    batch = Feed(requests.sequences, "last3").batch(list(requests.targets))
+    base = base_output(tiny_olmoe, prompts)
+    with torch.no_grad():
+        logits, routing = PaddedNetwork(network, network, (2, 3), 0, CPU).read(batch)
+    assert torch.allclose(logits, base.logits, atol=1e-4)
+    assert torch.allclose(routing, base.routing, atol=1e-5)
+
+
+class Preceded(nn.Module):
+    """A causal LM that reads some tokens before every sequence."""
+
+    def __init__(self, network: Any, before: list[int]) -> None:
+        super().__init__()
+        self.network, self.before = network, torch.tensor(before)
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> Any:
+        first = self.before.expand(len(input_ids), -1)
+        ids, mask = torch.cat([first, input_ids], 1), torch.cat([torch.ones_like(first), attention_mask], 1)
+        return self.network(input_ids=ids, attention_mask=mask, use_cache=use_cache)
+
+
+def test_routing_is_read_behind_added_positions(tiny_olmoe: Path, prompts: list[Prompt]) -> None:
+    """Tokens put before a sequence by the network give what they give as the beginning of the prompts."""
+    before = [5, 9, 7]
+    network = stock_network(model_config(tiny_olmoe))
+    requests = requests_of(prompts)
+    batch = Feed(requests.sequences, "last3").batch(list(requests.targets))
+    base = base_output(tiny_olmoe, [replace(one, prompt=(*before, *one.prompt)) for one in prompts])
+    with torch.no_grad():
+        padded = PaddedNetwork(Preceded(network, before), network, (2, 3), len(before), CPU)
+        logits, routing = padded.read(batch)
+    assert torch.allclose(logits, base.logits, atol=1e-4)
+    assert torch.allclose(routing, base.routing, atol=1e-5)
 
 
 class Attention(nn.Module):
@@ -171,6 +218,20 @@ def test_examples_come_before_the_question_the_nearest_last() -> None:
     )
     assert found[1].prompt.endswith(asked[1].prompt) and found[1].prompt.startswith(reference[0].prompt)
     assert (found[0].options, found[0].answer) == (asked[0].options, asked[0].answer)
+
+
+def test_examples_come_before_every_context_of_a_filled_gap(tokenizer: Any) -> None:
+    import numpy as np
+
+    reference, plain = letter_samples(2, seed=1), letter_samples(1, seed=2)[0]
+    gap = replace(
+        plain, contexts=("w1 w2", "w1 w3"), options=(" w4 .", " w4 ."), choices=("w2", "w3"), answer=1
+    )
+    [found] = with_examples([gap], [reference[0], gap], np.array([[0, 1]]))
+    before = f"w1 w3{gap.target}\n\n{reference[0].prompt}{reference[0].target}\n\n"
+    assert found.contexts == (before + "w1 w2", before + "w1 w3")
+    [one], [bare] = encode([found], tokenizer, 500), encode([gap], tokenizer, 500)
+    assert all(len(one.before(option)) > len(bare.before(option)) + 10 for option in (0, 1))
 
 
 def test_every_variant_is_a_method_and_the_oracle_says_what_it_sees() -> None:

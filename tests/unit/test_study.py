@@ -181,8 +181,14 @@ def test_nearest_members_are_those_of_a_full_sort() -> None:
         expected = sorted(members, key=lambda one: -float(known[row] @ known[one]))[:3]
         assert ids[row].tolist() == expected
     assert (np.diff(products, axis=1) <= 0).all()
-    with pytest.raises(ValueError, match="neighbours asked for"):
-        nearest_members(known, known, members[:2], 3)
+
+
+def test_fewer_successful_samples_than_neighbours_is_the_users_mistake() -> None:
+    known = np.eye(4)
+    with pytest.raises(UserError, match=r"is 3, but the base model answers 2 .*\n  fix: .*at most 2"):
+        nearest_members(known, known, np.array([0, 2]), 3)
+    with pytest.raises(UserError, match=r"answers 0 .*\n  fix: take more training samples"):
+        nearest_members(known, known, np.array([], np.int64), 3)
 
 
 def fake_study(root: Path, accuracies: dict[str, list[float]], questions: int = 400) -> None:
