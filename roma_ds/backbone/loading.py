@@ -61,7 +61,9 @@ def load_config(model: ModelConfig) -> Any:
         return AutoConfig.from_pretrained(
             checkpoint(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _explain(error, model) from error
+    except StrictDataclassError as error:
         raise _explain(error, model) from error
 
 

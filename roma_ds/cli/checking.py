@@ -38,6 +38,7 @@ class Subject:
         """Why nothing of the model can be trained; None where it can, and where its config cannot be read."""
         from roma_ds.backbone.loading import load_config
         from roma_ds.families import family_of
+        from roma_ds.families.unusable_config import UnusableConfig
 
         try:
             config = load_config(self.run.model)
@@ -45,6 +46,8 @@ class Subject:
             return None
         try:
             family_of(config)
+        except UnusableConfig:
+            return None
         except UserError as error:
             return error.message
         return None

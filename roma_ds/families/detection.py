@@ -10,6 +10,7 @@ from roma_ds.families.family import Family
 from roma_ds.families.layout import MoELayout, RouterSite
 from roma_ds.families.recorded import recorded_family
 from roma_ds.families.registry import FAMILIES
+from roma_ds.families.unusable_config import UnusableConfig, require_routing
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -17,14 +18,17 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 def family_of(config: Any) -> Family:
     """The family of a model config, by its `model_type`, or one made from what transformers records of it.
 
-    Raises UserError for dense models, and for those whose routers cannot be used.
+    Raises UserError for dense models, and for those whose routers cannot be used; UnusableConfig, one of
+    them, where the config describes no network.
     """
     model_type = getattr(config, "model_type", "?")
     for family in FAMILIES:
         if model_type in family.model_types:
+            require_routing(family, config)
             return family
     recorded = recorded_family(config)
     if recorded is not None:
+        require_routing(recorded, config)
         return recorded
     known = ", ".join(t for family in FAMILIES for t in family.model_types)
     raise UserError(
@@ -34,9 +38,14 @@ def family_of(config: Any) -> Family:
 
 
 def has_routers(config: Any) -> bool:
-    """Whether a model config is of a family, known or recorded, whose routers can be used."""
+    """Whether a model config is of a family, known or recorded, whose routers can be used.
+
+    Raises UnusableConfig where it describes no network.
+    """
     try:
         family_of(config)
+    except UnusableConfig:
+        raise
     except UserError:
         return False
     return True

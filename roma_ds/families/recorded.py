@@ -13,6 +13,7 @@ from typing import Any
 from roma_ds.errors import UserError
 from roma_ds.families.capability import Limit
 from roma_ds.families.family import Family
+from roma_ds.families.unusable_config import making_faults
 
 RECORD = "router_logits"
 """What transformers calls the record."""
@@ -69,7 +70,7 @@ def _found(key: _Key) -> Family:
     import torch
 
     config = key.config
-    with torch.device("meta"):
+    with making_faults(config), torch.device("meta"):
         network = key.network_class._from_config(config, dtype=torch.float32)
     _check_surroundings(key, network)
     routers = _routers(key, network)
