@@ -8,7 +8,7 @@ from typing import Any
 from roma_ds.errors import UserError
 from roma_ds.families.family import Family
 from roma_ds.families.layout import MoELayout, RouterSite
-from roma_ds.families.recorded import recorded_family
+from roma_ds.families.recorded import recorded_family, unrecorded
 from roma_ds.families.registry import FAMILIES
 from roma_ds.families.unusable_config import UnusableConfig, require_routing
 
@@ -31,8 +31,12 @@ def family_of(config: Any) -> Family:
         require_routing(recorded, config)
         return recorded
     known = ", ".join(t for family in FAMILIES for t in family.model_types)
+    stated = unrecorded(config)
     raise UserError(
-        f"model type '{model_type}' has no routers that roma_ds knows",
+        f"model type '{model_type}' has no routers that roma_ds knows"
+        if stated is None
+        else f"model type '{model_type}' may be sparse ({stated}), but transformers records no router logits "
+        "of it, so it cannot be trained here",
         f"use a Mixture-of-Experts model of one of these types: {known}",
     )
 

@@ -44,6 +44,16 @@ def recorded_family(config: Any) -> Family | None:
     return _found(_Key(config, network_class, record))
 
 
+def unrecorded(config: Any) -> str | None:
+    """The number of experts that a config or its text_config states, as `name=number`; None without one.
+
+    For models of which transformers records no routers.
+    """
+    parts = (config, getattr(config, "text_config", None))
+    stated = ((name, getattr(part, name, None)) for part in parts if part is not None for name in EXPERTS)
+    return next((f"{name}={n}" for name, n in stated if isinstance(n, int) and n > 1), None)
+
+
 def _class_of(config: Any) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
