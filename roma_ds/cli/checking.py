@@ -134,9 +134,17 @@ def _weights(subject: Subject) -> Iterator[str]:
     from pathlib import Path
 
     from roma_ds.backbone.checkpoint_check import check_checkpoint
-    from roma_ds.backbone.loading import checkpoint
+    from roma_ds.backbone.loading import checkpoint, is_local, not_found
 
-    if not Path(checkpoint(subject.run.model)).is_dir():
+    place = Path(checkpoint(subject.run.model))
+    if place.is_file():
+        raise UserError(
+            f"model.path: {place} is a file, and the weights of a run lie in a folder",
+            "give the folder of the checkpoint; `roma-ds plan` reads a config.json alone",
+        )
+    if not place.is_dir():
+        if is_local(subject.run.model.path):
+            raise not_found(subject.run.model, "")
         yield "not looked at: they are on the hub"
         return
     files = check_checkpoint(subject.run.model)
