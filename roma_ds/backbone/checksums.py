@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from roma_ds.backbone.checkpoint_files import CheckpointFiles
+from roma_ds.backbone.expert_keys import expert_keys
 from roma_ds.errors import UserError
 from roma_ds.families import MoELayout
 
@@ -22,7 +23,7 @@ def sampled_keys(files: CheckpointFiles, layout: MoELayout) -> list[str]:
     chosen = []
     for layer in layout.layers:
         chosen.append(layout.gate_key(layer))
-        experts = sorted(key for key in files.under(f"{layout.family.layers}.{layer}.") if ".experts." in key)
+        experts = expert_keys(files, layout, layer)
         if experts:
             chosen.append(experts[int(_sha256(str(layer).encode())[:8], 16) % len(experts)])
     return [key for key in chosen if key in files.keys]

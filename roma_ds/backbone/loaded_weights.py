@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from roma_ds.backbone.checkpoint_files import CheckpointFiles
+from roma_ds.backbone.expert_keys import expert_keys
 from roma_ds.comm import World
 from roma_ds.errors import RomaError
 from roma_ds.families import MoELayout, RouterSite
@@ -64,8 +65,7 @@ def check_loaded(network: Any, layout: MoELayout, files: CheckpointFiles, world:
         if key in files.keys and gate is not None and not gate.has(files.read(key).reshape(-1), 0):
             raise _misplaced(key, files)
     for site in layout.sites[:: max(1, len(layout.sites) // LAYERS)]:
-        for key, fused, expert in _sampled(network, layout, site, files, world):
-            stored = files.read(key)
+        for key, stored, fused, expert in _sampled(network, layout, site, files, world):
             ways = (stored.reshape(-1), stored.T.reshape(-1))
             if not any(_somewhere(held, way, expert) for held in fused for way in ways):
                 raise _misplaced(key, files)
@@ -73,10 +73,10 @@ def check_loaded(network: Any, layout: MoELayout, files: CheckpointFiles, world:
 
 def _sampled(
     network: Any, layout: MoELayout, site: RouterSite, files: CheckpointFiles, world: World
-) -> Iterator[tuple[str, list[_Held], int]]:
-    """(key of a stored tensor, where it may lie, number of its expert) for one expert.
+) -> Iterator[tuple[str, torch.Tensor, list[_Held], int]]:
+    """(key of a stored tensor, its values for one expert, where they may lie, number of that expert).
 
-    The first that lies whole in this rank's share. None where experts are stored fused.
+    The first expert that lies whole in this rank's share.
     """
     layers = layout.family.layers
     number = site.module.removeprefix(f"{layers}.").partition(".")[0]
@@ -86,10 +86,19 @@ def _sampled(
         held = _Held.of(parameter, world.rank)
         if held is not None and len(held.shape) == 3 and held.shape[0] == layout.experts:
             fused.append(held)
-    keys = [key for key in files.under(f"{layers}.{site.layer}.") if f".experts.{expert}." in key]
-    for key in keys if fused else ():
-        if len(files.stored(key).shape) == 2:
-            yield key, fused, expert
+    for key in expert_keys(files, layout, site.layer) if fused else ():
+        shape = files.stored(key).shape
+        if len(shape) == 2 and f".experts.{expert}." in key:
+            yield key, files.read(key), fused, expert
+        elif len(shape) == 3:
+            # All experts in one tensor, as in memory.
+            block = prod(shape[1:])
+            yield (
+                key,
+                files.read_flat(key, expert * block, (expert + 1) * block).view(shape[1:]),
+                fused,
+                expert,
+            )
 
 
 def _somewhere(held: _Held, stored: torch.Tensor, expert: int) -> bool:

@@ -24,6 +24,11 @@ def checkpoint(model: ModelConfig) -> str:
     return str(PACKAGED) if model.path == "demo" else model.path
 
 
+def is_local(path: str) -> bool:
+    """Whether `path` can name nothing on the hub, whose ids are `name` or `owner/name`."""
+    return path.startswith((".", "/", "~")) or path.count("/") > 1
+
+
 def _explain(error: Exception, model: ModelConfig) -> Exception:
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     # Of transformers' checks of a config the first line only names the check.
@@ -37,6 +42,10 @@ def _explain(error: Exception, model: ModelConfig) -> Exception:
 
 def not_found(model: ModelConfig, text: str) -> UserError:
     """For a checkpoint that is neither here nor on the hub. text: what the library says."""
+    if is_local(model.path):
+        return UserError(
+            f"model.path: '{model.path}' does not exist", "give the folder of a checkpoint, or a hub id"
+        )
     reason = why_unreachable()
     where = f"was not found on the hub: {text}" if reason is None else f"not in the hub's cache ({reason})"
     return UserError(
@@ -47,7 +56,7 @@ def not_found(model: ModelConfig, text: str) -> UserError:
 
 def ask_hub(model: ModelConfig) -> None:
     """Before anything is fetched: without network its cache alone is used, with no wait for each file."""
-    if not Path(checkpoint(model)).exists():
+    if not Path(checkpoint(model)).exists() and not is_local(model.path):
         why_unreachable()
 
 
@@ -61,7 +70,9 @@ def load_config(model: ModelConfig) -> Any:
         return AutoConfig.from_pretrained(
             checkpoint(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
-    except (OSError, ValueError, KeyError, StrictDataclassError) as error:
+    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise _explain(error, model) from error
+    except StrictDataclassError as error:
         raise _explain(error, model) from error
 
 

@@ -19,6 +19,7 @@ from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import Family, family_of
+from roma_ds.families.unusable_config import making_faults
 from roma_ds.progress import Progress
 
 MB = 1_000_000
@@ -48,7 +49,7 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
 
     Without embedding its `base_model` takes `inputs_embeds`; without head its final norm and its output
     embedding are the identity. config: of the whole model, where it is known.
-    Raises UserError for a checkpoint whose weights are quantized, or whose tied head has a bias.
+    Raises UserError for quantized weights, a tied head with a bias, a config that describes no network.
     """
     from transformers import AutoModelForCausalLM
 
@@ -61,7 +62,7 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
         )
     if span is not None:
         config = family.truncated(config, span.first, span.last, span.embedding)
-    with torch.device("meta"):
+    with making_faults(config), torch.device("meta"):
         network = AutoModelForCausalLM.from_config(
             config, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
         )

@@ -38,6 +38,7 @@ class Subject:
         """Why nothing of the model can be trained; None where it can, and where its config cannot be read."""
         from roma_ds.backbone.loading import load_config
         from roma_ds.families import family_of
+        from roma_ds.families.unusable_config import UnusableConfig
 
         try:
             config = load_config(self.run.model)
@@ -45,6 +46,8 @@ class Subject:
             return None
         try:
             family_of(config)
+        except UnusableConfig:
+            return None
         except UserError as error:
             return error.message
         return None
@@ -155,9 +158,17 @@ def _weights(subject: Subject) -> Iterator[str]:
     from pathlib import Path
 
     from roma_ds.backbone.checkpoint_check import check_checkpoint
-    from roma_ds.backbone.loading import checkpoint
+    from roma_ds.backbone.loading import checkpoint, is_local, not_found
 
-    if not Path(checkpoint(subject.run.model)).is_dir():
+    place = Path(checkpoint(subject.run.model))
+    if place.is_file():
+        raise UserError(
+            f"model.path: {place} is a file, and the weights of a run lie in a folder",
+            "give the folder of the checkpoint; `roma-ds plan` reads a config.json alone",
+        )
+    if not place.is_dir():
+        if is_local(subject.run.model.path):
+            raise not_found(subject.run.model, "")
         yield "not looked at: they are on the hub"
         return
     files = check_checkpoint(subject.run.model)

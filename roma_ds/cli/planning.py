@@ -64,18 +64,19 @@ def answer(options: argparse.Namespace) -> tuple[Subject, Any, Any]:
     network = skeleton(model, config=config_of(model))
     layout = detect(network)
     family = layout.family
+    length = min(options.length, options.tokens)
     question = Question(
         setting=Setting(
             zero_stage=0,
             world_size=options.world_size,
             dtype=options.dtype,
-            tokens=options.micro_batch * options.length,
+            tokens=options.micro_batch * length,
             device=options.device,
         ),
         layers=layout.choose(_layers(options.layers)),
         device_memory=parse_size(options.device_memory, "--device-memory"),
         tokens=options.tokens,
-        length=min(options.length, options.tokens),
+        length=length,
         activation_memory=parse_size(options.activation_memory, "--activation-memory"),
         rates=_rates(options),
         uncut=family.barrier("suffix"),

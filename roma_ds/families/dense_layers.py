@@ -15,6 +15,11 @@ from roma_ds.errors import UserError
 class NoDenseLayers:
     """Every layer has a router."""
 
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """Names of the config attributes that hold a step from layer to layer."""
+        return ()
+
     def is_sparse(self, config: Any, layer: int) -> bool:
         """Whether layer `layer` of a model config has a router."""
         return True
@@ -34,6 +39,11 @@ class ListedDenseLayers:
     """Name of the config attribute that lists them; absent or None is an empty list."""
     step_attribute: str
     """Name of the config attribute s by which only layers s - 1, 2 s - 1, ... are sparse."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """As `NoDenseLayers`."""
+        return (self.step_attribute,)
 
     def is_sparse(self, config: Any, layer: int) -> bool:
         """As `NoDenseLayers`."""
@@ -58,6 +68,11 @@ class LeadingDenseLayers:
     attribute: str
     """Name of the config attribute that says how many."""
 
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """As `NoDenseLayers`."""
+        return ()
+
     def is_sparse(self, config: Any, layer: int) -> bool:
         """As `NoDenseLayers`."""
         return layer >= int(getattr(config, self.attribute))
@@ -80,6 +95,11 @@ class SparseRange:
     """Name of the config attribute with the last of the range."""
     step_attribute: str
     """Name of the config attribute s by which only layers s - 1, 2 s - 1, ... are sparse."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """As `NoDenseLayers`."""
+        return (self.step_attribute,)
 
     def is_sparse(self, config: Any, layer: int) -> bool:
         """As `NoDenseLayers`."""

@@ -8,8 +8,9 @@ from typing import Any
 from roma_ds.errors import UserError
 from roma_ds.families.family import Family
 from roma_ds.families.layout import MoELayout, RouterSite
-from roma_ds.families.recorded import recorded_family
+from roma_ds.families.recorded import recorded_family, unrecorded
 from roma_ds.families.registry import FAMILIES
+from roma_ds.families.unusable_config import UnusableConfig, require_routing
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -17,26 +18,38 @@ _LAYER = re.compile(r"\.layers\.(\d+)\.")
 def family_of(config: Any) -> Family:
     """The family of a model config, by its `model_type`, or one made from what transformers records of it.
 
-    Raises UserError for dense models, and for those whose routers cannot be used.
+    Raises UserError for dense models, and for those whose routers cannot be used; UnusableConfig, one of
+    them, where the config describes no network.
     """
     model_type = getattr(config, "model_type", "?")
     for family in FAMILIES:
         if model_type in family.model_types:
+            require_routing(family, config)
             return family
     recorded = recorded_family(config)
     if recorded is not None:
+        require_routing(recorded, config)
         return recorded
     known = ", ".join(t for family in FAMILIES for t in family.model_types)
+    stated = unrecorded(config)
     raise UserError(
-        f"model type '{model_type}' has no routers that roma_ds knows",
+        f"model type '{model_type}' has no routers that roma_ds knows"
+        if stated is None
+        else f"model type '{model_type}' may be sparse ({stated}), but transformers records no router logits "
+        "of it, so it cannot be trained here",
         f"use a Mixture-of-Experts model of one of these types: {known}",
     )
 
 
 def has_routers(config: Any) -> bool:
-    """Whether a model config is of a family, known or recorded, whose routers can be used."""
+    """Whether a model config is of a family, known or recorded, whose routers can be used.
+
+    Raises UnusableConfig where it describes no network.
+    """
     try:
         family_of(config)
+    except UnusableConfig:
+        raise
     except UserError:
         return False
     return True

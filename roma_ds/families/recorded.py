@@ -13,6 +13,7 @@ from typing import Any
 from roma_ds.errors import UserError
 from roma_ds.families.capability import Limit
 from roma_ds.families.family import Family
+from roma_ds.families.unusable_config import making_faults
 
 RECORD = "router_logits"
 """What transformers calls the record."""
@@ -43,6 +44,16 @@ def recorded_family(config: Any) -> Family | None:
     return _found(_Key(config, network_class, record))
 
 
+def unrecorded(config: Any) -> str | None:
+    """The number of experts that a config or its text_config states, as `name=number`; None without one.
+
+    For models of which transformers records no routers.
+    """
+    parts = (config, getattr(config, "text_config", None))
+    stated = ((name, getattr(part, name, None)) for part in parts if part is not None for name in EXPERTS)
+    return next((f"{name}={n}" for name, n in stated if isinstance(n, int) and n > 1), None)
+
+
 def _class_of(config: Any) -> Any:
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -69,7 +80,7 @@ def _found(key: _Key) -> Family:
     import torch
 
     config = key.config
-    with torch.device("meta"):
+    with making_faults(config), torch.device("meta"):
         network = key.network_class._from_config(config, dtype=torch.float32)
     _check_surroundings(key, network)
     routers = _routers(key, network)

@@ -59,5 +59,5 @@ def forecast(model: ModelSizes, question: Question) -> Forecast:
         epoch_operations_uncached=epochs[False],
         training=rows,
         passes=passes,
-        recommendation=recommend(model, question, rows),
+        recommendation=recommend(model, suffix if question.cacheable else marked, question, rows, once),
     )

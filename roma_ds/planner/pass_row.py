@@ -38,8 +38,10 @@ def pass_rows(model: ModelSizes, question: Question, operations: float) -> Itera
     for stage in (0, 3):
         setting = replace(question.setting, zero_stage=stage)
         memory = frozen_pass_bytes(model, setting)
-        gathered = 0
+        gathered, read = 0, whole
         if stage == 3:
+            # A rank reads its own shares.
+            read = -(-whole // world)
             found = fetches(model, setting.limits, world, backward=False)
             gathered = (question.steps * found.gathered + found.persistent) * setting.itemsize
         yield PassRow(
@@ -50,8 +52,8 @@ def pass_rows(model: ModelSizes, question: Question, operations: float) -> Itera
             fits=question.fits(memory),
             devices=_smallest(model, setting, question),
             gathered_bytes=gathered,
-            read_bytes=whole,
-            seconds=whole / rates.disk + computing + gathered / rates.link,
+            read_bytes=read,
+            seconds=read / rates.disk + computing + gathered / rates.link,
         )
     if question.uncut is not None:
         return

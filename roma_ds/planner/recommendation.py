@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from roma_ds.planner.frozen_pass import choose_engine
+from roma_ds.planner.engine_advice import advise
 from roma_ds.planner.model_sizes import ModelSizes
 from roma_ds.planner.question import Question
 from roma_ds.planner.training_row import TrainingRow
@@ -25,8 +25,17 @@ class Recommendation:
     reasons: tuple[str, ...]
 
 
-def recommend(model: ModelSizes, question: Question, rows: Sequence[TrainingRow]) -> Recommendation:
-    """The simplest setting that fits on the given number of devices, or the one that needs the fewest."""
+def recommend(
+    model: ModelSizes,
+    trained: ModelSizes,
+    question: Question,
+    rows: Sequence[TrainingRow],
+    operations: float,
+) -> Recommendation:
+    """The simplest setting that fits on the given number of devices, or the one that needs the fewest.
+
+    trained: the part that training holds; operations: of the frozen pass.
+    """
     cached = rows[0].prefix_cache
     plain, partitioned = (
         next(row for row in rows if row.zero_stage == stage and row.prefix_cache == cached)
@@ -69,18 +78,9 @@ def recommend(model: ModelSizes, question: Question, rows: Sequence[TrainingRow]
             f"zero3_offload_cpu fits on {given}, slower: {moved / gib:.1f} GiB of a device and "
             f"{partitioned.memory.resting / gib:.1f} GiB of host memory a rank"
         )
-    devices = given if chosen.fits else chosen.devices
-    if question.uncut is not None:
-        return Recommendation(f"zero{chosen.zero_stage}", cached, "zero3", devices, tuple(reasons))
-    size = question.setting.itemsize
-    engine, reason = choose_engine(
-        model.total * size,
-        max(model.in_layer(layer) for layer in range(model.layers)) * size,
-        chosen.zero_stage == 3,
-        given,
-        question.room,
-        -(-question.samples // question.micro_batch),
-        question.setting.device,
+    advice = advise(
+        model, trained, question, operations, chosen.zero_stage, given if chosen.fits else chosen.devices
     )
-    reasons.append(f"frozen pass by {engine}: {reason}")
-    return Recommendation(f"zero{chosen.zero_stage}", cached, engine, devices, tuple(reasons))
+    return Recommendation(
+        f"zero{advice.zero_stage}", cached, advice.engine, advice.devices, (*reasons, *advice.reasons)
+    )

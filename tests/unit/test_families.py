@@ -95,6 +95,12 @@ def test_a_dense_model_is_refused_with_the_known_types() -> None:
     assert all(model_type in str(caught.value.fix) for model_type in TYPES)
 
 
+@pytest.mark.parametrize("model_type", ["llama4", "llama4_text"])
+def test_a_sparse_model_without_recorded_routers_is_not_called_dense(model_type: str) -> None:
+    with pytest.raises(UserError, match=r"may be sparse \(num_local_experts=16\), but .* cannot be trained"):
+        family_of(AutoConfig.for_model(model_type))
+
+
 def test_a_sparse_type_without_sparse_layers_is_refused() -> None:
     with pytest.raises(UserError, match="no router of class"):
         detect(small("qwen3_moe", num_hidden_layers=2, mlp_only_layers=[0, 1]))

@@ -13,13 +13,10 @@ from safetensors.torch import load_file, save_file
 
 from roma_ds.backbone.checkpoint_check import check_checkpoint
 from roma_ds.backbone.checkpoint_files import CheckpointFiles
-from roma_ds.backbone.loaded_weights import check_loaded
 from roma_ds.backbone.loading import load_config, load_tokenizer
-from roma_ds.backbone.span import Span, load_span
 from roma_ds.cli.parser import build_parser
 from roma_ds.config import ModelConfig
-from roma_ds.errors import RomaError, UserError
-from roma_ds.families import detect
+from roma_ds.errors import UserError
 from roma_ds.testing.tiny_models import save_tiny
 
 INDEX = "model.safetensors.index.json"
@@ -112,33 +109,6 @@ def test_another_number_of_layers_than_in_the_config(layers: int, copy: Path) ->
     (copy / "config.json").write_text(json.dumps(config | {"num_hidden_layers": layers}))
     said = refusal(copy)
     assert ("belong nowhere: model.layers.3." if layers == 3 else "missing: model.layers.4.") in said
-
-
-@pytest.mark.parametrize("model_type", ["olmoe", "qwen3_moe"])
-def test_weights_in_the_wrong_place_are_seen(model_type: str, tmp_path: Path) -> None:
-    import torch
-
-    from roma_ds.comm import World
-    from roma_ds.comm.ranks import Ranks
-
-    world, model = World(Ranks(), torch.device("cpu")), ModelConfig(path=str(tmp_path), dtype="bfloat16")
-    save_tiny(tmp_path, model_type)
-    network = load_span(model, Span.suffix(0, 4), None, world.device)
-    files, layout = CheckpointFiles(model), detect(network)
-    check_loaded(network, layout, files, world)
-    gates = [network.get_submodule(site.module).weight for site in layout.sites]
-    experts = network.model.layers[1].mlp.experts
-    for one, other in (
-        (gates[1], gates[2]),
-        (experts.down_proj[0], experts.down_proj[5]),
-        (experts.gate_up_proj[0], experts.gate_up_proj[1]),
-    ):
-        kept = one.clone(), other.clone()
-        one.data.copy_(kept[1]), other.data.copy_(kept[0])
-        with pytest.raises(RomaError, match="is not where it belongs"):
-            check_loaded(network, layout, files, world)
-        one.data.copy_(kept[0]), other.data.copy_(kept[1])
-    check_loaded(network, layout, files, world)
 
 
 @pytest.mark.parametrize("load", [load_config, load_tokenizer])

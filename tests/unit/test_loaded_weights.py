@@ -1,0 +1,57 @@
+"""What is held against the files after loading and between runs: gates, and tensors of the experts."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from family_models import MODEL_TYPES
+
+from roma_ds.backbone.checkpoint_files import CheckpointFiles
+from roma_ds.backbone.checksums import checksums, sampled_keys
+from roma_ds.backbone.loaded_weights import check_loaded
+from roma_ds.backbone.span import Span, load_span
+from roma_ds.comm import World
+from roma_ds.comm.ranks import Ranks
+from roma_ds.config import ModelConfig
+from roma_ds.errors import RomaError
+from roma_ds.families import detect
+from roma_ds.testing.tiny_models import save_tiny
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_weights_in_the_wrong_place_are_seen(model_type: str, tmp_path: Path) -> None:
+    world, model = World(Ranks(), torch.device("cpu")), ModelConfig(path=str(tmp_path), dtype="bfloat16")
+    save_tiny(tmp_path, model_type)
+    network = load_span(model, Span.suffix(0, 4), None, world.device)
+    files, layout = CheckpointFiles(model), detect(network)
+    check_loaded(network, layout, files, world)
+    gates = [network.get_submodule(site.module).weight for site in layout.sites]
+    stacks: list[Any] = [values for values in network.model.layers[1].parameters() if values.dim() == 3]
+    assert len(stacks) == 2, "gate and up projections in one, down projections"
+    for one, other in ((gates[1], gates[2]), *((stack[0], stack[5]) for stack in stacks)):
+        kept = one.clone(), other.clone()
+        one.data.copy_(kept[1]), other.data.copy_(kept[0])
+        with pytest.raises(RomaError, match="is not where it belongs"):
+            check_loaded(network, layout, files, world)
+        one.data.copy_(kept[0]), other.data.copy_(kept[1])
+    check_loaded(network, layout, files, world)
+
+
+@pytest.mark.parametrize("model_type", MODEL_TYPES)
+def test_a_tensor_of_the_experts_of_each_layer_has_a_digest(model_type: str, tmp_path: Path) -> None:
+    model = ModelConfig(path=str(save_tiny(tmp_path, model_type)))
+    layout, files = (
+        detect(load_span(model, Span.suffix(0, 4), None, torch.device("cpu"))),
+        CheckpointFiles(model),
+    )
+    keys = sampled_keys(files, layout)
+    gates = [layout.gate_key(layer) for layer in layout.layers]
+    others = [key for key in keys if key not in gates]
+    assert [key for key in keys if key in gates] == gates
+    assert [int(key.split(".")[2]) for key in others] == list(layout.layers)
+    named = (".experts.", ".input_linear.", ".output_linear.")
+    assert all(any(part in key for part in named) for key in others)
+    assert set(checksums(files, keys)) == set(keys)
