@@ -245,15 +245,24 @@ def check_run(options: argparse.Namespace) -> int:
 
     A UserError where one of them is the user's, else an EnvironmentFault.
     """
-    from roma_ds.pipeline.worker import load_for
+    from roma_ds.config.loader import usable_part
+    from roma_ds.pipeline.worker import load_for, overrides_for
 
     world_size = next((n for n in (options.world_size, options.ranks) if n is not None), 1)
     if world_size < 1:
         raise UserError(f"--world-size must be 1 or more, not {world_size}", "leave it out for 1")
-    run = load_for(options.config, options.overrides, options.ds)
-    print(f"config: {options.config} is valid")
-    subject = Subject(run, world_size)
     problems: dict[str, RomaError] = {}
+    try:
+        run = load_for(options.config, options.overrides, options.ds)
+        print(f"config: {options.config} is valid")
+    except UserError as error:
+        rest = usable_part(options.config, overrides_for(options.overrides, options.ds))
+        if rest is None:
+            raise
+        run = rest
+        problems[str(error)] = error
+        print("config: not valid, see below; looking at the rest of it")
+    subject = Subject(run, world_size)
     for name in CHECKS:
         if name in FOR_TRAINING and subject.evaluation_only:
             print(f"{name}: not looked at, since nothing can be trained")

@@ -36,6 +36,40 @@ def parse_run_config(text: str, path: Path, overrides: Sequence[str] = ()) -> Ru
     return _with_absolute_paths(replace(run, source=_absolute(path)))
 
 
+def usable_part(path: Path, overrides: Sequence[str] = ()) -> RunConfig | None:
+    """The run of `load_run_config` without the keys and values that it refuses; None where that is no run.
+
+    For `check`, which goes on with the rest. Raises UserError where the file cannot be read.
+    """
+    try:
+        values = parse(_read(path))
+    except YamlProblem:
+        return None
+    if not isinstance(values, dict):
+        return None
+    values, _ = apply(values, [item for item in map(parse_override, overrides) if isinstance(item, Override)])
+    while True:
+        result = convert(values, RunConfig)
+        if not result.problems:
+            return _with_absolute_paths(replace(result.value, source=_absolute(path)))
+        # The last first, so that places in a list stay those that the problems name.
+        dropped = [_drop(values, problem.path.split(".")) for problem in reversed(result.problems)]
+        if True not in dropped:
+            return None
+
+
+def _drop(values: Any, keys: Sequence[str]) -> bool:
+    """Take out what lies at a key path; whether there was anything."""
+    *around, last = keys
+    try:
+        for key in around:
+            values = values[int(key) if isinstance(values, list) else key]
+        del values[int(last) if isinstance(values, list) else last]
+    except (LookupError, TypeError, ValueError):
+        return False
+    return True
+
+
 def parse_section(text: str, path: Path, overrides: Sequence[str], section: type, fix: str) -> Any:
     """The `section` that `text` describes. Raises UserError with every problem and `fix`."""
     try:

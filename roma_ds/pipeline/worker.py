@@ -80,10 +80,14 @@ def calm_libraries() -> None:
     transformers_logging.set_verbosity_error()
 
 
+def overrides_for(overrides: Sequence[str], deepspeed_config: str | None) -> list[str]:
+    """The command line's overrides, its DeepSpeed JSON among them."""
+    return [*overrides, *([f"deepspeed={Path(deepspeed_config).resolve()}"] if deepspeed_config else [])]
+
+
 def load_for(config: Path, overrides: Sequence[str], deepspeed_config: str | None) -> RunConfig:
     """The run config with the command line's DeepSpeed JSON in place of the file's."""
-    extra = [f"deepspeed={Path(deepspeed_config).resolve()}"] if deepspeed_config else []
-    return load_run_config(config, [*overrides, *extra])
+    return load_run_config(config, overrides_for(overrides, deepspeed_config))
 
 
 def run_stages(run: RunConfig, goal: str, variant: str | None, must_train: bool = False) -> None:

@@ -191,9 +191,12 @@ def test_check(here: Here) -> None:
 def test_check_names_every_problem(here: Here, tmp_path: Path) -> None:
     (tmp_path / "ds.json").write_text(json.dumps({"train_micro_batch_size_per_gpu": 7}))
     overrides = ("model.path=./nowhere", "data.train.0.path=nowhere.jsonl", "eval.tasks.0.path=gone.jsonl")
-    done = here("check", str(here.project.config), "--ds", str(tmp_path / "ds.json"), *overrides)
-    assert done.code == 2
+    wrong = ("roma.lamda=1", "train.epochs=many")
+    done = here("check", str(here.project.config), "--ds", str(tmp_path / "ds.json"), *overrides, *wrong)
+    assert done.code == 2 and "config: not valid, see below" in done.out, done
     for words in (
+        "roma.lamda: unknown key; did you mean 'lambda'",
+        "train.epochs: expected a whole number, got 'many'",
         "train_micro_batch_size_per_gpu",
         "nowhere'",
         "nowhere.jsonl does not exist",

@@ -21,6 +21,7 @@ from roma_ds.config import (
     to_dict,
     to_yaml,
 )
+from roma_ds.config.loader import usable_part
 from roma_ds.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -361,3 +362,24 @@ def _any_run() -> RunConfig:
     from roma_ds.config import parse_run_config
 
     return parse_run_config(MINIMAL, Path("/nowhere/run.yaml"))
+
+
+def test_what_is_wrong_is_left_out_of_the_usable_part(write: Write) -> None:
+    path = write(MINIMAL + "roma: {neighbours: 5, lamda: 1, epsilon: x}\ntrain: {epochs: -1, lr: 0.5}\n")
+    changes = ["data.train.0.limt=3", "data.train.1.name=[]", "eval.batch_size=9", "nothing"]
+    with pytest.raises(UserError):
+        load_run_config(path, changes)
+    run = usable_part(path, changes)
+    assert run is not None
+    assert (run.roma.neighbours, run.roma.epsilon, run.train.epochs, run.train.lr) == (5, None, 3, 0.5)
+    assert run.eval.batch_size == 9 and [item.name for item in run.data.train] == ["openbookqa"]
+
+
+def test_a_config_without_anything_wrong_is_its_own_usable_part(write: Write) -> None:
+    path = write(MINIMAL)
+    assert usable_part(path, ["roma.lambda=2"]) == load_run_config(path, ["roma.lambda=2"])
+
+
+@pytest.mark.parametrize("text", ["", "model: [", "- 1", "data: {train: [{name: openbookqa}]}", MINIMAL[8:]])
+def test_where_no_run_is_left_there_is_no_usable_part(write: Write, text: str) -> None:
+    assert usable_part(write(text)) is None
