@@ -1,7 +1,4 @@
-"""Answers that a model writes: greedy decoding in batches over the ranks.
-
-Shapes: B sequences of a batch, L tokens of the longest so far.
-"""
+"""Answers that a model writes: greedy decoding in batches over the ranks."""
 
 from __future__ import annotations
 
@@ -12,8 +9,8 @@ from typing import Any
 import torch
 
 from roma_ds.backbone.batches import in_batches
+from roma_ds.backbone.decoding import Decoder
 from roma_ds.backbone.feed import FILLER
-from roma_ds.backbone.plain import PlainModel, left_padded
 from roma_ds.progress import Progress
 
 
@@ -39,9 +36,9 @@ class Asked:
 
 
 class Writer:
-    """Greedy decoding with a key-value cache."""
+    """Greedy decoding."""
 
-    def __init__(self, model: PlainModel, tokenizer: Any, max_new_tokens: int) -> None:
+    def __init__(self, model: Decoder, tokenizer: Any, max_new_tokens: int) -> None:
         self.model, self.tokenizer, self.limit = model, tokenizer, max_new_tokens
         own = getattr(model.generation_config, "eos_token_id", None)
         ends = own if isinstance(own, list) else [own]
@@ -58,7 +55,7 @@ class Writer:
                 numbers = mine[turn] if turn < len(mine) else []
                 if not (numbers or self.model.partitioned):
                     break
-                written = self._batch([asked[number] for number in numbers])
+                written = self._batch(numbers, [asked[number] for number in numbers])
                 found.update(zip(numbers, written, strict=True))
                 progress.advance(len(numbers))
         gathered = world.gather_to_first(found)
@@ -67,24 +64,20 @@ class Writer:
         everything = {number: one for part in gathered for number, one in part.items()}
         return [everything[number] for number in range(len(asked))]
 
-    def _batch(self, asked: Sequence[Asked]) -> list[Written]:
+    def _batch(self, numbers: Sequence[int], asked: Sequence[Asked]) -> list[Written]:
         """One batch; without any prompt, as many forward passes as the other ranks need."""
-        from transformers import DynamicCache
-
-        ids, mask = left_padded([one.prompt for one in asked] or [FILLER.prompt])
-        cache = DynamicCache(config=self.model.config)
+        step = self.model.decoding(numbers, [one.prompt for one in asked] or [FILLER.prompt])
+        chosen: torch.Tensor | None = None
         new: list[list[int]] = [[] for _ in asked]
         open_rows = set(range(len(asked)))
         for _ in range(self.limit):
-            logits = self.model.logits(ids, mask, 1, cache)
-            ids = logits[:, -1].argmax(dim=-1).cpu()[:, None]
+            chosen = step(chosen).argmax(dim=-1).cpu()
             for row in sorted(open_rows):
-                new[row].append(int(ids[row, 0]))
+                new[row].append(int(chosen[row]))
                 if self._is_over(new[row], asked[row].stop):
                     open_rows.discard(row)
             if not self._anyone(bool(open_rows)):
                 break
-            mask = torch.cat([mask, torch.ones_like(mask[:, :1])], dim=1)
         return [self._written(tokens, one.stop) for tokens, one in zip(new, asked, strict=True)]
 
     def _anyone(self, busy: bool) -> bool:

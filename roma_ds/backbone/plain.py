@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from roma_ds.backbone.batches import in_batches
+from roma_ds.backbone.decoding import CachedSteps, Step, left_padded
 from roma_ds.backbone.encoding import Encoded, Prompt
 from roma_ds.backbone.feed import FILLER
 from roma_ds.backbone.found import Record
@@ -59,17 +60,6 @@ class _Root(nn.Module):
         return logits.float()
 
 
-def left_padded(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
-    """int64 [B, L] token ids and mask, 1 where there is a token."""
-    longest = max(map(len, sequences))
-    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
-    mask = torch.zeros_like(ids)
-    for row, tokens in enumerate(sequences):
-        ids[row, longest - len(tokens) :] = torch.tensor(tokens)
-        mask[row, longest - len(tokens) :] = 1
-    return ids, mask
-
-
 class PlainModel:
     """A network as transformers has it, whole on each rank below ZeRO stage 3, partitioned at stage 3."""
 
@@ -81,6 +71,7 @@ class PlainModel:
             config = load_config(model)
         network = self._whole(model, config, ds)
         network.config.use_cache = True
+        self.network = network
         self.config, self.generation_config = network.config, network.generation_config
         self._root = _Root(network)
         self._call: Any = self._root
@@ -154,6 +145,15 @@ class PlainModel:
         with torch.no_grad():
             found: torch.Tensor = self._call(ids.to(device), mask.to(device), last, cache)
         return found
+
+    def decoding(self, numbers: Sequence[int], prompts: Sequence[Sequence[int]]) -> Step:
+        """Begin to write behind these prompts, as `Decoder`."""
+        from transformers import DynamicCache
+
+        return CachedSteps(prompts, DynamicCache(config=self.config), self._newest)
+
+    def _newest(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
+        return self.logits(ids, mask, 1, cache)[:, -1]
 
     def score(self, prompts: Sequence[Prompt], batch_size: int, title: str) -> Scores | None:
         """Score every prompt, without routing; complete on rank 0, None elsewhere. A collective."""

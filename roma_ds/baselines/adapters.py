@@ -106,11 +106,18 @@ def _subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
         yield from itertools.combinations(names, size)
 
 
-def add_adapters(network: nn.Module, plan: Plan, seed: int) -> list[nn.Parameter]:
-    """Put the plan's adapters into the network and return what is trained; the function stays the same."""
+def add_adapters(network: Any, plan: Plan, seed: int, first: int = 0) -> list[nn.Parameter]:
+    """Put the plan's adapters into the network and return what is trained; the function stays the same.
+
+    first: layers before it, by place in this network, stay as they are.
+    """
     torch.manual_seed(seed)
+    products = linear_products(network, plan.products)
+    if first:
+        behind = {module for layer in network.base_model.layers[first:] for module in layer.modules()}
+        products = {path: product for path, product in products.items() if product in behind}
     if plan.kind == "mixture":
-        for path, product in linear_products(network, plan.products).items():
+        for path, product in products.items():
             parent, _, name = path.rpartition(".")
             setattr(network.get_submodule(parent), name, LoraMixture(product, plan.rank, plan.adapters))
     else:
@@ -119,7 +126,7 @@ def add_adapters(network: nn.Module, plan: Plan, seed: int) -> list[nn.Parameter
             r=plan.rank,
             lora_alpha=2 * plan.rank,
             lora_dropout=0.0,
-            target_modules=list(plan.products),
+            target_modules=list(products),
             use_dora=plan.kind == "dora",
         )
         library.inject_adapter_in_model(config, network)

@@ -5,7 +5,7 @@ Shapes: B sequences, A predicted tokens, V vocabulary, M layers whose routing is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,11 +13,14 @@ import torch
 from torch import nn
 
 from roma_ds.backbone.batches import Batch
+from roma_ds.backbone.decoding import Decoder
 from roma_ds.backbone.experts import use_frozen_experts
 from roma_ds.backbone.frozen import load_part
 from roma_ds.backbone.loading import checkpoint
+from roma_ds.backbone.plain import PlainModel
 from roma_ds.backbone.routed import RoutedLM
 from roma_ds.baselines.adapters import add_adapters, matched_plan, peft, rank_plan
+from roma_ds.baselines.decoders import VirtualDecoder
 from roma_ds.baselines.padded_network import PaddedNetwork
 from roma_ds.comm import World
 from roma_ds.config import ModelConfig
@@ -40,6 +43,8 @@ class Rival:
     """The layer whose cached hidden states it takes, None for token ids."""
     facts: dict[str, Any]
     """What it is, for the result."""
+    decoder: Callable[[], Decoder]
+    """What writes with the weights as they are now."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits float32 [A, V] at the answer positions of a batch."""
@@ -74,6 +79,16 @@ def _packed(build: Build, network: Any, layout: MoELayout, first: int | None) ->
     return read
 
 
+def _with_values(
+    whole: PlainModel, copies: Iterable[nn.Parameter], trained: Iterable[nn.Parameter]
+) -> PlainModel:
+    """The whole network with the values of what was trained in it."""
+    with torch.no_grad():
+        for copy, weight in zip(copies, trained, strict=True):
+            copy.copy_(weight)
+    return whole
+
+
 def adapted(build: Build, kind: str, rank: int | None) -> Rival:
     """Adapters of `kind` in the layers behind the cache; rank None matches the routers' parameters."""
     network, layout = load_part(build.world, build.model, build.depth, build.first, None)
@@ -82,7 +97,12 @@ def adapted(build: Build, kind: str, rank: int | None) -> Rival:
     facts = {"adapters": kind, "products": list(plan.products), "rank": plan.rank, "alpha": 2 * plan.rank}
     if plan.adapters > 1:
         facts["experts"] = plan.adapters
-    return Rival(_packed(build, network, layout, build.first), trained, build.first, facts)
+
+    def decoder() -> Decoder:
+        whole = PlainModel(build.world, build.model, {})
+        return _with_values(whole, add_adapters(whole.network, plan, build.seed, build.first or 0), trained)
+
+    return Rival(_packed(build, network, layout, build.first), trained, build.first, facts, decoder)
 
 
 def dense(build: Build) -> Rival:
@@ -90,12 +110,18 @@ def dense(build: Build) -> Rival:
     network, layout = load_part(build.world, build.model, build.depth, None, None)
     routers = {f"{site.module}.weight" for site in layout.sites}
     attention = f".{layout.family.attention}."
-    trained = []
+    trained = {}
     for name, weight in network.named_parameters():
         norm = "norm" in name and (attention in name or ".input_layernorm." in name)
         if name in routers or norm:
-            trained.append(weight.requires_grad_(True))
-    return Rival(_packed(build, network, layout, None), trained, None, {"routers": len(routers)})
+            trained[name] = weight.requires_grad_(True)
+
+    def decoder() -> Decoder:
+        whole = PlainModel(build.world, build.model, {})
+        return _with_values(whole, [whole.network.get_parameter(name) for name in trained], trained.values())
+
+    read = _packed(build, network, layout, None)
+    return Rival(read, list(trained.values()), None, {"routers": len(routers)}, decoder)
 
 
 def virtual_tokens(build: Build, kind: str) -> Rival:
@@ -128,4 +154,8 @@ def virtual_tokens(build: Build, kind: str) -> Rival:
     added = count if kind == "prompt" else 0
     padded = PaddedNetwork(model, network, build.layers, added, build.world.device)
     trained = [weight for weight in model.parameters() if weight.requires_grad]
-    return Rival(padded.read, trained, None, {"virtual_tokens": count})
+
+    def decoder() -> Decoder:
+        return VirtualDecoder(build.world, model, network, count)
+
+    return Rival(padded.read, trained, None, {"virtual_tokens": count}, decoder)

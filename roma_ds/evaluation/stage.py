@@ -53,7 +53,7 @@ def evaluate(
         if scores is not None:
             columns: dict[str, Any] = {}
             if written is not None:
-                scores, columns = _judged(samples, scores, written)
+                scores, columns = judged(samples, scores, written)
             scoring = {task.name: scoring_of(run, task) for task in run.eval.tasks}
             results = task_results(samples, scores, scoring)
             for task in run.eval.tasks:
@@ -101,10 +101,13 @@ def evaluate(
     return shared
 
 
-def _judged(
+def judged(
     samples: Sequence[Sample], scores: Scores, written: Sequence[Written | None]
 ) -> tuple[Scores, dict[str, Any]]:
-    """The scores with what generated texts say in place of what is most likely, and further columns."""
+    """The scores with what generated texts say in place of what is most likely, and further columns.
+
+    written: by sample, None where the answer is scored.
+    """
     predicted, correct = scores.predicted.copy(), scores.correct.copy()
     extracted: list[str | None] = []
     for row, (sample, one) in enumerate(zip(samples, written, strict=True)):

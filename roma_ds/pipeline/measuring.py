@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+from roma_ds.backbone.decoding import Decoder
 from roma_ds.backbone.encoding import Prompt
 from roma_ds.backbone.generation import Asked, Writer, Written
-from roma_ds.backbone.plain import PlainModel
 from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
 from roma_ds.data.tasks import new_tokens_of, task_of
@@ -34,7 +34,7 @@ def evaluated_rows(folders: Folders) -> dict[str, int]:
 
 
 def written_answers(
-    model: PlainModel,
+    model: Decoder,
     run: RunConfig,
     tokenizer: Any,
     samples: Sequence[Sample],

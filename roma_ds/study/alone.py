@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -13,12 +13,14 @@ from numpy.typing import NDArray
 
 from roma_ds.backbone.batches import Batch
 from roma_ds.backbone.cache_part import CachePart
+from roma_ds.backbone.decoding import Decoder
 from roma_ds.backbone.encoding import Prompt, encode
 from roma_ds.backbone.feed import Feed
 from roma_ds.backbone.prefix_cache import PrefixCache
 from roma_ds.backbone.request_set import requests_of
 from roma_ds.backbone.scores import Scores
 from roma_ds.backbone.steered import Steering
+from roma_ds.baselines.decoders import SteeredDecoder
 from roma_ds.baselines.descent import C3PO, ORACLE
 from roma_ds.baselines.in_context import with_examples
 from roma_ds.baselines.networks import Build
@@ -27,10 +29,12 @@ from roma_ds.baselines.scoring import score
 from roma_ds.baselines.test_time import Questions, Reference, TestTime, described
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
+from roma_ds.data.tasks import new_tokens_of
 from roma_ds.manifold.kernel import median_sigma, similarity
 from roma_ds.pipeline.stages import neighbour_pool
 from roma_ds.study.nearest import nearest_members
 from roma_ds.study.shared import chosen_prompts, part_of
+from roma_ds.study.writing import with_written_answers
 from roma_ds.training.batch_order import chosen_rows
 
 if TYPE_CHECKING:
@@ -152,9 +156,14 @@ class Alone:
         base_tokens = sum(test.questions.requests.lengths)
         scores = test.scores(routing, f"eval {self.work.cell.title}")
         facts["inference"] = 1.0 + test.tokens / base_tokens
-        facts["rows"] = self._question_rows()
+        facts["rows"] = rows = self._question_rows()
         test.steering.close()
-        return scores, facts
+
+        def decoder() -> Decoder:
+            whole = Steering(self.session.pretrained().routed, test.steering.layers)
+            return SteeredDecoder(self.world, whole, routing, self.run_config.roma.tokens)
+
+        return self._written(rows, self._prompts(rows), scores, decoder), facts
 
     def _in_context(self) -> Found:
         rows, roma = self._question_rows(), self.run_config.roma
@@ -165,13 +174,14 @@ class Alone:
         # Every solved example may be as long as a question.
         limit = data.max_tokens * (roma.neighbours + 1)
         refuse = data.long_prompts == "refuse"
-        prompts = encode(asked, self.session.tokenizer, limit, self.session.context, refuse_long=refuse)
+        new = new_tokens_of(self.run_config)
+        prompts = encode(asked, self.session.tokenizer, limit, self.session.context, new, refuse)
         model = self.session.pretrained()
         size = self.run_config.eval.batch_size
         scores = model.score(prompts, roma.tokens, size, f"eval {self.work.cell.title}")
         assert scores is not None
         plain = sum(requests_of(self._prompts(rows)).lengths)
-        return scores, {
+        return self._written(rows, prompts, scores, self.session.plain), {
             "train_seconds": 0.0,
             "trainable_parameters": 0,
             "examples": roma.neighbours,
@@ -179,6 +189,14 @@ class Alone:
             "inference": sum(requests_of(prompts).lengths) / plain,
             "rows": rows,
         }
+
+    def _written(
+        self, rows: Sequence[int], prompts: Sequence[Prompt], scores: Scores, decoder: Callable[[], Decoder]
+    ) -> Scores:
+        samples = [self.work.tasks.samples[row] for row in rows]
+        found = with_written_answers(self.session, samples, prompts, scores, decoder, self.work.cell.title)
+        assert found is not None
+        return found
 
     def _rival(self, name: str) -> Found:
         started = time.monotonic()
@@ -209,6 +227,7 @@ class Alone:
         scores = score(
             requests, self._feed(asked, part), run.eval.batch_size, forward, f"eval {self.work.cell.title}"
         )
+        scores = self._written(self.work.rows, asked, scores, rival.decoder)
         lengths = requests.lengths
         virtual = rival.facts.get("virtual_tokens", 0) if name == "prompt_tuning" else 0
         return scores, {

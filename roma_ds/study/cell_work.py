@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from roma_ds.backbone.plain import PlainModel
 from roma_ds.backbone.router_file import read_router_file
 from roma_ds.backbone.scores import Scores
 from roma_ds.baselines import TRAINED
@@ -21,6 +22,7 @@ from roma_ds.study.alone import Alone
 from roma_ds.study.oracle_targets import make_oracle_targets
 from roma_ds.study.plan import Cell
 from roma_ds.study.shared import TEXT_TASK, BaseTables, Tasks, chosen_prompts, part_of
+from roma_ds.study.writing import with_written_answers
 from roma_ds.training.stage import ROUTER_FILE
 
 OUTCOME = "outcome.parquet"
@@ -131,12 +133,19 @@ def _score(work: Work, weights: Mapping[int, Any]) -> Scores | None:
         prompts = chosen_prompts(everyone, work.rows)
     cache = part_of(session.prefixes.open("eval"), everyone, work.rows)
     scores = model.score(prompts, run.roma.tokens, run.eval.batch_size, f"eval {work.cell.title}", cache)
-    if scores is None or model.layout.layers == session.whole.layout.layers:
-        return scores
     everywhere = session.whole.layout.layers
-    routing = np.asarray(work.tables.eval_routing[work.rows])
-    routing[:, [everywhere.index(layer) for layer in model.layout.layers]] = scores.routing
-    return replace(scores, routing=routing)
+    if scores is not None and model.layout.layers != everywhere:
+        routing = np.asarray(work.tables.eval_routing[work.rows])
+        routing[:, [everywhere.index(layer) for layer in model.layout.layers]] = scores.routing
+        scores = replace(scores, routing=routing)
+
+    def decoder() -> PlainModel:
+        whole = session.plain()
+        whole.use_routers(weights)
+        return whole
+
+    samples = [work.tasks.samples[row] for row in work.rows]
+    return with_written_answers(session, samples, prompts, scores, decoder, work.cell.title)
 
 
 def _base(work: Work) -> Scores | None:

@@ -15,7 +15,6 @@ from roma_ds.config import RunConfig, load_run_config
 from roma_ds.config.overrides import Override, parse_override
 from roma_ds.config.spelling import did_you_mean
 from roma_ds.config.study import StudyConfig, VariantConfig
-from roma_ds.data.tasks import new_tokens_of
 from roma_ds.errors import UserError
 from roma_ds.storage import fingerprint
 
@@ -167,14 +166,8 @@ class Planner:
         self.entries = entries(study)
 
     def shared_run(self) -> RunConfig:
-        """The run whose data all cells share. Raises UserError where the answers of a task are generated."""
-        run = self._load(self.study.set, self.root / "shared", self.study.seeds[0])
-        if generated := new_tokens_of(run):
-            raise UserError(
-                f"{self.study.source.name}: answers of {', '.join(generated)} are generated, not scored",
-                'leave it out by set: ["eval.tasks=[...]"], or score its options by letter or cloze',
-            )
-        return run
+        """The run whose data all cells share. Raises UserError where it is no run config."""
+        return self._load(self.study.set, self.root / "shared", self.study.seeds[0])
 
     def cell(self, entry: Entry, point: Point, seed: int, purpose: Purpose) -> Cell:
         """One cell. Raises UserError where its settings are no run config."""

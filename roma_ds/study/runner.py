@@ -18,6 +18,7 @@ from roma_ds.data.store import load_samples
 from roma_ds.pipeline import stages
 from roma_ds.pipeline.folders import describe_run, installed
 from roma_ds.pipeline.machine_support import check_machine
+from roma_ds.pipeline.measuring import scoring_inputs
 from roma_ds.pipeline.session import Session
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, read_json, write_json
@@ -161,6 +162,7 @@ class Runner:
             "data": folders.record("data").read()["fingerprint"],
             "model": self.session.model_hash,
             "tasks": [list(self.tasks.report), list(self.tasks.select), cell.purpose],
+            **scoring_inputs(self.session.run),
             "batch": batch if cell.entry.method.kind in TRAINING else None,
         }
 

@@ -13,10 +13,11 @@ import torch
 from tiny_runs import free_sample, letter_sample, model_config, text_sample, words
 from transformers import AutoModelForCausalLM
 
+from roma_ds.backbone.decoding import left_padded
 from roma_ds.backbone.encoding import encode
 from roma_ds.backbone.frozen import FrozenModel
 from roma_ds.backbone.generation import Asked, Writer
-from roma_ds.backbone.plain import PlainModel, left_padded
+from roma_ds.backbone.plain import PlainModel
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.data.sample import Sample

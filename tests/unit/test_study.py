@@ -105,13 +105,6 @@ def test_mistakes_are_refused_before_anything_runs(folder: Path, override: str, 
     assert says in str(caught.value) and "fix: " in str(caught.value)
 
 
-def test_answers_that_would_have_to_be_generated_are_refused(folder: Path) -> None:
-    tasks = "eval.tasks=[{name: test, path: t.jsonl}, {name: sums, path: s.jsonl, scoring: generate}]"
-    with pytest.raises(UserError, match="answers of sums are generated, not scored"):
-        planner(folder, f"set=['{tasks}']").shared_run()
-    assert planner(folder).shared_run().output_dir == str(folder / "study" / "shared")
-
-
 def task_samples(task: str, split: str, seed: int) -> list[Sample]:
     from dataclasses import replace
 
