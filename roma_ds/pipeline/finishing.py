@@ -48,7 +48,6 @@ def write_report(run: RunConfig, folders: Folders, say: Say) -> None:
     """Write report.json, report.html, the pictures, and the TensorBoard images; print the table."""
     from roma_ds.monitor.console import next_commands, summary_table
     from roma_ds.monitor.report import build_report
-    from roma_ds.monitor.service_results import send_results
     from roma_ds.monitor.tensorboard_images import add_images
     from roma_ds.monitor.tensorboard_results import add_results
 
@@ -67,7 +66,6 @@ def write_report(run: RunConfig, folders: Folders, say: Say) -> None:
         variants = build_report(folders.root)["variants"]
         add_images(folders.root)
         add_results(folders.root)
-        send_results(folders.root)
         record.finish(inputs, ["report.json", "report.html"], time.monotonic() - started, {})
     say(summary_table(variants))
     say(next_commands(folders.root))

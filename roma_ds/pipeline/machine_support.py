@@ -6,10 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from roma_ds.errors import EnvironmentFault
+from roma_ds.monitor.services import check_services
 
 
 def check_machine(ds: Mapping[str, Any]) -> None:
     """Raises EnvironmentFault where this machine cannot do what a resolved DeepSpeed config asks for."""
+    check_services(ds)
     offload = ds.get("zero_optimization", {}).get("offload_param") or {}
     if offload.get("device") == "nvme" and not has_async_io():
         raise EnvironmentFault(

@@ -43,6 +43,10 @@ class Session:
         self.interruption = interruption
         self.folders = Folders(Path(run.output_dir))
         self.partitioned = is_zero3(ds)
+        self.is_cell = False
+        """Whether a study trains it: its curves stay beside its own files."""
+        self.made: list[str] = []
+        """Titles of the stages that were not up to date."""
         self._described = False
         self._frozen: FrozenModel | None = None
         self._suffix: FrozenModel | None = None
@@ -68,7 +72,7 @@ class Session:
         """
         self.release_frozen()
         other = copy(self)
-        other.run, other.folders = run, folders
+        other.run, other.folders, other.is_cell = run, folders, True
         other.prefixes = Prefixes(other, entering)
         # What the outer run was made with is written once, in its own folder.
         other._described = True
@@ -196,6 +200,7 @@ class Session:
 
         def described() -> Mapping[str, Any]:
             facts = work()
+            self.made.append(title)
             with agreement(self.world):
                 self.describe()
             return facts

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +20,7 @@ from roma_ds.embed.stage import embed_inputs
 from roma_ds.index import build_neighbours
 from roma_ds.index.stage import outputs as index_outputs
 from roma_ds.manifold.kernel import least_inner_product, median_sigma
+from roma_ds.monitor.services import open_services
 from roma_ds.pipeline.data import make_data
 from roma_ds.pipeline.session import Session
 from roma_ds.pipeline.targets import is_refreshed, make_targets
@@ -184,6 +184,10 @@ def _train_one(session: Session, name: str) -> None:
         with agreement(session.world):
             # Before the first step: an interrupted training is one with these settings.
             session.describe()
+            ds = _monitored(session, name)
+            if session.world.is_first:
+                # A service that does not start is named before the network is loaded.
+                open_services(ds)
 
         def targets(layers: Sequence[int], steps_per_epoch: int) -> Targets:
             return make_targets(session, run, variant, successful, layers, steps_per_epoch)
@@ -191,7 +195,7 @@ def _train_one(session: Session, name: str) -> None:
         facts = train(
             world=session.world,
             run=run,
-            ds=_monitored(session.ds, name, folder),
+            ds=ds,
             prompts=prompts,
             names=[sample.id for sample in session.samples("samples.parquet")],
             targets=targets,
@@ -215,11 +219,13 @@ def _train_one(session: Session, name: str) -> None:
     session.stage(f"train {name}", folders.training_record(name), inputs, [ROUTER_FILE], work)
 
 
-def _monitored(ds: Mapping[str, Any], name: str, folder: Path) -> dict[str, Any]:
-    """The DeepSpeed config of one training: controls write TensorBoard beside their own files only."""
-    if name == "roma":
-        return dict(ds)
-    config = {key: value for key, value in ds.items() if key not in MONITORS}
-    if ds.get("tensorboard", {}).get("enabled"):
-        config["tensorboard"] = {**ds["tensorboard"], "output_path": str(folder), "job_name": "tensorboard"}
+def _monitored(session: Session, name: str) -> dict[str, Any]:
+    """The DeepSpeed config of one training; controls and cells write TensorBoard alone."""
+    if name == "roma" and not session.is_cell:
+        return dict(session.ds)
+    config = {key: value for key, value in session.ds.items() if key not in MONITORS}
+    if session.ds.get("tensorboard", {}).get("enabled"):
+        folder = str(session.folders.training(name))
+        board = {"output_path": folder, "job_name": "tensorboard"}
+        config["tensorboard"] = {**session.ds["tensorboard"], **board}
     return config

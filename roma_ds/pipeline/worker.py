@@ -144,6 +144,7 @@ def _run_on(
 
 def _run_session(world: World, session: Session, goal: str, variant: str | None) -> None:
     from roma_ds.comm import agreement
+    from roma_ds.monitor.services import send_results
     from roma_ds.pipeline import stages
     from roma_ds.pipeline.acceptance import accept, must_embed
     from roma_ds.pipeline.evaluating import eval_stage
@@ -181,6 +182,8 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
     session.release_frozen()
     with agreement(world):
         if world.is_first:
+            if any(title.startswith("eval ") for title in session.made):
+                send_results(session.folders.root)
             finish(needed, run, session.folders)
 
 
@@ -273,8 +276,12 @@ def main_and_exit() -> NoReturn:
 def leave(code: int) -> NoReturn:
     """End this process at once: a rank that failed must not hang in a collective at exit, and one that is
     done must not be aborted by a library's thread that outlives what it works on."""
+    if not code or code > 128:
+        # Done, or stopped by a signal after saving.
+        from roma_ds.monitor.services import close_services
+
+        close_services()
     if not code:
-        # W&B and others send the rest of what they have here.
         atexit._run_exitfuncs()
     sys.stdout.flush()
     sys.stderr.flush()

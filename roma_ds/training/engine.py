@@ -74,6 +74,10 @@ class RouterEngine:
                 model_parameters=list(self.routers.values()),
                 config=config,
             )
+        self._monitored = bool(self.engine.monitor.enabled) and world.is_first
+        # DeepSpeed's own two curves count samples where ours count steps: W&B drops what comes at a step
+        # below the last one it saw.
+        self.engine.monitor.enabled = False
         # Dropout is off in the frozen network: collected and live routing must be the same function.
         self.engine.module.eval()
         self.routed.attach()
@@ -235,7 +239,7 @@ class RouterEngine:
 
     def write_events(self, events: Sequence[tuple[str, float, int]]) -> None:
         """Send scalars to the monitors that the DeepSpeed JSON names (rank 0 writes)."""
-        if self.engine.monitor.enabled and self.world.is_first:
+        if self._monitored:
             self.engine.monitor.write_events(list(events))
 
     def close(self) -> None:

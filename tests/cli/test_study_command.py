@@ -78,6 +78,14 @@ def test_one_command_gives_the_table(done: Finished, folder: Path) -> None:
     assert rows["roma"]["chosen"] == next(trial["point"] for trial in chosen if trial["chosen"])
 
 
+def test_curves_of_a_cell_lie_beside_its_files(done: Finished, folder: Path) -> None:
+    boards = {path.relative_to(folder / "study") for path in (folder / "study").rglob("tensorboard")}
+    for name in ("roma", "router_tuning"):
+        mine = [path for path in boards if path.parts[:2] == ("report", name)]
+        assert len(mine) == 2, "one for each seed"
+    assert not [path for path in boards if path.parts[0] == "shared"]
+
+
 def test_alignment_and_side_effects_are_in_the_result(done: Finished, folder: Path) -> None:
     rows = results(folder)["entries"]
     for name in ("base", "router_tuning", "roma", "lora", "c3po_regression"):

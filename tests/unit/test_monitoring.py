@@ -16,7 +16,7 @@ from watched_training import SETTINGS, watch
 
 from roma_ds.monitor.hyperparameters import flat, write_settings
 from roma_ds.monitor.run_folder import read_run
-from roma_ds.monitor.service_results import send_results
+from roma_ds.monitor.services import send_results
 from roma_ds.monitor.tensorboard_projector import add_projections
 from roma_ds.monitor.tensorboard_results import add_results
 
