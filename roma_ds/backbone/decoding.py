@@ -29,7 +29,7 @@ class Decoder(Protocol):
     """As transformers has it; its `eos_token_id` ends an answer."""
 
     def decoding(self, numbers: Sequence[int], prompts: Sequence[Sequence[int]]) -> Step:
-        """Begin a batch; numbers: of these prompts among all, none for a batch that stands in for one."""
+        """Begin a batch; numbers: of these prompts among those that are written, none where it stands in."""
 
 
 def left_padded(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:

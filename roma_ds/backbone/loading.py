@@ -76,6 +76,19 @@ def load_config(model: ModelConfig) -> Any:
         raise _explain(error, model) from error
 
 
+def load_generation_config(model: ModelConfig, config: Any) -> Any:
+    """transformers' settings for generation: the checkpoint's file, else what `config` says.
+
+    Checkpoints tuned for chat name more end tokens there than in their config.
+    """
+    from transformers import GenerationConfig
+
+    try:
+        return GenerationConfig.from_pretrained(checkpoint(model), revision=model.revision)
+    except (OSError, ValueError):
+        return GenerationConfig.from_model_config(config)
+
+
 def checkpoint_hash(model: ModelConfig, config: Any) -> str:
     """What a changed checkpoint is told by: names, sizes and times of its files, on the hub its commit."""
     location = Path(checkpoint(model))

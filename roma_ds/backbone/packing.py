@@ -12,12 +12,14 @@ import torch
 
 
 class Past:
-    """Keys and values of a batch, kept by a first pass so that later ones run the end of each sequence only.
+    """Keys and values of a batch, kept by a first pass so that later ones run some of its tokens only.
 
-    Of no use where something before that end changes between the passes.
+    Of no use where something before these tokens changes between the passes.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, grows: bool = False) -> None:
+        """grows: keep what later passes run as well, without gradient, so that each goes on from the last."""
+        self.grows = grows
         self.again: torch.Tensor | None = None
         """int64 [R], indices into T: tokens that are run again; None in the first pass, which keeps all"""
         self._kept: dict[object, tuple[torch.Tensor, torch.Tensor]] = {}
@@ -30,6 +32,8 @@ class Past:
             self._kept[module] = (key.detach(), value.detach())
             return key, value
         keys, values = self._kept[module]
+        if self.grows:
+            return keys.index_copy_(2, self.again, key), values.index_copy_(2, self.again, value)
         return keys.index_copy(2, self.again, key), values.index_copy(2, self.again, value)
 
 

@@ -20,7 +20,7 @@ from roma_ds.backbone.encoding import Encoded, Prompt
 from roma_ds.backbone.feed import FILLER
 from roma_ds.backbone.found import Record
 from roma_ds.backbone.frozen import MONITORS, is_zero3
-from roma_ds.backbone.loading import checkpoint, load_config, loading_faults
+from roma_ds.backbone.loading import checkpoint, load_config, load_generation_config, loading_faults
 from roma_ds.backbone.release import release, return_freed_memory
 from roma_ds.backbone.request_set import Requests, requests_of, result_of
 from roma_ds.backbone.routed import exact_buffers
@@ -72,7 +72,9 @@ class PlainModel:
         network = self._whole(model, config, ds)
         network.config.use_cache = True
         self.network = network
-        self.config, self.generation_config = network.config, network.generation_config
+        self.config = network.config
+        with agreement(world):
+            self.generation_config = load_generation_config(model, config)
         self._root = _Root(network)
         self._call: Any = self._root
         if self.partitioned:

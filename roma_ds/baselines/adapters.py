@@ -5,6 +5,7 @@ Shapes: a product W [out, in], rank q, A adapters in a mixture.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
 from collections.abc import Iterator, Sequence
@@ -129,8 +130,20 @@ def add_adapters(network: Any, plan: Plan, seed: int, first: int = 0) -> list[nn
             target_modules=list(products),
             use_dora=plan.kind == "dora",
         )
-        library.inject_adapter_in_model(config, network)
+        with _untied(network):
+            library.inject_adapter_in_model(config, network)
     return [weight for weight in network.parameters() if weight.requires_grad]
+
+
+@contextlib.contextmanager
+def _untied(network: Any) -> Iterator[None]:
+    """Where there is no embedding nothing is tied to it, which peft does not see."""
+    if not hasattr(network, "get_input_embeddings") or network.get_input_embeddings() is not None:
+        yield
+        return
+    tied, network._tied_weights_keys = network._tied_weights_keys, None
+    yield
+    network._tied_weights_keys = tied
 
 
 class LoraMixture(nn.Module):

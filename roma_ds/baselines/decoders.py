@@ -6,15 +6,17 @@ Shapes: B sequences, n newest tokens, L tokens so far, V vocabulary, M steered l
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from roma_ds.backbone.batches import Batch, collate
 from roma_ds.backbone.decoding import CachedSteps, Step
 from roma_ds.backbone.encoding import Encoded
-from roma_ds.backbone.feed import Feed
+from roma_ds.backbone.packing import Past, pack
 from roma_ds.backbone.steered import Steering
 from roma_ds.comm import World
 
@@ -22,8 +24,8 @@ from roma_ds.comm import World
 class VirtualDecoder:
     """peft's prompt or prefix tuning on this process alone.
 
-    Positions count from the first virtual token and leave padding out, as in training; peft's own
-    generation would count padding.
+    Prompts of one length run together, without padding: it would come between virtual tokens and prompt,
+    where peft's own generation counts it as positions and transformers' windows count it as tokens.
     """
 
     partitioned = False
@@ -35,6 +37,23 @@ class VirtualDecoder:
 
     def decoding(self, numbers: Sequence[int], prompts: Sequence[Sequence[int]]) -> Step:
         """As `Decoder`."""
+        groups: dict[int, list[int]] = {}
+        for place, prompt in enumerate(prompts):
+            groups.setdefault(len(prompt), []).append(place)
+        steps = [self._steps([prompts[place] for place in group]) for group in groups.values()]
+        places = torch.tensor([place for group in groups.values() for place in group])
+
+        def step(chosen: torch.Tensor | None) -> torch.Tensor:
+            parts = [
+                own(None if chosen is None else chosen[group])
+                for own, group in zip(steps, groups.values(), strict=True)
+            ]
+            return torch.cat(parts)[places.argsort().to(self.world.device)]
+
+        return step
+
+    def _steps(self, prompts: Sequence[Sequence[int]]) -> Step:
+        """Of prompts of one length."""
         from transformers import DynamicCache
 
         with torch.no_grad():
@@ -57,7 +76,7 @@ class VirtualDecoder:
             embeddings = self.network.get_input_embeddings()(ids.to(device))
             if virtual is not None and not cache.get_seq_length():
                 embeddings = torch.cat([virtual.to(embeddings.dtype), embeddings], dim=1)
-            positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]
+            positions = (mask.cumsum(dim=1) - 1)[:, -embeddings.shape[1] :]
             found: torch.Tensor = self.network(
                 inputs_embeds=embeddings,
                 attention_mask=mask,
@@ -72,35 +91,67 @@ class VirtualDecoder:
 class SteeredDecoder:
     """A network whose routing is given at the prompt's tokens, on this process alone.
 
-    It reads the whole sequence for every new token: packed batches keep no keys and values.
+    The prompt is run once, under the given weights, with room behind it for what will be written; then
+    every token once, routed by the routers.
     """
 
     partitioned = False
 
-    def __init__(self, world: World, steering: Steering, routing: NDArray[np.float32], tokens: str) -> None:
-        """steering: of the whole network; routing: [prompts, M, E]; tokens: as `roma.tokens`."""
+    def __init__(
+        self,
+        world: World,
+        steering: Steering,
+        routing: NDArray[np.float32],
+        tokens: str,
+        most_new: int,
+        generation_config: Any,
+    ) -> None:
+        """steering: of the whole network; routing: [prompts, M, E]; tokens: as `roma.tokens`.
+
+        most_new: tokens that an answer may have; generation_config: as `Decoder`.
+        """
         self.world, self.steering, self.routing, self.tokens = world, steering, routing, tokens
-        self.generation_config = steering.routed.network.generation_config
+        self.most_new, self.generation_config = most_new, generation_config
 
     def decoding(self, numbers: Sequence[int], prompts: Sequence[Sequence[int]]) -> Step:
         """As `Decoder`."""
-        device = self.world.device
+        device, past = self.world.device, Past(grows=True)
         given = torch.from_numpy(self.routing[list(numbers)]).to(device)
-        written: list[list[int]] = [[] for _ in prompts]
+        room = (0,) * self.most_new
+        whole = collate([Encoded(row, tuple(one), room) for row, one in enumerate(prompts)], self.tokens)
+        lengths = whole.packing.lengths
+        # [B, most_new]: the tokens behind which each new one comes.
+        behind = whole.answer_position.reshape(len(prompts), self.most_new)
+        turns = iter(range(self.most_new))
 
         def step(chosen: torch.Tensor | None) -> torch.Tensor:
-            if chosen is not None:
-                for own, token in zip(written, chosen.tolist(), strict=True):
-                    own.append(token)
-            # What stands last in a continuation is predicted and not read.
-            sequences = [
-                Encoded(row, tuple(prompt), (*own, 0))
-                for row, (prompt, own) in enumerate(zip(prompts, written, strict=True))
-            ]
-            batch = Feed(sequences, self.tokens).batch(range(len(sequences)))
+            newest = behind[:, next(turns)]
             with torch.no_grad():
-                logits = self.steering.forward(batch, given, device).logits
-            last = torch.tensor([len(own) + 1 for own in written]).cumsum(dim=0) - 1
-            return logits[last.to(device)]
+                if chosen is None:
+                    needed = torch.cat([whole.routing_positions.flatten(), newest])
+                    packing = replace(pack(lengths, needed), past=past)
+                    batch = replace(whole, packing=packing, answer_position=newest)
+                    return self.steering.forward(batch, given, device).logits
+                past.again = newest.to(device)
+                batch = _one_each(whole, newest, chosen)
+                batch = replace(batch, packing=replace(batch.packing, past=past))
+                logits: torch.Tensor = self.steering.routed(**batch.inputs(device)).logits
+                return logits
 
         return step
+
+
+def _one_each(whole: Batch, newest: torch.Tensor, chosen: torch.Tensor) -> Batch:
+    """A batch of one token of every sequence of `whole`: `chosen` int64 [B], at the places `newest`."""
+    every = torch.arange(len(newest))
+    return Batch(
+        input_ids=chosen,
+        position_ids=whole.position_ids[newest],
+        packing=replace(pack(whole.packing.lengths, newest), rows=every, row_of=every),
+        routing_positions=every[:, None],
+        routing_weights=torch.ones(len(newest), 1),
+        answer_sequence=every,
+        answer_position=every,
+        answer_ids=chosen,
+        rows=whole.rows,
+    )

@@ -5,7 +5,7 @@ Shapes: B sequences, A predicted tokens, V vocabulary, M layers whose routing is
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +18,14 @@ from roma_ds.backbone.experts import use_frozen_experts
 from roma_ds.backbone.frozen import load_part
 from roma_ds.backbone.loading import checkpoint
 from roma_ds.backbone.plain import PlainModel
+from roma_ds.backbone.release import release, return_freed_memory
 from roma_ds.backbone.routed import RoutedLM
 from roma_ds.baselines.adapters import add_adapters, matched_plan, peft, rank_plan
 from roma_ds.baselines.decoders import VirtualDecoder
 from roma_ds.baselines.padded_network import PaddedNetwork
 from roma_ds.comm import World
 from roma_ds.config import ModelConfig
+from roma_ds.errors import UserError
 from roma_ds.families import MoELayout
 
 PROMPT_TOKENS = 20
@@ -43,12 +45,19 @@ class Rival:
     """The layer whose cached hidden states it takes, None for token ids."""
     facts: dict[str, Any]
     """What it is, for the result."""
+    network: Any
+    """What holds its weights."""
     decoder: Callable[[], Decoder]
-    """What writes with the weights as they are now."""
+    """What writes with the weights as they are now; the network itself may be empty afterwards."""
 
     def forward(self, batch: Batch) -> torch.Tensor:
         """Logits float32 [A, V] at the answer positions of a batch."""
         return self.read(batch)[0]
+
+    def close(self) -> None:
+        """Give back the memory."""
+        release(self.network)
+        return_freed_memory()
 
 
 @dataclass(frozen=True)
@@ -79,13 +88,23 @@ def _packed(build: Build, network: Any, layout: MoELayout, first: int | None) ->
     return read
 
 
-def _with_values(
-    whole: PlainModel, copies: Iterable[nn.Parameter], trained: Iterable[nn.Parameter]
+def _whole(
+    build: Build,
+    network: Any,
+    trained: Sequence[nn.Parameter],
+    places: Callable[[Any], Sequence[nn.Parameter]],
 ) -> PlainModel:
-    """The whole network with the values of what was trained in it."""
+    """The whole network as the library runs it, with what was trained; `network` is emptied before.
+
+    places: of the trained values, in the whole network.
+    """
+    values = [weight.detach().to("cpu", copy=True) for weight in trained]
+    release(network)
+    return_freed_memory()
+    whole = PlainModel(build.world, build.model, {})
     with torch.no_grad():
-        for copy, weight in zip(copies, trained, strict=True):
-            copy.copy_(weight)
+        for place, value in zip(places(whole.network), values, strict=True):
+            place.copy_(value)
     return whole
 
 
@@ -99,10 +118,10 @@ def adapted(build: Build, kind: str, rank: int | None) -> Rival:
         facts["experts"] = plan.adapters
 
     def decoder() -> Decoder:
-        whole = PlainModel(build.world, build.model, {})
-        return _with_values(whole, add_adapters(whole.network, plan, build.seed, build.first or 0), trained)
+        first = build.first or 0
+        return _whole(build, network, trained, lambda whole: add_adapters(whole, plan, build.seed, first))
 
-    return Rival(_packed(build, network, layout, build.first), trained, build.first, facts, decoder)
+    return Rival(_packed(build, network, layout, build.first), trained, build.first, facts, network, decoder)
 
 
 def dense(build: Build) -> Rival:
@@ -116,12 +135,13 @@ def dense(build: Build) -> Rival:
         if name in routers or norm:
             trained[name] = weight.requires_grad_(True)
 
+    values = list(trained.values())
+
     def decoder() -> Decoder:
-        whole = PlainModel(build.world, build.model, {})
-        return _with_values(whole, [whole.network.get_parameter(name) for name in trained], trained.values())
+        return _whole(build, network, values, lambda whole: [whole.get_parameter(name) for name in trained])
 
     read = _packed(build, network, layout, None)
-    return Rival(read, list(trained.values()), None, {"routers": len(routers)}, decoder)
+    return Rival(read, values, None, {"routers": len(routers)}, network, decoder)
 
 
 def virtual_tokens(build: Build, kind: str) -> Rival:
@@ -145,6 +165,12 @@ def virtual_tokens(build: Build, kind: str) -> Rival:
         config = library.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PROMPT_TOKENS)
         count = PROMPT_TOKENS
     else:
+        if not any(path.endswith(".k_proj") for path, _ in network.named_modules()):
+            raise UserError(
+                "prefix tuning trains keys and values of every head, and this model's attention has "
+                "latent ones",
+                "leave prefix_tuning out",
+            )
         text = network.config
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -158,4 +184,4 @@ def virtual_tokens(build: Build, kind: str) -> Rival:
     def decoder() -> Decoder:
         return VirtualDecoder(build.world, model, network, count)
 
-    return Rival(padded.read, trained, None, {"virtual_tokens": count}, decoder)
+    return Rival(padded.read, trained, None, {"virtual_tokens": count}, model, decoder)

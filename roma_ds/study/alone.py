@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from roma_ds.backbone.cache_part import CachePart
 from roma_ds.backbone.decoding import Decoder
 from roma_ds.backbone.encoding import Prompt, encode
 from roma_ds.backbone.feed import Feed
+from roma_ds.backbone.loading import load_generation_config
 from roma_ds.backbone.prefix_cache import PrefixCache
 from roma_ds.backbone.request_set import requests_of
 from roma_ds.backbone.scores import Scores
@@ -23,7 +25,7 @@ from roma_ds.backbone.steered import Steering
 from roma_ds.baselines.decoders import SteeredDecoder
 from roma_ds.baselines.descent import C3PO, ORACLE
 from roma_ds.baselines.in_context import with_examples
-from roma_ds.baselines.networks import Build
+from roma_ds.baselines.networks import Build, Rival
 from roma_ds.baselines.rivals import RIVALS, train_rival
 from roma_ds.baselines.scoring import score
 from roma_ds.baselines.test_time import Questions, Reference, TestTime, described
@@ -160,10 +162,16 @@ class Alone:
         test.steering.close()
 
         def decoder() -> Decoder:
-            whole = Steering(self.session.pretrained().routed, test.steering.layers)
-            return SteeredDecoder(self.world, whole, routing, self.run_config.roma.tokens)
+            run, new = self.run_config, new_tokens_of(self.run_config)
+            samples = [self.work.tasks.samples[row] for row in rows]
+            written = [place for place, sample in enumerate(samples) if sample.task in new]
+            network = self.session.pretrained().routed
+            own = load_generation_config(run.model, network.network.config)
+            steering = Steering(network, test.steering.layers)
+            most = run.eval.max_new_tokens
+            return SteeredDecoder(self.world, steering, routing[written], run.roma.tokens, most, own)
 
-        return self._written(rows, self._prompts(rows), scores, decoder), facts
+        return self._with_written(rows, self._prompts(rows), scores, decoder, facts)
 
     def _in_context(self) -> Found:
         rows, roma = self._question_rows(), self.run_config.roma
@@ -181,7 +189,7 @@ class Alone:
         scores = model.score(prompts, roma.tokens, size, f"eval {self.work.cell.title}")
         assert scores is not None
         plain = sum(requests_of(self._prompts(rows)).lengths)
-        return self._written(rows, prompts, scores, self.session.plain), {
+        facts = {
             "train_seconds": 0.0,
             "trainable_parameters": 0,
             "examples": roma.neighbours,
@@ -189,14 +197,22 @@ class Alone:
             "inference": sum(requests_of(prompts).lengths) / plain,
             "rows": rows,
         }
+        return self._with_written(rows, prompts, scores, self.session.plain, facts)
 
-    def _written(
-        self, rows: Sequence[int], prompts: Sequence[Prompt], scores: Scores, decoder: Callable[[], Decoder]
-    ) -> Scores:
+    def _with_written(
+        self,
+        rows: Sequence[int],
+        prompts: Sequence[Prompt],
+        scores: Scores,
+        decoder: Callable[[], Decoder],
+        facts: Mapping[str, Any],
+    ) -> Found:
         samples = [self.work.tasks.samples[row] for row in rows]
-        found = with_written_answers(self.session, samples, prompts, scores, decoder, self.work.cell.title)
+        found, more = with_written_answers(
+            self.session, samples, prompts, scores, decoder, self.work.cell.title
+        )
         assert found is not None
-        return found
+        return found, {**facts, **more}
 
     def _rival(self, name: str) -> Found:
         started = time.monotonic()
@@ -207,7 +223,12 @@ class Alone:
         session.release_frozen()
         depth, seed = session.whole.depth, run.train.seed
         build = Build(self.world, run.model, depth, caches.first, routers, seed, chosen)
-        rival = RIVALS[name].build(build)
+        with contextlib.closing(RIVALS[name].build(build)) as rival:
+            return self._trained_rival(name, rival, routers, caches, started)
+
+    def _trained_rival(self, name: str, rival: Rival, routers: int, caches: _Caches, started: float) -> Found:
+        """routers: trainable numbers of the routers; started: when the rival began to be made."""
+        run, session = self.run_config, self.session
         trained = sum(weight.numel() for weight in rival.trained)
         cached = rival.first is not None
         prompts = session.prompts("samples.parquet")
@@ -227,10 +248,9 @@ class Alone:
         scores = score(
             requests, self._feed(asked, part), run.eval.batch_size, forward, f"eval {self.work.cell.title}"
         )
-        scores = self._written(self.work.rows, asked, scores, rival.decoder)
         lengths = requests.lengths
         virtual = rival.facts.get("virtual_tokens", 0) if name == "prompt_tuning" else 0
-        return scores, {
+        facts = {
             **rival.facts,
             "train_seconds": round(seconds, 3),
             "trainable_parameters": trained,
@@ -242,3 +262,4 @@ class Alone:
             "inference": 1.0 + virtual * len(lengths) / sum(lengths),
             "partial": True,
         }
+        return self._with_written(self.work.rows, asked, scores, rival.decoder, facts)

@@ -15,6 +15,7 @@ from roma_ds.backbone.scores import Scores
 from roma_ds.baselines import TRAINED
 from roma_ds.comm import agreement
 from roma_ds.config.study import StudyConfig
+from roma_ds.data.tasks import scoring_of
 from roma_ds.pipeline import stages
 from roma_ds.pipeline.session import Session
 from roma_ds.study import measures
@@ -65,7 +66,8 @@ def run_cell(work: Work) -> dict[str, Any]:
     started, processor = time.monotonic(), time.process_time()
     facts: dict[str, Any] = {"train_seconds": 0.0, "trainable_parameters": 0}
     if kind == "base":
-        scores = _base(work)
+        scores, written = _score(work, {})
+        facts |= written
     elif kind == "routers":
         scores, facts = _routers(work)
     else:
@@ -87,8 +89,10 @@ def _measured(work: Work, scores: Scores, facts: Mapping[str, Any]) -> dict[str,
     asked = [place for place, sample in enumerate(samples) if sample.task != TEXT_TASK]
     questions = [samples[place] for place in asked]
     answered = part_of_scores(scores, asked)
-    measures.write_outcome(cell.folder / OUTCOME, questions, answered)
-    found: dict[str, Any] = measures.accuracies(questions, answered, cell.run.eval.scoring)
+    written = {name: [values[place] for place in asked] for name, values in facts.get("written", {}).items()}
+    measures.write_outcome(cell.folder / OUTCOME, questions, answered, written)
+    scoring = {task.name: scoring_of(cell.run, task) for task in cell.run.eval.tasks}
+    found: dict[str, Any] = measures.accuracies(questions, answered, scoring)
     if cell.purpose == "select":
         return found
     prompts = [work.session.prompts("eval.parquet")[row] for row in rows]
@@ -122,8 +126,8 @@ def part_of_scores(scores: Scores, places: Sequence[int]) -> Scores:
     )
 
 
-def _score(work: Work, weights: Mapping[int, Any]) -> Scores | None:
-    """The model with these routers on the cell's questions; complete on rank 0. A collective."""
+def _score(work: Work, weights: Mapping[int, Any]) -> tuple[Scores | None, dict[str, Any]]:
+    """The model with these routers on the cell's questions, and what it wrote; on rank 0. A collective."""
     session, run = work.session, work.cell.run
     first = session.prefixes.layer("eval")
     model = session.frozen() if first is None else session.suffix(first)
@@ -148,10 +152,6 @@ def _score(work: Work, weights: Mapping[int, Any]) -> Scores | None:
     return with_written_answers(session, samples, prompts, scores, decoder, work.cell.title)
 
 
-def _base(work: Work) -> Scores | None:
-    return _score(work, {})
-
-
 def _routers(work: Work) -> tuple[Scores | None, dict[str, Any]]:
     session, cell = work.session, work.cell
     variant = TRAINED[cell.entry.method.name]
@@ -171,4 +171,5 @@ def _routers(work: Work) -> tuple[Scores | None, dict[str, Any]]:
     }
     with agreement(session.world):
         weights = read_router_file(session.folders.training(variant.name) / ROUTER_FILE).by_layer()
-    return _score(work, weights), facts
+    scores, written = _score(work, weights)
+    return scores, {**facts, **written}

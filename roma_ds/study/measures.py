@@ -46,8 +46,10 @@ def peak_memory(device: torch.device) -> int:
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def write_outcome(path: Path, samples: Sequence[Sample], scores: Scores) -> None:
-    """Answers sample by sample."""
+def write_outcome(
+    path: Path, samples: Sequence[Sample], scores: Scores, written: Mapping[str, Sequence[Any]]
+) -> None:
+    """Answers sample by sample; written: columns of what was generated."""
     write_parquet(
         path,
         {
@@ -57,12 +59,13 @@ def write_outcome(path: Path, samples: Sequence[Sample], scores: Scores) -> None
             "answer": [sample.answer for sample in samples],
             "correct": scores.correct,
             "loss": scores.loss,
+            **written,
         },
     )
 
 
-def accuracies(samples: Sequence[Sample], scores: Scores, scoring: str) -> dict[str, Any]:
-    """Per task, and their average."""
+def accuracies(samples: Sequence[Sample], scores: Scores, scoring: Mapping[str, str]) -> dict[str, Any]:
+    """Per task, and their average; scoring: by task."""
     tasks = task_results(samples, scores, scoring)
     return {"tasks": tasks, "average": average(tasks)}
 

@@ -189,8 +189,8 @@ def page(results: Mapping[str, Any], pictures: Sequence[tuple[str, Path, str]]) 
             markup.paragraph(
                 f"Seconds and memory are of one cell, ranks: {results['world_size']}; the shared stages took "
                 f"{duration(results['shared_seconds'])}, the whole study {duration(results['seconds'])}. "
-                "Inference: tokens through the network for a question against the base model's, a backward "
-                "pass counted as two forward ones.",
+                "Inference: tokens through the network for prompt and true answer against the base model's, "
+                "a backward pass counted as two forward ones.",
                 "muted",
             ),
         ),

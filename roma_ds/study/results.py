@@ -137,6 +137,7 @@ def _row(
                 "matched_to_routers",
                 "examples",
                 "truncated",
+                "unfinished",
                 "merges",
             )
             if key in records[0]

@@ -176,7 +176,7 @@ class Runner:
         return Work(self.study, self.tasks, cell, session, self.shared.tables(session))
 
     def _finish(self, cell: Cell, facts: Mapping[str, Any]) -> None:
-        facts = {key: value for key, value in facts.items() if key not in ("rows", "partial")}
+        facts = {key: value for key, value in facts.items() if key not in ("rows", "partial", "written")}
         self._record(cell).finish(self._inputs(cell), [OUTCOME], float(facts["seconds"]), facts)
         print(f"  {cell.title}: average {100 * facts['average']:.2f}%, {facts['seconds']:.1f} s", flush=True)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 from roma_ds.backbone.decoding import Decoder
 from roma_ds.backbone.encoding import Prompt
@@ -21,19 +22,22 @@ def with_written_answers(
     scores: Scores | None,
     decoder: Callable[[], Decoder],
     title: str,
-) -> Scores | None:
-    """The scores, where tasks of `samples` are generated with what the written answers say.
+) -> tuple[Scores | None, dict[str, Any]]:
+    """The scores, where tasks of `samples` are generated with what the written answers say; and facts.
 
     A collective of the decoder's ranks, complete where `scores` is given. decoder: made when it is needed.
+    The facts are `written`, columns of the samples, and `unfinished`, by generated task how many answers
+    the limit of new tokens cut off; none where nothing is generated.
     """
-    if not any(sample.task in new_tokens_of(session.run) for sample in samples):
-        return scores
+    generated = [task for task in new_tokens_of(session.run) if any(one.task == task for one in samples)]
+    if not generated:
+        return scores, {}
     written = written_answers(decoder(), session.run, session.tokenizer, samples, prompts, f"write {title}")
     if scores is None or written is None:
-        return None
-    if unfinished := sum(one is not None and not one.ended for one in written):
+        return None, {}
+    cut = [one.task for one, text in zip(samples, written, strict=True) if text and not text.ended]
+    if cut:
         limit = session.run.eval.max_new_tokens
-        session.say(
-            f"write {title}: {unfinished} answers were cut off at {limit} tokens (eval.max_new_tokens)"
-        )
-    return judged(samples, scores, written)[0]
+        session.say(f"write {title}: {len(cut)} answers were cut off at {limit} tokens (eval.max_new_tokens)")
+    scores, columns = judged(samples, scores, written)
+    return scores, {"written": columns, "unfinished": {task: cut.count(task) for task in generated}}

@@ -74,6 +74,15 @@ def test_a_rival_starts_as_the_base_model_and_learns(
     assert result.last_loss < result.first_loss
 
 
+def test_adapters_need_no_embedding_where_the_head_is_tied(tmp_path: Path) -> None:
+    from roma_ds.testing.tiny_models import save_tiny
+
+    model = model_config(save_tiny(tmp_path, "ernie4_5_moe"))
+    for name in ("lora", "dora_r8"):
+        rival = RIVALS[name].build(Build(ALONE, model, 4, 2, ROUTERS, 0, (2, 3)))
+        assert rival.first == 2 and numbers(rival) > 0
+
+
 @pytest.mark.parametrize("name", ["prompt_tuning", "prefix_tuning"])
 def test_virtual_tokens_learn(
     name: str, build: Build, tiny_olmoe: Path, tmp_path: Path, prompts: list[Prompt]
