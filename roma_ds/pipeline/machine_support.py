@@ -9,9 +9,13 @@ from roma_ds.errors import EnvironmentFault
 from roma_ds.monitor.services import check_services
 
 
-def check_machine(ds: Mapping[str, Any]) -> None:
-    """Raises EnvironmentFault where this machine cannot do what a resolved DeepSpeed config asks for."""
-    check_services(ds)
+def check_machine(ds: Mapping[str, Any], writes: bool = True) -> None:
+    """Raises EnvironmentFault where this machine cannot do what a resolved DeepSpeed config asks for.
+
+    writes: whether its monitors are written from here, as they are by rank 0 of a run.
+    """
+    if writes:
+        check_services(ds)
     offload = ds.get("zero_optimization", {}).get("offload_param") or {}
     if offload.get("device") == "nvme" and not has_async_io():
         raise EnvironmentFault(

@@ -132,7 +132,7 @@ def _run_on(
     with contextlib.ExitStack() as held:
         with agreement(world):
             ds = resolve_deepspeed(run, world.size)
-            check_machine(ds)
+            check_machine(ds, world.is_first)
             if world.is_first:
                 held.enter_context(locked(Path(run.output_dir)))
         if not must_train and is_base_only(world, run, goal, variant):

@@ -46,7 +46,7 @@ class Runner:
         run = planner.shared_run()
         with agreement(world):
             ds = resolve_deepspeed(run, world.size)
-            check_machine(ds)
+            check_machine(ds, writes=False)
             make_folder(planner.root / "shared")
             run = with_text(run, study, planner.root / "shared") if world.is_first else run
         run = world.from_first(run)
