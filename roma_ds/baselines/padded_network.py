@@ -48,16 +48,22 @@ class PaddedNetwork:
         mask = torch.zeros_like(ids)
         ids[slots], mask[slots] = batch.input_ids, 1
         shape = (count, longest)
+        asked = slots[batch.answer_position]
+        # A head's product at every position would be most of the work of a small model with many tokens.
+        kept = torch.unique(asked % longest)
         logits = self.model(
             input_ids=ids.view(shape).to(self.device),
             attention_mask=mask.view(shape).to(self.device),
             use_cache=False,
+            logits_to_keep=(self.added + kept).to(self.device),
         ).logits
-        answers = self._own_tokens(logits, shape)[slots[batch.answer_position].to(self.device)]
-        asked = slots[batch.routing_positions].to(self.device)
+        answers = logits[
+            (asked // longest).to(self.device), torch.searchsorted(kept, asked % longest).to(self.device)
+        ]
+        read = slots[batch.routing_positions].to(self.device)
         shares = batch.routing_weights[..., None].to(self.device)
         routing = [
-            (routing_weights(self._own_tokens(self._logits[layer], shape)[asked], self._scoring) * shares)
+            (routing_weights(self._own_tokens(self._logits[layer], shape)[read], self._scoring) * shares)
             for layer in self.layers
         ]
         self._logits.clear()

@@ -130,10 +130,10 @@ class Preceded(nn.Module):
         super().__init__()
         self.network, self.before = network, torch.tensor(before)
 
-    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, use_cache: bool) -> Any:
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor, **options: Any) -> Any:
         first = self.before.expand(len(input_ids), -1)
         ids, mask = torch.cat([first, input_ids], 1), torch.cat([torch.ones_like(first), attention_mask], 1)
-        return self.network(input_ids=ids, attention_mask=mask, use_cache=use_cache)
+        return self.network(input_ids=ids, attention_mask=mask, **options)
 
 
 def test_routing_is_read_behind_added_positions(tiny_olmoe: Path, prompts: list[Prompt]) -> None:
