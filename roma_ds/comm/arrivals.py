@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 _SIGNS = ("timed out waiting", "collective operation timeout", "wait timeout")
 STORE_ANSWERS_WITHIN_S = 5.0
+MEETING_LOOKS_S = 0.2
 
 
 @dataclass
@@ -54,6 +55,19 @@ class RollCall:
 def announce(rank: int) -> None:
     """Tell the others on which host this rank runs."""
     _store().set(f"roma_ds/host/{rank}", socket.gethostname())
+
+
+def meet(rank: int, size: int, name: str) -> None:
+    """Wait until every rank is here, for longer than an exchange would: each works on its own before.
+
+    name: its own for every meeting. A lost rank is not seen here: that is for `watched`.
+    """
+    if size == 1:
+        return
+    store = _store()
+    store.set(f"roma_ds/met/{name}/{rank}", "")
+    while not store.check([f"roma_ds/met/{name}/{other}" for other in range(size)]):
+        time.sleep(MEETING_LOOKS_S)
 
 
 def call_roll(rank: int, size: int, wait_s: float) -> RollCall:

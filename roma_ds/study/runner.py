@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from roma_ds.comm import World, agreement
+from roma_ds.comm.arrivals import meet
 from roma_ds.config import resolve_deepspeed
 from roma_ds.config.study import StudyConfig
 from roma_ds.data.store import load_samples
@@ -140,10 +141,14 @@ class Runner:
             # Sessions are made together, since their shared stages are collectives.
             sessions = {cell.folder: self.shared.of(cell) for cell in turn if self._why_stale(cell)}
             with agreement(self.world):
-                if rank < len(turn) and turn[rank].folder in sessions:
-                    cell = turn[rank]
-                    print(f"{what} {place + start + rank + 1}{total}: {cell.title}", flush=True)
-                    self._finish(cell, run_cell(self._work(cell, sessions[cell.folder])))
+                try:
+                    if rank < len(turn) and turn[rank].folder in sessions:
+                        cell = turn[rank]
+                        print(f"{what} {place + start + rank + 1}{total}: {cell.title}", flush=True)
+                        self._finish(cell, run_cell(self._work(cell, sessions[cell.folder])))
+                finally:
+                    if self.session.run.guards.lost_after is not None:
+                        meet(rank, size, f"{what} {place + start}")
             self.world.barrier()
 
     def _record(self, cell: Cell) -> StageRecord:

@@ -31,6 +31,7 @@ def run_study(study: StudyConfig) -> None:
 
     from roma_ds.backbone.release import keep_large_blocks_apart
     from roma_ds.comm import agreement, start_world
+    from roma_ds.comm.watch import watched
     from roma_ds.pipeline.absence import named_absence
     from roma_ds.pipeline.worker import calm_libraries
     from roma_ds.storage.run_lock import locked
@@ -41,14 +42,16 @@ def run_study(study: StudyConfig) -> None:
     keep_large_blocks_apart()
     interruption = Interruption().listen()
     planner = planner_of(study)
-    timeout = timedelta(seconds=planner.shared_run().guards.collective_timeout)
+    guards = planner.shared_run().guards
+    timeout = timedelta(seconds=guards.collective_timeout)
     world = start_world(timeout=timeout)
     torch.manual_seed(study.seeds[0])
-    with named_absence(world, timeout.total_seconds()), contextlib.ExitStack() as held:
-        with agreement(world):
-            if world.is_first:
-                held.enter_context(locked(Path(study.output_dir)))
-        Runner(world, study, planner, interruption).run()
+    with named_absence(world, timeout.total_seconds()), watched(world, guards.lost_after):
+        with contextlib.ExitStack() as held:
+            with agreement(world):
+                if world.is_first:
+                    held.enter_context(locked(Path(study.output_dir)))
+            Runner(world, study, planner, interruption).run()
     world.close()
 
 

@@ -13,7 +13,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from roma_ds.comm import World
+from roma_ds.comm import World, agreement
+from roma_ds.comm.arrivals import meet
 from roma_ds.comm.ranks import Ranks
 from roma_ds.comm.world import _wait_at_most
 from roma_ds.errors import EnvironmentFault, RomaError
@@ -50,6 +51,31 @@ def test_ranks_that_do_not_come_are_named_with_the_stage() -> None:
         assert text.startswith(f"train roma, step 7: rank {rank} waited 1.5 s for the others"), text
         assert missing in text and text.count("(host") == 1, text
         assert said_elsewhere == (rank == 2), "one of the ranks that are left prints it"
+
+
+def after_a_long_cell(world: World, fails: bool) -> tuple[float, str]:
+    """Rank 1 works for longer than an exchange waits."""
+    dist.distributed_c10d._set_pg_timeout(timedelta(seconds=WAITS_S))
+    started = time.monotonic()
+    try:
+        with agreement(world):
+            try:
+                if world.rank == 1:
+                    time.sleep(2 * WAITS_S)
+                    if fails:
+                        raise RomaError("the cell failed")
+            finally:
+                meet(world.rank, world.size, "cells 1")
+    except RomaError as error:
+        return time.monotonic() - started, error.message
+    return time.monotonic() - started, "done"
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_ranks_meet_after_work_that_takes_longer_than_an_exchange_waits(fails: bool) -> None:
+    for seconds, said in on_ranks(3, after_a_long_cell, fails):
+        assert seconds >= 2 * WAITS_S
+        assert ("the cell failed" in said) if fails else said == "done"
 
 
 def without_a_killed_rank(world: World, report: str) -> None:
