@@ -42,8 +42,16 @@ SETTINGS = (
 SAVING = (*SETTINGS, "collect.save_every=0.01")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def threads_alike() -> Iterator[None]:
+    """One thread a rank, however many ranks: how a product is cut between threads decides its last bit."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        yield
+
+
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def finished(tmp_path_factory: pytest.TempPathFactory, threads_alike: None) -> Project:
     """Evaluated on two ranks without any interruption; copy it, do not change it."""
     project = make_project(tmp_path_factory.mktemp("cached"), rows=ROWS, epochs=1, words=40)
     done = project.run("eval", *SETTINGS)
