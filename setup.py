@@ -73,6 +73,7 @@ setup(
         "dev": [
             "pytest>=8.4",
             "pytest-timeout>=2.4",
+            "pytest-xdist>=3.8",
             "hypothesis>=6.140",
             "ruff>=0.14",
             "mypy>=1.18",

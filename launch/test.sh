@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 # Sets up like quickstart.sh, then: ruff, mypy, and pytest over the layers unit, distributed, deepspeed, cli, hosts.
 # Arguments go to pytest (paths among them replace the five layers); variables: see launch/environment.sh.
+# Without arguments the unit tests share the cores first; tests that start ranks have them to themselves.
 set -u
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
 use_environment cpu,demo,mpi,eval,dev
@@ -8,15 +9,18 @@ cd -- "$ROMA_DS_ROOT" || exit 3
 
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"
 failed=""
-echo "== ruff"
-ruff check . || failed="$failed ruff"
-echo "== mypy"
-mypy || failed="$failed mypy"
-echo "== pytest"
-[ -n "$failed" ] || exec pytest "$@"
-# tests/conftest.py repeats it in pytest's summary.
-export ROMA_DS_FAILED_BEFORE="${failed# }"
-pytest "$@"
-code=$?
-[ "$code" -ne 0 ] || code=1
-exit "$code"
+check() { # NAME COMMAND...
+  echo "== $1"
+  "${@:2}" || failed="$failed $1"
+  # tests/conftest.py repeats it in pytest's summary.
+  export ROMA_DS_FAILED_BEFORE="${failed# }"
+}
+check ruff ruff check .
+check mypy mypy
+if [ "$#" -gt 0 ]; then
+  check pytest pytest "$@"
+else
+  check "pytest tests/unit" pytest tests/unit --numprocesses auto
+  check "pytest on ranks" pytest tests/distributed tests/deepspeed tests/cli tests/hosts
+fi
+[ -z "$failed" ] || { echo "failed:$failed" >&2; exit 1; }

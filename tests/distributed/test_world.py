@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,25 @@ def test_a_process_on_its_own_needs_no_exchange() -> None:
 
 def sleeper(world: World) -> None:
     time.sleep(600)
+
+
+THREADS = """
+from roma_ds.comm.world import start_world
+import torch
+start_world()
+print(torch.get_num_threads())
+"""
+
+
+@pytest.mark.parametrize("given", [None, "1"])
+def test_a_rank_takes_its_share_of_the_cores_unless_it_is_told_a_number(given: str | None) -> None:
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}
+    if given is not None:
+        environment["OMP_NUM_THREADS"] = given
+    done = subprocess.run(
+        [sys.executable, "-c", THREADS], env=environment, capture_output=True, text=True, timeout=120
+    )
+    assert done.stdout.split()[-1:] == [given or str(os.cpu_count())], done
 
 
 def test_ranks_that_do_not_end_are_ended() -> None:
