@@ -10,7 +10,7 @@ from roma_ds.families.family import Family
 from roma_ds.families.layout import MoELayout, RouterSite
 from roma_ds.families.recorded import recorded_family, unrecorded
 from roma_ds.families.registry import FAMILIES
-from roma_ds.families.unusable_config import UnusableConfig, require_routing
+from roma_ds.families.unusable_config import UnusableConfig, require_numbers
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -24,11 +24,11 @@ def family_of(config: Any) -> Family:
     model_type = getattr(config, "model_type", "?")
     for family in FAMILIES:
         if model_type in family.model_types:
-            require_routing(family, config)
+            require_numbers(family, config)
             return family
     recorded = recorded_family(config)
     if recorded is not None:
-        require_routing(recorded, config)
+        require_numbers(recorded, config)
         return recorded
     known = ", ".join(t for family in FAMILIES for t in family.model_types)
     stated = unrecorded(config)

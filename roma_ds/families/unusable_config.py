@@ -40,8 +40,8 @@ def _is_model(frame: traceback.FrameSummary) -> bool:
     return "modeling_" in frame.filename
 
 
-def require_routing(family: Family, config: Any) -> None:
-    """Raises UnusableConfig where a config's numbers of experts make no sense, all in one message."""
+def require_numbers(family: Family, config: Any) -> None:
+    """Raises UnusableConfig where the numbers of experts or heads make no sense, all in one message."""
     names = (family.experts_attribute, family.top_k_attribute, *family.dense.steps)
     values = {name: getattr(config, name, None) for name in names}
     problems = [
@@ -52,8 +52,22 @@ def require_routing(family: Family, config: Any) -> None:
     if not problems and family.top_k(config) > family.experts(config):
         experts, top_k = names[:2]
         problems.append(f"{top_k} is {values[top_k]}, more than the {values[experts]} of {experts}")
+    problems.extend(_head_problems(config))
     if problems:
         raise UnusableConfig(
             f"a config of model type '{config.model_type}' cannot be used: {'; '.join(problems)}",
             "give the config.json that belongs to the checkpoint",
         )
+
+
+def _head_problems(config: Any) -> Iterator[str]:
+    """Numbers of which transformers makes a network that fails at its first token."""
+    hidden = getattr(config, "hidden_size", None)
+    heads = getattr(config, "num_attention_heads", None)
+    shared = getattr(config, "num_key_value_heads", None) or heads
+    if not heads or getattr(config, "kv_lora_rank", None):
+        return
+    if heads % shared:
+        yield f"num_attention_heads is {heads}, no multiple of the {shared} of num_key_value_heads"
+    if hidden and not getattr(config, "head_dim", None) and hidden % heads:
+        yield f"hidden_size is {hidden}, no multiple of the {heads} of num_attention_heads"

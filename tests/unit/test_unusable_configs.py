@@ -33,6 +33,14 @@ from roma_ds.families import has_routers
         ({"model_type": "qwen3_5_moe", "text_config": {"model_type": "qwen3_5_moe_text"}}, "text_config"),
         ({"model_type": ["olmoe"]}, "model.path"),
         ({"model_type": "olmoe", "num_attention_heads": 0}, "olmoe"),
+        (
+            {"model_type": "olmoe", "num_attention_heads": 12, "num_key_value_heads": 5},
+            "num_attention_heads is 12, no multiple of the 5 of num_key_value_heads; hidden_size is 2048, no",
+        ),
+        (
+            {"model_type": "qwen3_moe", "num_attention_heads": 30, "num_key_value_heads": 4},
+            "num_attention_heads is 30, no multiple of the 4",
+        ),
     ],
     ids=lambda value: value["model_type"] if isinstance(value, dict) else "",
 )
