@@ -61,11 +61,12 @@ def require_numbers(family: Family, config: Any) -> None:
 
 
 def _head_problems(config: Any) -> Iterator[str]:
-    """Numbers of which transformers makes a network that fails at its first token."""
+    """Numbers of heads that do not divide what they share; nothing where a config has them by layer."""
     hidden = getattr(config, "hidden_size", None)
     heads = getattr(config, "num_attention_heads", None)
     shared = getattr(config, "num_key_value_heads", None) or heads
-    if not heads or getattr(config, "kv_lora_rank", None):
+    by_layer = not (isinstance(heads, int) and isinstance(shared, int))
+    if not heads or by_layer or getattr(config, "kv_lora_rank", None):
         return
     if heads % shared:
         yield f"num_attention_heads is {heads}, no multiple of the {shared} of num_key_value_heads"

@@ -15,6 +15,8 @@ from roma_ds.cli.main import main
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import has_routers
+from roma_ds.families.registry import FAMILIES
+from roma_ds.families.unusable_config import require_numbers
 
 
 @pytest.mark.parametrize(
@@ -60,3 +62,13 @@ def test_a_config_that_describes_no_network_is_not_taken_for_a_dense_model(tmp_p
     assert Subject(cast(Any, run), 1).evaluation_only is None
     with pytest.raises(UserError, match="more than the 64"):
         has_routers(load_config(model))
+
+
+def test_numbers_of_heads_by_layer_are_not_judged() -> None:
+    [family] = [family for family in FAMILIES if "olmoe" in family.model_types]
+    heads = {"num_attention_heads": [4, 8], "num_key_value_heads": [2, 4], "hidden_size": 30}
+    config = SimpleNamespace(model_type="olmoe", num_experts=8, num_experts_per_tok=2, **heads)
+    require_numbers(family, config)
+    config.num_attention_heads, config.num_key_value_heads = 8, 8
+    with pytest.raises(UserError, match="hidden_size is 30, no multiple of the 8"):
+        require_numbers(family, config)
