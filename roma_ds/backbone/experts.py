@@ -17,6 +17,7 @@ import torch
 from torch.nn import functional as F
 
 from roma_ds.backbone.precision import sums_dtype
+from roma_ds.backbone.products import by_float32, is_slow
 
 FROZEN_EXPERTS = "roma_ds_frozen"
 ROWS = 16
@@ -61,6 +62,8 @@ def _product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
     In bfloat16 oneDNN compiles code for every n and keeps the last thousand, some 400 MB for experts whose
     share of tokens always differs; padded to few different n it is some 30 MB, and no slower.
     """
+    if is_slow(rows):
+        return by_float32(rows, weight)
     count = len(rows)
     if rows.dtype != torch.bfloat16 or rows_run(count) == count:
         return rows @ weight

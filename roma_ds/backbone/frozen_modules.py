@@ -8,6 +8,7 @@ from roma_ds.backbone.experts import use_frozen_experts
 from roma_ds.backbone.head import use_frozen_head
 from roma_ds.backbone.norms import use_frozen_norms
 from roma_ds.backbone.packed_attention import use_packed_attention
+from roma_ds.backbone.products import use_linears
 from roma_ds.backbone.rotary import refuse_switching_rotary
 from roma_ds.families import family_of
 
@@ -22,5 +23,6 @@ def use_frozen_modules(network: Any) -> None:
     use_frozen_experts(network)
     if family.norm_class is not None:
         use_frozen_norms(network, family.norm_class)
+    use_linears(network)
     refuse_switching_rotary(network.get_submodule(family.rotary), network.config)
     use_frozen_head(network.get_output_embeddings())
