@@ -36,6 +36,11 @@ def by_float32(rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | No
     return (total if bias is None else total.add_(bias)).to(rows.dtype)
 
 
+def product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """rows [..., a] times weight [a, b], by whichever way is the faster one here."""
+    return by_float32(rows, weight) if is_slow(rows) else rows @ weight
+
+
 class _FrozenLinear(torch.autograd.Function):
     """hidden [..., a] times the transpose of weight [b, a], plus bias; gradient to hidden."""
 

@@ -14,7 +14,7 @@ from roma_ds.config.spelling import did_you_mean
 from roma_ds.errors import UserError
 from roma_ds.planner.size_text import parse_size
 
-MATRIX_SECONDS = 0.5
+MATRIX_SIZE, MATRIX_SECONDS = 1024, 0.5
 
 
 @dataclass(frozen=True)
@@ -160,13 +160,14 @@ def _is_rate(text: str) -> bool:
 
 
 def _rates(options: argparse.Namespace) -> Any:
+    from roma_ds.backbone.products import product
     from roma_ds.planner.matrix_rate import matrix_rate
     from roma_ds.planner.question import Rates
 
     assumed = Rates.assumed(options.device)
     if options.matrix_rate == "measure":
         _check_device(options.device)
-        matrix = matrix_rate(options.dtype, seconds=MATRIX_SECONDS, device=options.device)["median"]
+        matrix = matrix_rate(options.dtype, MATRIX_SIZE, MATRIX_SECONDS, options.device, product)["median"]
     else:
         matrix = float(options.matrix_rate or assumed.matrix)
     return Rates(matrix, float(options.link_rate or assumed.link), float(options.disk_rate or assumed.disk))

@@ -2,14 +2,23 @@
 
 from __future__ import annotations
 
+import operator
 import statistics
 import time
+from collections.abc import Callable
+from typing import Any
 
 
-def matrix_rate(dtype: str, size: int = 1024, seconds: float = 1.0, device: str = "cpu") -> dict[str, float]:
+def matrix_rate(
+    dtype: str,
+    size: int = 1024,
+    seconds: float = 1.0,
+    device: str = "cpu",
+    product: Callable[[Any, Any], Any] = operator.matmul,
+) -> dict[str, float]:
     """Floating-point operations a second of square matrix products in one process: best and median of many.
 
-    dtype: a torch name. size: rows and columns. device: where torch puts them.
+    dtype: a torch name. size: rows and columns. device: where torch puts them. product: of two of them.
     """
     import torch
 
@@ -19,7 +28,7 @@ def matrix_rate(dtype: str, size: int = 1024, seconds: float = 1.0, device: str 
     deadline = time.perf_counter() + seconds
     while time.perf_counter() < deadline or len(taken) < 2:
         begun = time.perf_counter()
-        left @ right
+        product(left, right)
         if device != "cpu":
             torch.cuda.synchronize()
         taken.append(time.perf_counter() - begun)

@@ -2,11 +2,37 @@
 
 from __future__ import annotations
 
-import pytest
+import json
 
+import pytest
+import torch
+
+from roma_ds.backbone import products
+from roma_ds.cli import planning
 from roma_ds.cli.main import main
 
 
 def test_fewer_tokens_than_a_sample_has_make_a_shorter_sample(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "olmoe-1b-7b", "--tokens", "10", "--micro-batch", "8"]) == 0
     assert "8 samples of 10 tokens a rank and step" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lacks", [False, True])
+def test_a_measured_rate_is_that_of_the_products_training_takes(
+    lacks: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes: list[torch.Size] = []
+
+    def counted(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        sizes.append(weight.shape)
+        return by_float32(rows, weight)
+
+    by_float32 = products.by_float32
+    monkeypatch.setattr(products, "lacks_bfloat16", lambda: lacks)
+    monkeypatch.setattr(products, "by_float32", counted)
+    monkeypatch.setattr(planning, "MATRIX_SECONDS", 0.0)
+    # Elsewhere a product of bfloat16 may be a slow one of this processor: small ones do.
+    monkeypatch.setattr(planning, "MATRIX_SIZE", 64)
+    assert main(["plan", "olmoe-1b-7b", "--device", "cpu", "--matrix-rate", "measure", "--json"]) == 0
+    assert sizes == ([torch.Size([64, 64])] * 2 if lacks else [])
+    assert json.loads(capsys.readouterr().out)["rates"]["matrix"] > 0
