@@ -82,6 +82,11 @@ class Run:
             parts = [float(v.result["seconds"]) for v in self.variants.values() if v.result.get("seconds")]
         return sum(parts) if parts else None
 
+    def last_step(self, variant: str) -> int:
+        """The last step that the training of a variant logged; 0 for one without, as the base model."""
+        records = self.metrics.get(variant)
+        return int(records[-1]["step"]) if records else 0
+
     def _record(self, stage: str) -> Mapping[str, Any]:
         return self.stages.get(f"{stage}/stage.json", {})
 

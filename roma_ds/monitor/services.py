@@ -74,9 +74,8 @@ def close_services() -> None:
 
 
 def _events(run: Run) -> list[tuple[str, float, int]]:
-    lines = run.metrics.get("roma") or next(iter(run.metrics.values()), [])
     # W&B drops what comes at an earlier step than the last.
-    step = int(lines[-1]["step"]) if lines else 0
+    step = run.last_step(next((name for name, records in run.metrics.items() if records), "roma"))
     found = []
     for name, variant in run.variants.items():
         tasks = {task: entry.get("accuracy") for task, entry in variant.result["tasks"].items()}

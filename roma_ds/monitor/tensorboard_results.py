@@ -14,9 +14,9 @@ SUFFIX = ".results"
 def add_results(run_dir: Path) -> list[str]:
     """Write accuracies of every variant and the projector's point clouds; names of the latter.
 
-    `eval/average` and `eval/TASK` beside the curves of the variant's training, those of the base model
-    beside RoMA's under `base/`. Nothing is written where there are no curves. Raises UserError when `run_dir`
-    is no folder.
+    `eval/average` and `eval/TASK` beside the curves of the variant's training, at its last step; those of the
+    base model beside RoMA's under `base/`, at step 0. Nothing is written where there are no curves. Raises
+    UserError when `run_dir` is no folder.
     """
     run = read_run(run_dir)
     resolved = run_dir / "ds_config.resolved.json"
@@ -29,11 +29,11 @@ def add_results(run_dir: Path) -> list[str]:
         if folder.is_dir():
             tasks = {task: entry.get("accuracy") for task, entry in variant.result["tasks"].items()}
             values = {"average": variant.result.get("average"), **tasks}
-            _write(folder, f"{'base/' if name == 'base' else ''}eval", name, values)
+            _write(folder, f"{'base/' if name == 'base' else ''}eval", name, values, run.last_step(name))
     return add_projections(run, board) if board.is_dir() else []
 
 
-def _write(folder: Path, prefix: str, variant: str, values: dict[str, float | None]) -> None:
+def _write(folder: Path, prefix: str, variant: str, values: dict[str, float | None], step: int) -> None:
     from torch.utils.tensorboard import SummaryWriter
 
     suffix = f".{variant}{SUFFIX}"
@@ -42,5 +42,5 @@ def _write(folder: Path, prefix: str, variant: str, values: dict[str, float | No
     writer = SummaryWriter(str(folder), filename_suffix=suffix)
     for name, value in values.items():
         if value is not None:
-            writer.add_scalar(f"{prefix}/{name}", value, 0)
+            writer.add_scalar(f"{prefix}/{name}", value, step)
     writer.close()

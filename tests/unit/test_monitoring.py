@@ -64,12 +64,18 @@ def monitor(services: dict[str, list[Any]], tmp_path: Path, monkeypatch: pytest.
     yield master.MonitorMaster(get_monitor_config(sections))
 
 
-def scalars(folder: Path) -> dict[str, float]:
+def last_scalars(folder: Path) -> dict[str, tuple[int, float]]:
+    """By tag the last step and its value."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
-    return {tag: events.Scalars(tag)[-1].value for tag in events.Tags()["scalars"]}
+    last = {tag: events.Scalars(tag)[-1] for tag in events.Tags()["scalars"]}
+    return {tag: (event.step, event.value) for tag, event in last.items()}
+
+
+def scalars(folder: Path) -> dict[str, float]:
+    return {tag: value for tag, (_, value) in last_scalars(folder).items()}
 
 
 def test_every_back_end_gets_the_same_metrics(
@@ -180,7 +186,9 @@ def test_the_projector_gets_points_and_labels(tmp_path: Path) -> None:
         assert labels[0][0] == "label"
         assert [row[0] for row in labels[1:]] == read.labels()
     assert scalars(board)["eval/average"] == pytest.approx(read.variants["roma"].result["average"], abs=1e-6)
-    assert "base/eval/average" in scalars(board)
+    steps = {tag: step for tag, (step, _) in last_scalars(board).items()}
+    assert steps["base/eval/average"] == 0
+    assert steps["eval/average"] == read.metrics["roma"][-1]["step"] == 5
 
 
 def test_without_curves_nothing_is_projected(tmp_path: Path) -> None:
