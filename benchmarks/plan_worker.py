@@ -24,7 +24,7 @@ def random_prompts(count: int, length: int, vocabulary: int, seed: int = 0) -> l
     """Prompts of `length` random tokens with four one-token options."""
     import random
 
-    from roma_ds.backbone.encoding import Prompt
+    from roma_ds.sequences.encoding import Prompt
 
     source = random.Random(seed)
 
@@ -42,8 +42,8 @@ def write_cache(folder: Path, prompts: Sequence[Any], hidden: int, dtype: str, f
     """A finished prefix cache of random values for the sequences of `prompts`."""
     import torch
 
-    from roma_ds.backbone.prefix_cache import plan_cache
-    from roma_ds.backbone.request_set import requests_of
+    from roma_ds.prefix.prefix_cache import plan_cache
+    from roma_ds.sequences.request_set import requests_of
 
     kind = getattr(torch, dtype)
     lengths = requests_of(prompts).lengths
@@ -59,12 +59,12 @@ def train(world: Any, run: Any, options: argparse.Namespace, record: Record) -> 
     import numpy as np
     import torch
 
-    from roma_ds.backbone.feed import Feed
-    from roma_ds.backbone.prefix_cache import open_cache
-    from roma_ds.backbone.release import return_freed_memory
-    from roma_ds.backbone.request_set import requests_of
     from roma_ds.config import resolve_deepspeed
     from roma_ds.index import Neighbourhood
+    from roma_ds.network.release import return_freed_memory
+    from roma_ds.prefix.feed import Feed
+    from roma_ds.prefix.prefix_cache import open_cache
+    from roma_ds.sequences.request_set import requests_of
     from roma_ds.training.engine import RouterEngine
     from roma_ds.training.step import StepSettings, training_step
     from roma_ds.training.targets import ManifoldTargets
@@ -124,8 +124,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main() -> None:
     """Run one rank."""
     options = build_parser().parse_args()
-    from roma_ds.backbone.release import keep_large_blocks_apart
     from roma_ds.comm import start_world
+    from roma_ds.network.release import keep_large_blocks_apart
     from roma_ds.pipeline.worker import calm_libraries, load_for
 
     calm_libraries()

@@ -55,7 +55,7 @@ def time_parts(record: Record) -> None:
     """Time what a step consists of; the barriers cost time of their own, so not for comparisons."""
     from deepspeed.runtime.engine import DeepSpeedEngine
 
-    from roma_ds.backbone.feed import Feed
+    from roma_ds.prefix.feed import Feed
     from roma_ds.training import loop, step
     from roma_ds.training.engine import RouterEngine
     from roma_ds.training.targets import ManifoldTargets

@@ -18,8 +18,7 @@ import torch
 from launched import launch
 from safetensors.torch import load_file
 
-from roma_ds.backbone.encoding import encode
-from roma_ds.backbone.loading import checkpoint, load_tokenizer
+from roma_ds.checkpoint.loading import checkpoint, load_tokenizer
 from roma_ds.config import load_run_config
 from roma_ds.data.store import load_samples
 from roma_ds.families import detect
@@ -28,6 +27,7 @@ from roma_ds.index.shard import Shard
 from roma_ds.manifold.kernel import similarity
 from roma_ds.manifold.loss import manifold_by_pairs
 from roma_ds.manifold.weights import row_weights
+from roma_ds.sequences.encoding import encode
 
 
 class Plain:

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 from torch import nn
 
-from roma_ds.backbone.encoding import Prompt
 from roma_ds.config import RunConfig
 from roma_ds.families import detect
 from roma_ds.index.neighbourhood import prompt_groups
 from roma_ds.index.shard import Shard
 from roma_ds.manifold.kernel import similarity
 from roma_ds.manifold.weights import pull_targets, row_weights
+from roma_ds.sequences.encoding import Prompt
 
 
 class AnswerModel(nn.Module):

@@ -23,17 +23,17 @@ from measured import COMMS_LOGGER, Record
 from rival_model import AnswerModel, Targets, collate, collect
 from torch import nn
 
-from roma_ds.backbone.encoding import encode
-from roma_ds.backbone.frozen import MONITORS
-from roma_ds.backbone.loading import checkpoint, load_tokenizer
-from roma_ds.backbone.release import return_freed_memory
+from roma_ds.checkpoint.loading import checkpoint, load_tokenizer
 from roma_ds.comm import start_world
 from roma_ds.config import RunConfig, load_run_config, resolve_deepspeed
 from roma_ds.data.store import load_samples
 from roma_ds.families import detect
+from roma_ds.frozen_pass.frozen_model import MONITORS
 from roma_ds.manifold.loss import manifold_term
 from roma_ds.manifold.schedule import lambda_at
+from roma_ds.network.release import return_freed_memory
 from roma_ds.pipeline.worker import calm_libraries
+from roma_ds.sequences.encoding import encode
 
 BY_HIDDEN_SIZE = (
     "reduce_bucket_size",

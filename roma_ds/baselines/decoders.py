@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from roma_ds.backbone.batches import Batch, collate
-from roma_ds.backbone.decoding import CachedSteps, Step
-from roma_ds.backbone.encoding import Encoded
-from roma_ds.backbone.packing import Past, pack
-from roma_ds.backbone.steered import Steering
 from roma_ds.comm import World
+from roma_ds.network.steered import Steering
+from roma_ds.sequences.batches import Batch, collate
+from roma_ds.sequences.encoding import Encoded
+from roma_ds.sequences.packing import Past, pack
+from roma_ds.writing.decoding import CachedSteps, Step
 
 
 class VirtualDecoder:

@@ -12,21 +12,21 @@ from typing import Any
 import torch
 from torch import nn
 
-from roma_ds.backbone.batches import Batch
-from roma_ds.backbone.decoding import Decoder
-from roma_ds.backbone.experts import use_frozen_experts
-from roma_ds.backbone.frozen import load_part
-from roma_ds.backbone.loading import checkpoint
-from roma_ds.backbone.plain import PlainModel
-from roma_ds.backbone.release import release, return_freed_memory
-from roma_ds.backbone.routed import RoutedLM
 from roma_ds.baselines.adapters import add_adapters, matched_plan, peft, rank_plan
 from roma_ds.baselines.decoders import VirtualDecoder
 from roma_ds.baselines.padded_network import PaddedNetwork
+from roma_ds.checkpoint.loading import checkpoint
 from roma_ds.comm import World
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import MoELayout
+from roma_ds.frozen_pass.frozen_model import load_part
+from roma_ds.network.experts import use_frozen_experts
+from roma_ds.network.release import release, return_freed_memory
+from roma_ds.network.routed import RoutedLM
+from roma_ds.sequences.batches import Batch
+from roma_ds.writing.decoding import Decoder
+from roma_ds.writing.plain import PlainModel
 
 PROMPT_TOKENS = 20
 """Virtual tokens of prompt tuning, as peft's examples have it."""

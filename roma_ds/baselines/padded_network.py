@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from roma_ds.backbone.batches import Batch
-from roma_ds.backbone.routing_weights import routing_weights
 from roma_ds.families import detect
+from roma_ds.network.routing_weights import routing_weights
+from roma_ds.sequences.batches import Batch
 
 
 class PaddedNetwork:

@@ -10,12 +10,12 @@ from dataclasses import dataclass
 
 import torch
 
-from roma_ds.backbone.batches import Batch
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.request_set import Requests
 from roma_ds.baselines.networks import Build, Rival, adapted, dense, virtual_tokens
 from roma_ds.config import TrainConfig
 from roma_ds.errors import RomaError
+from roma_ds.prefix.feed import Feed
+from roma_ds.sequences.batches import Batch
+from roma_ds.sequences.request_set import Requests
 from roma_ds.training.batch_order import BatchOrder
 from roma_ds.training.learning_rate import learning_rate_at
 from roma_ds.training.step import task_term

@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from roma_ds.backbone.batches import Batch, in_batches
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.found import Record
-from roma_ds.backbone.request_set import Requests, read_results
-from roma_ds.backbone.scores import Scores
+from roma_ds.prefix.feed import Feed
 from roma_ds.progress import Progress
+from roma_ds.sequences.batches import Batch, in_batches
+from roma_ds.sequences.found import Record
+from roma_ds.sequences.request_set import Requests, read_results
+from roma_ds.sequences.scores import Scores
 
 Forward = Callable[[Sequence[int], Batch], tuple[torch.Tensor, torch.Tensor]]
 """From numbers of sequences and their batch: logits float32 [A, V], routing weights float32 [B, M, E]."""

@@ -13,15 +13,15 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from roma_ds.backbone.batches import Batch
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.request_set import Requests
-from roma_ds.backbone.scores import Scores
-from roma_ds.backbone.steered import Steering
-from roma_ds.backbone.tail import tail_of
 from roma_ds.baselines.descent import Descent, descend
 from roma_ds.baselines.scoring import score
+from roma_ds.network.steered import Steering
+from roma_ds.network.tail import tail_of
+from roma_ds.prefix.feed import Feed
 from roma_ds.progress import Progress
+from roma_ds.sequences.batches import Batch
+from roma_ds.sequences.request_set import Requests
+from roma_ds.sequences.scores import Scores
 from roma_ds.training.step import task_term
 
 Loss = Callable[[torch.Tensor], torch.Tensor]

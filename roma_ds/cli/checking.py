@@ -3,121 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator, Mapping
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING
 
+from roma_ds.cli.memory_estimate import memory_lines
 from roma_ds.cli.parser import CHECKS
-from roma_ds.config import RunConfig, resolve_deepspeed
+from roma_ds.cli.subject import Subject
 from roma_ds.errors import EnvironmentFault, RomaError, UserError
 
 if TYPE_CHECKING:
-    from roma_ds.backbone.encoding import Prompt
-    from roma_ds.data import Sample
-    from roma_ds.families import MoELayout
+    from roma_ds.sequences.encoding import Prompt
 
 SHOWN = 2
 """Prompts that are printed."""
-FIRST_ROWS = 64
-"""Samples whose tokens are counted where long prompts are cut."""
-
-
-class Subject:
-    """The run that is looked at. What several checks need is read once."""
-
-    def __init__(self, run: RunConfig, world_size: int) -> None:
-        self.run, self.world_size = run, world_size
-
-    @cached_property
-    def ds(self) -> dict[str, Any]:
-        """The resolved DeepSpeed config."""
-        return resolve_deepspeed(self.run, self.world_size)
-
-    @cached_property
-    def evaluation_only(self) -> str | None:
-        """Why nothing of the model can be trained; None where it can, and where its config cannot be read."""
-        from roma_ds.backbone.loading import load_config
-        from roma_ds.families import family_of
-        from roma_ds.families.unusable_config import UnusableConfig
-
-        try:
-            config = load_config(self.run.model)
-        except RomaError:
-            return None
-        try:
-            family_of(config)
-        except UnusableConfig:
-            return None
-        except UserError as error:
-            return error.message
-        return None
-
-    @cached_property
-    def context(self) -> int | None:
-        """Tokens that the model reads at most."""
-        from roma_ds.backbone.loading import load_config
-
-        found: int | None = getattr(load_config(self.run.model), "max_position_embeddings", None)
-        return found
-
-    @cached_property
-    def network(self) -> Any:
-        """The model on the meta device."""
-        from roma_ds.backbone.span import skeleton
-
-        return skeleton(self.run.model)
-
-    @cached_property
-    def layout(self) -> MoELayout:
-        """Its routers."""
-        from roma_ds.families import detect
-
-        return detect(self.network)
-
-    @cached_property
-    def layers(self) -> tuple[int, ...]:
-        """Layers whose routers are trained."""
-        return self.layout.choose(self.run.roma.layers)
-
-    @cached_property
-    def training(self) -> list[Sample]:
-        """Training samples."""
-        from roma_ds.data import load_training
-
-        return load_training(self.run)[0]
-
-    @cached_property
-    def evaluation(self) -> list[Sample]:
-        """Evaluation samples."""
-        from roma_ds.data import load_evaluation
-
-        return load_evaluation(self.run)
-
-    @cached_property
-    def prompts(self) -> list[Prompt]:
-        """The first training samples as token ids; all where too long ones are refused."""
-        return self._encoded(self.training, {})
-
-    @cached_property
-    def questions(self) -> list[Prompt]:
-        """The same of evaluation."""
-        from roma_ds.data.tasks import new_tokens_of
-
-        return self._encoded(self.evaluation, new_tokens_of(self.run))
-
-    def _encoded(self, samples: list[Sample], new_tokens: Mapping[str, int]) -> list[Prompt]:
-        from roma_ds.backbone.encoding import encode
-        from roma_ds.backbone.loading import load_tokenizer
-
-        refuse = self.run.data.long_prompts == "refuse"
-        return encode(
-            samples if refuse else samples[:FIRST_ROWS],
-            load_tokenizer(self.run.model),
-            self.run.data.max_tokens,
-            self.context,
-            new_tokens,
-            refuse,
-        )
 
 
 def _deepspeed(subject: Subject) -> Iterator[str]:
@@ -157,8 +55,8 @@ def _model(subject: Subject) -> Iterator[str]:
 def _weights(subject: Subject) -> Iterator[str]:
     from pathlib import Path
 
-    from roma_ds.backbone.checkpoint_check import check_checkpoint
-    from roma_ds.backbone.loading import checkpoint, is_local, not_found
+    from roma_ds.checkpoint.blueprint import check_checkpoint
+    from roma_ds.checkpoint.loading import checkpoint, is_local, not_found
 
     place = Path(checkpoint(subject.run.model))
     if place.is_file():
@@ -217,12 +115,6 @@ def _counted(subject: Subject, prompts: list[Prompt], kind: str) -> Iterator[str
     yield f"  options of one token each, read in one pass: {single} of {len(lengths)} samples"
 
 
-def _memory(subject: Subject) -> Iterator[str]:
-    from roma_ds.cli.memory_estimate import memory_lines
-
-    yield from memory_lines(subject)
-
-
 LOOKS: dict[str, Callable[[Subject], Iterator[str]]] = {
     "DeepSpeed": _deepspeed,
     "machine": _machine,
@@ -232,7 +124,7 @@ LOOKS: dict[str, Callable[[Subject], Iterator[str]]] = {
     "evaluation data": _evaluation_data,
     "tokens": _tokens,
     "evaluation tokens": _evaluation_tokens,
-    "memory": _memory,
+    "memory": memory_lines,
 }
 
 

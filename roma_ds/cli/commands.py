@@ -185,7 +185,7 @@ def plan(options: argparse.Namespace) -> int:
 
 def merge(options: argparse.Namespace) -> int:
     """Merge a router file into its base checkpoint."""
-    from roma_ds.backbone.loading import PACKAGED
+    from roma_ds.checkpoint.loading import PACKAGED
     from roma_ds.export.merge import merge as merge_checkpoint
 
     base = PACKAGED if str(options.model) == "demo" else options.model

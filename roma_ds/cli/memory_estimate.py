@@ -12,7 +12,7 @@ from roma_ds.planner.model_sizes import sizes_of
 from roma_ds.planner.size_text import gibibytes
 
 if TYPE_CHECKING:
-    from roma_ds.cli.checking import Subject
+    from roma_ds.cli.subject import Subject
 
 
 def memory_lines(subject: Subject) -> Iterator[str]:

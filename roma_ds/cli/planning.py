@@ -6,31 +6,19 @@ import argparse
 import json
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from roma_ds.cli.planning_text import lines
 from roma_ds.config.spelling import did_you_mean
 from roma_ds.errors import UserError
 from roma_ds.planner.size_text import parse_size
 
+if TYPE_CHECKING:
+    from roma_ds.planner.question import Subject
+
 MATRIX_SIZE, MATRIX_SECONDS = 1024, 0.5
-
-
-@dataclass(frozen=True)
-class Subject:
-    """The model that is asked about."""
-
-    name: str
-    """As the user gave it."""
-    family: str
-    support: str
-    reason: str
-    """Why it is not simply supported; may be empty."""
-    parameters: dict[str, int]
-    """By kind."""
-    active: int
-    """Parameters that one token goes through."""
 
 
 def plan_model(options: argparse.Namespace) -> int:
@@ -42,8 +30,6 @@ def plan_model(options: argparse.Namespace) -> int:
     if options.json:
         print(json.dumps({**asdict(subject), **asdict(question), **asdict(result)}, indent=1))
         return 0
-    from roma_ds.cli.planning_text import lines
-
     for line in lines(subject, result, question):
         print(line)
     return 0
@@ -51,14 +37,14 @@ def plan_model(options: argparse.Namespace) -> int:
 
 def answer(options: argparse.Namespace) -> tuple[Subject, Any, Any]:
     """(the model, its `Forecast`, the `Question` asked). Raises UserError where the model is not usable."""
-    from roma_ds.backbone.span import skeleton
+    from roma_ds.checkpoint.span import skeleton
     from roma_ds.config import ModelConfig
     from roma_ds.families import detect
     from roma_ds.families.counting import active_parameters, by_kind, counted
     from roma_ds.planner.forecast import forecast
     from roma_ds.planner.memory import Setting
     from roma_ds.planner.model_sizes import sizes_of
-    from roma_ds.planner.question import Question
+    from roma_ds.planner.question import Question, Subject
 
     model = ModelConfig(path=str(options.model), dtype=options.dtype)
     network = skeleton(model, config=config_of(model))
@@ -93,7 +79,7 @@ def config_of(model: Any) -> Any:
 
     model: a `ModelConfig`. Raises UserError where there is no such model.
     """
-    from roma_ds.backbone.loading import load_config
+    from roma_ds.checkpoint.loading import load_config
     from roma_ds.families import published
 
     name, names = model.path, published.names()
@@ -160,7 +146,7 @@ def _is_rate(text: str) -> bool:
 
 
 def _rates(options: argparse.Namespace) -> Any:
-    from roma_ds.backbone.products import product
+    from roma_ds.network.products import product
     from roma_ds.planner.matrix_rate import matrix_rate
     from roma_ds.planner.question import Rates
 

@@ -8,10 +8,9 @@ from typing import TYPE_CHECKING
 from roma_ds.planner.size_text import gibibytes
 
 if TYPE_CHECKING:
-    from roma_ds.cli.planning import Subject
     from roma_ds.planner.forecast import Forecast
     from roma_ds.planner.pass_row import PassRow
-    from roma_ds.planner.question import Question
+    from roma_ds.planner.question import Question, Subject
     from roma_ds.planner.training_row import TrainingRow
 
 

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from roma_ds.backbone.blueprint import Blueprint
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.scores import Scores
+from roma_ds.checkpoint.blueprint import Blueprint
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.scores import Scores
 from roma_ds.storage.atomic import make_folder, write_npy, write_parquet
 
 OUTPUTS = ["routing.npy", "outcome.parquet"]

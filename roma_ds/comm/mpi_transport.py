@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from roma_ds.comm.agreement import agreement
-from roma_ds.comm.transport import Bytes, Integers
+from roma_ds.comm.wire import Bytes, Integers
 from roma_ds.comm.world import World
 from roma_ds.errors import EnvironmentFault
 

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import torch.distributed as dist
 
-from roma_ds.comm.transport import Bytes, Integers
+from roma_ds.comm.wire import Bytes, Integers
 from roma_ds.comm.world import World
 from roma_ds.errors import EnvironmentFault
 

@@ -16,19 +16,17 @@ import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any, Literal, NoReturn, Protocol
+from typing import Literal, NoReturn, Protocol
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from roma_ds.comm.agreement import OtherRankFailed
+from roma_ds.comm.wire import Array, Bytes, Integers, Wire
 from roma_ds.comm.world import Operation, World
 from roma_ds.errors import RomaError
 
 TransportName = Literal["torch", "mpi"]
-Array = NDArray[Any]
-Bytes = NDArray[np.uint8]
-Integers = NDArray[np.int64]
 
 _COMBINED_BY = {"sum": np.add, "min": np.minimum, "max": np.maximum}
 # A header: did this rank fail, length of its text, digest of its text, then rows for each rank.
@@ -82,27 +80,6 @@ class Transport(Protocol):
 
     def close(self) -> None:
         """Leave. A collective, for when all went well: after an error of one rank, let the process end."""
-
-
-class Wire(Protocol):
-    """Moves bytes between two ranks or more; `Exchange` has checked what is moved. All are collectives."""
-
-    most_rows: int
-    """Rows that one rank can send or receive in one call."""
-    sleeps: bool
-    """Whether a rank that waits leaves its processor to others."""
-
-    def headers(self, mine: Integers) -> Integers:
-        """[R, k], every rank's header [k]."""
-
-    def all_gather(self, rows: Bytes, received: Bytes, counts: Integers, width: int) -> None:
-        """Fill `received` with every rank's `rows` in rank order; counts: [R] rows of `width` bytes."""
-
-    def all_to_all(self, sent: Bytes, received: Bytes, counts: Integers, width: int) -> None:
-        """Deal out `sent` and fill `received`, both in rank order; counts: [from R, to R] rows."""
-
-    def close(self) -> None:
-        """Leave."""
 
 
 @dataclass(frozen=True)

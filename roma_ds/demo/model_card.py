@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -19,12 +18,10 @@ from transformers import (
 from roma_ds.demo.encoding import accuracy, encode
 from roma_ds.demo.oracle_routing import Descent, oracle_accuracy, routed_accuracy
 from roma_ds.demo.phrasings import KNOWN_CUES, RARE_CUES
+from roma_ds.demo.recipe import Recipe
 from roma_ds.demo.skills import SKILLS
 from roma_ds.demo.suite import generate
 from roma_ds.demo.taught_experts import teach
-
-if TYPE_CHECKING:
-    from roma_ds.demo.train_base import Recipe
 
 MEASURED_SEED = 999
 GROUPS = ("known", "train", "validation", "test")

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from roma_ds.backbone.scores import Scores
 from roma_ds.data.sample import Sample
 from roma_ds.data.tasks import TASKS
 from roma_ds.evaluation.metric_modules import compute
+from roma_ds.sequences.scores import Scores
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 

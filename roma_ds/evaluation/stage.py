@@ -8,16 +8,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.generation import Written
-from roma_ds.backbone.scores import Scores
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
 from roma_ds.data.tasks import scoring_of, shots_of
 from roma_ds.evaluation.answers import read_answer
 from roma_ds.evaluation.results import average, task_results
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.scores import Scores
 from roma_ds.storage.atomic import make_folder, write_json, write_npy, write_parquet
+from roma_ds.writing.generation import Written
 
 Write = Callable[[Sequence[Prompt]], list[Written | None] | None]
 

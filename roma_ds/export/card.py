@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
-from roma_ds.backbone.router_file import read_router_file
+from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.config import RunConfig
 from roma_ds.storage.atomic import read_json
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from roma_ds.backbone.router_file import read_router_file
+from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.errors import UserError
 from roma_ds.export.shard import differing, open_shard, rewrite
 from roma_ds.storage.atomic import make_folder, read_json

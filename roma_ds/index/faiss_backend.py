@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roma_ds.errors import EnvironmentFault
+from roma_ds.index.backend import Found
 from roma_ds.index.factories import EXACT, filled_index, inverted_lists, restricts
-from roma_ds.index.search import Found
 
 GPU_MOST = 2048
 """Most results that FAISS gives for a query on a GPU."""

@@ -8,39 +8,17 @@ Membership is a mask: nothing is ever removed from an index.
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 from numpy.typing import NDArray
 
 from roma_ds.errors import UserError
+from roma_ds.index.backend import SearchBackend
 from roma_ds.index.factories import EXACT
+from roma_ds.index.faiss_backend import FaissBackend
+from roma_ds.index.torch_backend import TorchBackend
 
 TIE_TOLERANCE = 1e-5
 """How far a backend's float32 score of two unit vectors may lie from their product."""
-
-Found = tuple[NDArray[np.float32], NDArray[np.int64]]
-
-
-class SearchBackend(Protocol):
-    """Holds vectors [n, dim] by position and finds those of largest inner product."""
-
-    exact: bool
-    """False where a true neighbour can be missed."""
-
-    def top(self, queries: NDArray[np.float32], count: int, among: NDArray[np.bool_] | None = None) -> Found:
-        """Scores and positions [queries, count], best first, of vectors with `among` [n] set.
-
-        1 <= count <= n. Where there are fewer, positions end in -1; their scores mean nothing.
-        """
-
-    def within(
-        self, queries: NDArray[np.float32], least: float, among: NDArray[np.bool_] | None = None
-    ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """(query, position) pairs of vectors whose score is above `least`, in order of the query.
-
-        Up to queries x n pairs: the caller bounds the number of queries.
-        """
 
 
 def make_backend(
@@ -56,16 +34,12 @@ def make_backend(
     UserError on a factory that does not fit.
     """
     if name == "faiss":
-        from roma_ds.index.faiss_backend import FaissBackend
-
         return FaissBackend(vectors, factory, refreshed)
     if factory != EXACT:
         raise UserError(
             f"index.factory is {factory}, which the torch backend does not have",
             f"set index.backend=faiss, or index.factory={EXACT}",
         )
-    from roma_ds.index.torch_backend import TorchBackend
-
     return TorchBackend(vectors, device)
 
 

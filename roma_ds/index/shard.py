@@ -9,9 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from roma_ds.errors import UserError
+from roma_ds.index.backend import SearchBackend
 from roma_ds.index.factories import EXACT
 from roma_ds.index.neighbourhood import ABSENT, Neighbourhood
-from roma_ds.index.search import TIE_TOLERANCE, SearchBackend, exact_products, make_backend
+from roma_ds.index.search import TIE_TOLERANCE, exact_products, make_backend
 
 EMBED_AGAIN = "delete the embed folder and run again"
 MOST_PAIRS = 2**24

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roma_ds.index.search import Found
+from roma_ds.index.backend import Found
 
 
 class TorchBackend:

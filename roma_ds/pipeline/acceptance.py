@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from roma_ds.backbone.blueprint import Blueprint, blueprint
-from roma_ds.backbone.checkpoint_check import check_checkpoint
-from roma_ds.backbone.loading import load_config
+from roma_ds.checkpoint.blueprint import Blueprint, blueprint, check_checkpoint
+from roma_ds.checkpoint.loading import load_config
 from roma_ds.config import RunConfig, resolve_deepspeed
 from roma_ds.data.store import data_inputs
 from roma_ds.embed.encoder import check_encoder

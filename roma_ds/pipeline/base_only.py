@@ -6,11 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from roma_ds.backbone.encoding import Prompt, encode
-from roma_ds.backbone.generation import Written
-from roma_ds.backbone.loading import checkpoint_hash, load_config, load_tokenizer
-from roma_ds.backbone.plain import PlainModel
-from roma_ds.backbone.scores import Scores
+from roma_ds.checkpoint.loading import checkpoint_hash, load_config, load_tokenizer
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.data.store import load_samples
@@ -21,6 +17,10 @@ from roma_ds.pipeline.data import make_data
 from roma_ds.pipeline.folders import Folders, describe_run
 from roma_ds.pipeline.measuring import evaluated_rows, say_accuracies, scoring_inputs, written_answers
 from roma_ds.pipeline.staging import run_stage
+from roma_ds.sequences.encoding import Prompt, encode
+from roma_ds.sequences.scores import Scores
+from roma_ds.writing.generation import Written
+from roma_ds.writing.plain import PlainModel
 
 BASE = "base"
 

@@ -9,18 +9,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.generation import Written
-from roma_ds.backbone.router_file import read_router_file
-from roma_ds.backbone.scores import Scores
+from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.comm import agreement
 from roma_ds.errors import UserError
 from roma_ds.evaluation.stage import evaluate, outputs
 from roma_ds.pipeline.measuring import evaluated_rows, say_accuracies, scoring_inputs, written_answers
 from roma_ds.pipeline.prefixes import Part
 from roma_ds.pipeline.session import Session
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.scores import Scores
 from roma_ds.storage import fingerprint
 from roma_ds.training.stage import ROUTER_FILE
+from roma_ds.writing.generation import Written
 
 Weights = Mapping[int, torch.Tensor]
 Scored = tuple[Scores | None, tuple[int, ...]]

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from roma_ds.backbone.decoding import Decoder
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.generation import Asked, Writer, Written
 from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
 from roma_ds.data.tasks import new_tokens_of, task_of
 from roma_ds.pipeline.folders import Folders
+from roma_ds.sequences.encoding import Prompt
 from roma_ds.storage.atomic import read_json
+from roma_ds.writing.decoding import Decoder
+from roma_ds.writing.generation import Asked, Writer, Written
 
 
 def scoring_inputs(run: RunConfig) -> dict[str, Any]:

@@ -43,7 +43,7 @@ def setting_of(
 
 def training_estimate(session: Session, engine: RouterEngine) -> RankBytes:
     """Of the training that `engine` is about to do, for a micro-batch of average size. No collective."""
-    from roma_ds.backbone.span import skeleton
+    from roma_ds.checkpoint.span import skeleton
 
     run = session.run
     lengths = [

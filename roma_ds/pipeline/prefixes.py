@@ -5,25 +5,23 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 
-from roma_ds.backbone.disk_room import RESERVE
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.frozen_pass import FrozenPass, begun_engine
-from roma_ds.backbone.prefix_cache import PrefixCache, disk_bytes, is_begun, open_cache
-from roma_ds.backbone.request_set import requests_of
-from roma_ds.backbone.scores import Scores
 from roma_ds.comm import agreement
 from roma_ds.errors import UserError
+from roma_ds.frozen_pass.frozen_pass import FrozenPass, begun_engine
 from roma_ds.monitor.wording import byte_size
+from roma_ds.pipeline.held_model import HeldModel
 from roma_ds.planner.frozen_pass import GIB, Engine, choose_engine
 from roma_ds.planner.host_memory import available_bytes
+from roma_ds.prefix.disk_room import RESERVE
+from roma_ds.prefix.prefix_cache import PrefixCache, disk_bytes, is_begun, open_cache
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.request_set import requests_of
+from roma_ds.sequences.scores import Scores
 from roma_ds.storage import fingerprint
-
-if TYPE_CHECKING:
-    from roma_ds.pipeline.session import Session
 
 Part = Literal["collect", "eval"]
 SAMPLES = {"collect": "samples.parquet", "eval": "eval.parquet"}
@@ -32,7 +30,7 @@ SAMPLES = {"collect": "samples.parquet", "eval": "eval.parquet"}
 class Prefixes:
     """The caches of training (`collect`) and evaluation (`eval`). Methods are collectives."""
 
-    def __init__(self, session: Session, entering: int | None = None) -> None:
+    def __init__(self, session: HeldModel, entering: int | None = None) -> None:
         """entering: the layer that caches which others also use enter; a run that trains an earlier one
         goes without a cache, rather than make another."""
         self.session = session

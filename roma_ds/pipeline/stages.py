@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from roma_ds.backbone.frozen import MONITORS
 from roma_ds.baselines import TRAINED, Pool
 from roma_ds.collect import collect
 from roma_ds.collect.stage import OUTPUTS as COLLECT_OUTPUTS
@@ -17,6 +16,7 @@ from roma_ds.embed import embed
 from roma_ds.embed.encoder import check_embeddings
 from roma_ds.embed.stage import OUTPUTS as EMBED_OUTPUTS
 from roma_ds.embed.stage import embed_inputs
+from roma_ds.frozen_pass.frozen_model import MONITORS
 from roma_ds.index import build_neighbours
 from roma_ds.index.stage import outputs as index_outputs
 from roma_ds.manifold.kernel import least_inner_product, median_sigma

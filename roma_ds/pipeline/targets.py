@@ -7,7 +7,6 @@ from pathlib import Path
 
 import numpy as np
 
-from roma_ds.backbone.encoding import Prompt
 from roma_ds.baselines import TrainedVariant
 from roma_ds.baselines.neighbours import own_neighbours
 from roma_ds.comm import agreement, open_transport
@@ -20,6 +19,7 @@ from roma_ds.index.neighbourhood import prompt_groups
 from roma_ds.index.stage import NEIGHBOURS, load_candidates, open_index
 from roma_ds.manifold.kernel import least_inner_product
 from roma_ds.pipeline.session import Session
+from roma_ds.sequences.encoding import Prompt
 from roma_ds.training.live_targets import LiveTargets
 from roma_ds.training.targets import ManifoldTargets, Targets
 

@@ -92,10 +92,10 @@ def load_for(config: Path, overrides: Sequence[str], deepspeed_config: str | Non
 
 def run_stages(run: RunConfig, goal: str, variant: str | None, must_train: bool = False) -> None:
     """Run the stages up to `goal` on this rank. A collective over the launcher's ranks."""
-    from roma_ds.backbone.release import keep_large_blocks_apart
     from roma_ds.comm import start_world
+    from roma_ds.comm.absence import named_absence
     from roma_ds.comm.watch import watched
-    from roma_ds.pipeline.absence import named_absence
+    from roma_ds.network.release import keep_large_blocks_apart
     from roma_ds.training.interruption import Interruption
 
     calm_libraries()

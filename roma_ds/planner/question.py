@@ -16,6 +16,22 @@ MATRIX_RATES = {"cpu": 1e11, "cuda": 1e14}
 
 
 @dataclass(frozen=True)
+class Subject:
+    """The model that is asked about."""
+
+    name: str
+    """As the user gave it."""
+    family: str
+    support: str
+    reason: str
+    """Why it is not simply supported; may be empty."""
+    parameters: dict[str, int]
+    """By kind."""
+    active: int
+    """Parameters that one token goes through."""
+
+
+@dataclass(frozen=True)
 class Rates:
     """What a second brings on one rank."""
 

@@ -6,22 +6,12 @@ import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from roma_ds.backbone.batches import Batch
-from roma_ds.backbone.cache_part import CachePart
-from roma_ds.backbone.decoding import Decoder
-from roma_ds.backbone.encoding import Prompt, encode
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.loading import load_generation_config
-from roma_ds.backbone.prefix_cache import PrefixCache
-from roma_ds.backbone.request_set import requests_of
-from roma_ds.backbone.scores import Scores
-from roma_ds.backbone.steered import Steering
 from roma_ds.baselines.decoders import SteeredDecoder
 from roma_ds.baselines.descent import C3PO, ORACLE
 from roma_ds.baselines.in_context import with_examples
@@ -29,18 +19,25 @@ from roma_ds.baselines.networks import Build, Rival
 from roma_ds.baselines.rivals import RIVALS, train_rival
 from roma_ds.baselines.scoring import score
 from roma_ds.baselines.test_time import Questions, Reference, TestTime, described
+from roma_ds.checkpoint.loading import load_generation_config
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.data.tasks import new_tokens_of
 from roma_ds.manifold.kernel import median_sigma, similarity
+from roma_ds.network.steered import Steering
 from roma_ds.pipeline.stages import neighbour_pool
+from roma_ds.prefix.feed import CachePart, Feed
+from roma_ds.prefix.prefix_cache import PrefixCache
+from roma_ds.sequences.batches import Batch
+from roma_ds.sequences.encoding import Prompt, encode
+from roma_ds.sequences.request_set import requests_of
+from roma_ds.sequences.scores import Scores
 from roma_ds.study.nearest import nearest_members
 from roma_ds.study.shared import chosen_prompts, part_of
+from roma_ds.study.work import Work
 from roma_ds.study.writing import with_written_answers
 from roma_ds.training.batch_order import chosen_rows
-
-if TYPE_CHECKING:
-    from roma_ds.study.cell_work import Work
+from roma_ds.writing.decoding import Decoder
 
 Found = tuple[Scores, dict[str, Any]]
 

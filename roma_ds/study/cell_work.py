@@ -4,59 +4,27 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from roma_ds.backbone.plain import PlainModel
-from roma_ds.backbone.router_file import read_router_file
-from roma_ds.backbone.scores import Scores
 from roma_ds.baselines import TRAINED
+from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.comm import agreement
-from roma_ds.config.study import StudyConfig
 from roma_ds.data.tasks import scoring_of
 from roma_ds.pipeline import stages
-from roma_ds.pipeline.session import Session
+from roma_ds.sequences.scores import Scores
 from roma_ds.study import measures
 from roma_ds.study.alone import Alone
 from roma_ds.study.oracle_targets import make_oracle_targets
-from roma_ds.study.plan import Cell
-from roma_ds.study.shared import TEXT_TASK, BaseTables, Tasks, chosen_prompts, part_of
+from roma_ds.study.shared import TEXT_TASK, chosen_prompts, part_of
+from roma_ds.study.work import Work
 from roma_ds.study.writing import with_written_answers
 from roma_ds.training.stage import ROUTER_FILE
+from roma_ds.writing.plain import PlainModel
 
 OUTCOME = "outcome.parquet"
-
-
-@dataclass(frozen=True)
-class Work:
-    """What a cell works with."""
-
-    study: StudyConfig
-    tasks: Tasks
-    cell: Cell
-    session: Session
-    tables: BaseTables
-
-    @property
-    def measured(self) -> tuple[str, ...]:
-        """Tasks that this cell is measured on: a selection never sees what is reported."""
-        if self.cell.purpose == "select":
-            return self.tasks.select
-        return (*self.tasks.report, *self.tasks.select)
-
-    @property
-    def rows(self) -> list[int]:
-        """Rows of the evaluation data that are answered; plain text only for the report."""
-        text = (TEXT_TASK,) if self.cell.purpose == "report" else ()
-        return self.tasks.rows((*self.measured, *text))
-
-    @property
-    def columns(self) -> list[int]:
-        """Places of the layers that are trained or steered among the MoE layers."""
-        layout = self.session.whole.layout
-        return [layout.layers.index(layer) for layer in layout.choose(self.cell.run.roma.layers)]
 
 
 def run_cell(work: Work) -> dict[str, Any]:

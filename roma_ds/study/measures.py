@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.scores import Scores
 from roma_ds.data.sample import Sample
 from roma_ds.evaluation import alignment as geometry
 from roma_ds.evaluation.results import average, task_results
 from roma_ds.evaluation.side_effects import expert_overlap, load_entropy, perplexity
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.scores import Scores
 from roma_ds.storage.atomic import write_parquet
 
 _PEAK_RESET = Path("/proc/self/clear_refs")

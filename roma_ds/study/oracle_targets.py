@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -15,9 +15,7 @@ from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, write_npy
 from roma_ds.storage.stage import StageRecord
 from roma_ds.study.alone import Alone
-
-if TYPE_CHECKING:
-    from roma_ds.study.cell_work import Work
+from roma_ds.study.work import Work
 
 
 def make_oracle_targets(work: Work) -> dict[str, Any]:

@@ -24,9 +24,10 @@ from roma_ds.pipeline.session import Session
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, read_json, write_json
 from roma_ds.storage.stage import StageRecord
-from roma_ds.study.cell_work import OUTCOME, Work, run_cell
+from roma_ds.study.cell_work import OUTCOME, run_cell
 from roma_ds.study.plan import Cell, Planner, Point
 from roma_ds.study.shared import Shared, Tasks, settle_tasks, with_text
+from roma_ds.study.work import Work
 from roma_ds.training.interruption import Interruption
 
 CHOSEN = "chosen.json"

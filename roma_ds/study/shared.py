@@ -11,10 +11,6 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from roma_ds.backbone.cache_part import CachePart
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.prefix_cache import PrefixCache
-from roma_ds.backbone.request_set import requests_of
 from roma_ds.baselines import TRAINED
 from roma_ds.comm import agreement
 from roma_ds.config import RunConfig, TaskConfig
@@ -26,6 +22,10 @@ from roma_ds.pipeline import stages
 from roma_ds.pipeline.evaluating import eval_stage
 from roma_ds.pipeline.folders import Folders
 from roma_ds.pipeline.session import Session
+from roma_ds.prefix.feed import CachePart
+from roma_ds.prefix.prefix_cache import PrefixCache
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.request_set import requests_of
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import write_text
 from roma_ds.study.plan import Cell

@@ -29,10 +29,10 @@ def run_study(study: StudyConfig) -> None:
     """All cells on this rank. A collective over the launcher's ranks."""
     import torch
 
-    from roma_ds.backbone.release import keep_large_blocks_apart
     from roma_ds.comm import agreement, start_world
+    from roma_ds.comm.absence import named_absence
     from roma_ds.comm.watch import watched
-    from roma_ds.pipeline.absence import named_absence
+    from roma_ds.network.release import keep_large_blocks_apart
     from roma_ds.pipeline.worker import calm_libraries
     from roma_ds.storage.run_lock import locked
     from roma_ds.study.runner import Runner

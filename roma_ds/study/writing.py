@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from roma_ds.backbone.decoding import Decoder
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.scores import Scores
 from roma_ds.data.sample import Sample
 from roma_ds.data.tasks import new_tokens_of
 from roma_ds.evaluation.stage import judged
 from roma_ds.pipeline.measuring import written_answers
 from roma_ds.pipeline.session import Session
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.scores import Scores
+from roma_ds.writing.decoding import Decoder
 
 
 def with_written_answers(

@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from roma_ds.comm.transport import Bytes, Exchange, Integers, Transport
+from roma_ds.comm.transport import Exchange, Transport
+from roma_ds.comm.wire import Bytes, Integers
 
 
 class ThreadWire:

@@ -10,14 +10,14 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from roma_ds.backbone.batches import Batch
-from roma_ds.backbone.blueprint import blueprint
-from roma_ds.backbone.frozen import is_zero3, load_part
-from roma_ds.backbone.release import release, return_freed_memory
-from roma_ds.backbone.routed import RoutedLM, RoutedOutput, exact_buffers
+from roma_ds.checkpoint.blueprint import blueprint
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.config.deepspeed_keys import AUTO
+from roma_ds.frozen_pass.frozen_model import is_zero3, load_part
+from roma_ds.network.release import release, return_freed_memory
+from roma_ds.network.routed import RoutedLM, RoutedOutput, exact_buffers
+from roma_ds.sequences.batches import Batch
 
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")

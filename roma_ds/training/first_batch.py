@@ -5,10 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.request_set import Requests
 from roma_ds.comm import World
 from roma_ds.errors import EnvironmentFault, out_of_memory
+from roma_ds.prefix.feed import Feed
+from roma_ds.sequences.request_set import Requests
 from roma_ds.training.engine import RouterEngine
 from roma_ds.training.step import task_term
 

@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.request_set import Requests
 from roma_ds.comm import World
 from roma_ds.comm.traffic import Traffic
 from roma_ds.config import RunConfig
 from roma_ds.errors import EnvironmentFault, Interrupted, RomaError, UserError
 from roma_ds.manifold.schedule import lambda_at
+from roma_ds.prefix.feed import Feed
+from roma_ds.sequences.request_set import Requests
 from roma_ds.training.batch_order import BatchOrder
 from roma_ds.training.callbacks import Callback, LogEntry
 from roma_ds.training.checkpoints import Checkpoints

@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.prefix_cache import PrefixCache
-from roma_ds.backbone.request_set import requests_of
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig, config_hash
+from roma_ds.prefix.feed import Feed
+from roma_ds.prefix.prefix_cache import PrefixCache
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.request_set import requests_of
 from roma_ds.storage.atomic import make_folder, writing
 from roma_ds.training.batch_order import BatchOrder, chosen_rows
 from roma_ds.training.callbacks import Callback

@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import torch
 
-from roma_ds.backbone.batches import Batch
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.request_set import Requests
 from roma_ds.manifold.loss import manifold_term
+from roma_ds.prefix.feed import Feed
+from roma_ds.sequences.batches import Batch
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.request_set import Requests
 from roma_ds.training.engine import RouterEngine
 from roma_ds.training.targets import Targets
 from roma_ds.training.term_gradients import TermGradient

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
-from roma_ds.backbone.routed import RoutedLM
 from roma_ds.comm import World
+from roma_ds.network.routed import RoutedLM
 
 
 class TermGradient:

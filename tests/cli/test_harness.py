@@ -94,15 +94,15 @@ def test_the_bridge_runs_base_and_router_file(agreement: Any, work: Path, router
     import torch
 
     import roma_ds.evaluation.harness  # noqa: F401  registers the model
-    from roma_ds.backbone.encoding import encode
-    from roma_ds.backbone.frozen import FrozenModel
-    from roma_ds.backbone.loading import load_tokenizer
-    from roma_ds.backbone.router_file import read_router_file
+    from roma_ds.checkpoint.loading import load_tokenizer
+    from roma_ds.checkpoint.router_file import read_router_file
     from roma_ds.comm import World
     from roma_ds.comm.ranks import Ranks
     from roma_ds.config import ModelConfig
     from roma_ds.data.rows import read_rows
     from roma_ds.data.templates import render
+    from roma_ds.frozen_pass.frozen_model import FrozenModel
+    from roma_ds.sequences.encoding import encode
 
     (task,) = (task for task in agreement.TASKS if task.name == "arc_easy")
     tuned, _ = agreement.harness(work, [task], model="roma_ds", router=str(router))

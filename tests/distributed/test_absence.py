@@ -13,12 +13,11 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from roma_ds.comm import World, agreement
+from roma_ds.comm import World, absence, agreement
 from roma_ds.comm.arrivals import meet
 from roma_ds.comm.ranks import Ranks
 from roma_ds.comm.world import _wait_at_most
 from roma_ds.errors import EnvironmentFault, RomaError
-from roma_ds.pipeline import absence
 from roma_ds.testing.local_ranks import RankFailed, on_ranks
 
 WAITS_S = 1.5

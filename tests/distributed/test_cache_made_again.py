@@ -70,7 +70,7 @@ def after_changes(world: World, config: Path, out: Path) -> dict[str, list[str]]
 
 def stopped_in_a_stream(world: World, config: Path, outs: list[Path]) -> list[int]:
     """Steps of a stream pass that is stopped at its head and goes on unasked, and of one that is not."""
-    from roma_ds.backbone import stream
+    from roma_ds.frozen_pass import stream
 
     steps: list[int] = []
     through, head = stream._Run._through, stream._Run._head

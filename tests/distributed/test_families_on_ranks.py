@@ -43,9 +43,9 @@ def trained(world: World, folders: dict[str, str], jobs: list[Job]) -> dict[Job,
 def _trained(world: World, folder: str, stage: int, dtype: str) -> dict[str, Any]:
     import deepspeed
 
-    from roma_ds.backbone.batches import collate
-    from roma_ds.backbone.encoding import Encoded
     from roma_ds.config import parse_run_config, resolve_deepspeed
+    from roma_ds.sequences.batches import collate
+    from roma_ds.sequences.encoding import Encoded
     from roma_ds.training.engine import RouterEngine
 
     source = torch.Generator().manual_seed(5)

@@ -39,10 +39,10 @@ def measured(world: World, folder: str, stage: int) -> Found | None:
     import torch
     from transformers import AutoTokenizer
 
-    from roma_ds.backbone.encoding import encode
-    from roma_ds.backbone.generation import Asked, Writer
-    from roma_ds.backbone.plain import PlainModel
     from roma_ds.config import ModelConfig
+    from roma_ds.sequences.encoding import encode
+    from roma_ds.writing.generation import Asked, Writer
+    from roma_ds.writing.plain import PlainModel
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     ds: dict[str, Any] = zero3(world, "float32") if stage == 3 else {"zero_optimization": {"stage": stage}}

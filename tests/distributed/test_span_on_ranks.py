@@ -41,9 +41,9 @@ def partitioned(world: World, folder: str, dtype: str) -> dict[str, Any]:
     import torch
     from transformers import AutoModelForCausalLM
 
-    from roma_ds.backbone.checkpoint_files import CheckpointFiles
-    from roma_ds.backbone.loaded_weights import check_loaded
-    from roma_ds.backbone.span import Span, load_span
+    from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+    from roma_ds.checkpoint.loaded_weights import check_loaded
+    from roma_ds.checkpoint.span import Span, load_span
     from roma_ds.config import ModelConfig
     from roma_ds.errors import RomaError
     from roma_ds.families import detect
@@ -150,8 +150,8 @@ def test_each_rank_reads_and_holds_its_part_of_the_files(
 def damaged(world: World, folder: str) -> None:
     import torch
 
-    from roma_ds.backbone.checkpoint_files import CheckpointFiles
-    from roma_ds.backbone.span import Span, load_span
+    from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+    from roma_ds.checkpoint.span import Span, load_span
     from roma_ds.config import ModelConfig
     from roma_ds.errors import UserError
 
@@ -181,9 +181,9 @@ def memory(name: str) -> int:
 
 def peak(world: World, folder: str) -> tuple[int, int]:
     """Bytes of the whole network, and by how much memory grew at most while this rank loaded its share."""
-    from roma_ds.backbone.release import return_freed_memory
-    from roma_ds.backbone.span import Span, load_span
+    from roma_ds.checkpoint.span import Span, load_span
     from roma_ds.config import ModelConfig
+    from roma_ds.network.release import return_freed_memory
 
     model = ModelConfig(path=folder, dtype="float32")
     # What is imported and compiled at first use shall not count.

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.scores import Scores
 from roma_ds.comm import World
 from roma_ds.config import RunConfig, parse_run_config
 from roma_ds.data.sample import Sample
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.scores import Scores
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import read_parquet
 from roma_ds.testing.local_ranks import on_ranks
@@ -88,12 +88,12 @@ SEARCHES = [(backend, least) for backend in ("faiss", "torch") for least in (Non
 
 def all_stages(world: World, model: Path, root: Path) -> dict[str, Any]:
     """Every stage into a folder of its own below `root`; their facts."""
-    from roma_ds.backbone.blueprint import blueprint
-    from roma_ds.backbone.encoding import encode
-    from roma_ds.backbone.frozen import FrozenModel
-    from roma_ds.backbone.loading import load_tokenizer
+    from roma_ds.checkpoint.blueprint import blueprint
+    from roma_ds.checkpoint.loading import load_tokenizer
     from roma_ds.collect import collect
+    from roma_ds.frozen_pass.frozen_model import FrozenModel
     from roma_ds.index import build_neighbours
+    from roma_ds.sequences.encoding import encode
 
     run = run_config(model, root)
     everything = samples()

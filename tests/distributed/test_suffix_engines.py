@@ -56,8 +56,8 @@ def rotary(world: World, config: Path, stage: int, first: int | None, cast: bool
     """(type, largest error) of the rotary frequencies in the engines that train and that evaluate."""
     import torch
 
-    from roma_ds.backbone.frozen import FrozenModel
     from roma_ds.config import load_run_config, resolve_deepspeed
+    from roma_ds.frozen_pass.frozen_model import FrozenModel
     from roma_ds.training.engine import RouterEngine
 
     run = load_run_config(config, [f"deepspeed=zero{stage}"])

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from roma_ds.backbone.prefix_cache import PrefixCache, plan_cache
+from roma_ds.prefix.prefix_cache import PrefixCache, plan_cache
 
 MIB = 1 << 20
 LENGTHS = [3, 0, 5, 1, 4, 2, 7]

@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from tiny_runs import model_config
 
-from roma_ds.backbone.batches import Batch, routing_positions
-from roma_ds.backbone.encoding import Encoded
-from roma_ds.backbone.routed import RoutedLM, RoutedOutput
-from roma_ds.backbone.span import Span, load_span
+from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.families import FAMILIES, detect
+from roma_ds.network.routed import RoutedLM, RoutedOutput
+from roma_ds.sequences.batches import Batch, routing_positions
+from roma_ds.sequences.encoding import Encoded
 from roma_ds.testing.tiny_models import save_tiny
 
 CPU = torch.device("cpu")

@@ -10,17 +10,17 @@ import numpy as np
 import torch
 from tiny_runs import stock_network
 
-from roma_ds.backbone.batches import collate, in_batches
-from roma_ds.backbone.blueprint import blueprint
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.found import COLUMNS, Found
-from roma_ds.backbone.prefix_cache import PrefixCache, plan_cache
-from roma_ds.backbone.request_set import read_results, requests_of
-from roma_ds.backbone.routed import RoutedLM
-from roma_ds.backbone.stream import StreamPass
+from roma_ds.checkpoint.blueprint import blueprint
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.config import ModelConfig
+from roma_ds.frozen_pass.stream import StreamPass
+from roma_ds.network.routed import RoutedLM
+from roma_ds.prefix.prefix_cache import PrefixCache, plan_cache
+from roma_ds.sequences.batches import collate, in_batches
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.found import COLUMNS, Found
+from roma_ds.sequences.request_set import read_results, requests_of
 
 DEPTH = 4
 CPU = torch.device("cpu")

@@ -22,11 +22,16 @@ BOTTOM = ("errors", "storage", "progress", "config", "families", "comm")
 LINE = (
     "data",
     "embed",
-    "backbone",
+    "sequences",
+    "checkpoint",
+    "network",
+    "prefix",
+    "frozen_pass",
     "collect",
     "index",
     "manifold",
     "training",
+    "writing",
     "evaluation",
     "baselines",
     "export",
@@ -238,7 +243,7 @@ BAD = {
     "model_names": [
         Source("training/loop.py", "if kind == 'olmoe': pass"),
         Source("training/loop.py", "from transformers import Qwen3MoeForCausalLM"),
-        Source("backbone/loading.py", "model = Mixtral()"),
+        Source("checkpoint/loading.py", "model = Mixtral()"),
     ],
     "one_door": [
         Source("training/loop.py", "import torch.distributed as dist"),

@@ -4,8 +4,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roma_ds.backbone.batches import TOKEN_CHOICES, collate, in_batches, routing_positions
-from roma_ds.backbone.encoding import Encoded
+from roma_ds.sequences.batches import TOKEN_CHOICES, collate, in_batches, routing_positions
+from roma_ds.sequences.encoding import Encoded
 
 TOKENS = st.sampled_from(TOKEN_CHOICES)
 IDS = st.integers(1, 99)
@@ -112,7 +112,7 @@ def test_inputs_are_the_arguments_of_the_forward_pass() -> None:
     from dataclasses import replace
     from inspect import signature
 
-    from roma_ds.backbone.routed import RoutedLM
+    from roma_ds.network.routed import RoutedLM
 
     batch = collate([Encoded(0, (1, 2), (3,))], "last1")
     arguments = set(list(signature(RoutedLM.forward).parameters)[1:])

@@ -8,8 +8,9 @@ from typing import Any, cast
 
 import pytest
 
-from roma_ds.backbone.loading import PACKAGED, load_config
-from roma_ds.cli.checking import LOOKS, Subject
+from roma_ds.checkpoint.loading import PACKAGED, load_config
+from roma_ds.cli.checking import LOOKS
+from roma_ds.cli.subject import Subject
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 

@@ -14,22 +14,22 @@ import pytest
 import torch
 from tiny_runs import letter_samples, model_config
 
-from roma_ds.backbone.batches import Batch
-from roma_ds.backbone.decoding import Decoder
-from roma_ds.backbone.encoding import Encoded, Prompt, encode
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.frozen import load_part
-from roma_ds.backbone.generation import Asked, Writer
-from roma_ds.backbone.plain import PlainModel
-from roma_ds.backbone.routed import RoutedLM
-from roma_ds.backbone.steered import Steering
 from roma_ds.baselines.decoders import SteeredDecoder
 from roma_ds.baselines.networks import Build
 from roma_ds.baselines.rivals import RIVALS
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.errors import UserError
+from roma_ds.frozen_pass.frozen_model import load_part
+from roma_ds.network.routed import RoutedLM
+from roma_ds.network.steered import Steering
+from roma_ds.prefix.feed import Feed
+from roma_ds.sequences.batches import Batch
+from roma_ds.sequences.encoding import Encoded, Prompt, encode
 from roma_ds.testing.tiny_models import save_tiny
+from roma_ds.writing.decoding import Decoder
+from roma_ds.writing.generation import Asked, Writer
+from roma_ds.writing.plain import PlainModel
 
 CPU = torch.device("cpu")
 ALONE = World(Ranks(), CPU)

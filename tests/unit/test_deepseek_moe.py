@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from roma_ds.backbone.loading import load_config
-from roma_ds.backbone.span import Span, load_span
+from roma_ds.checkpoint.loading import load_config
+from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import detect

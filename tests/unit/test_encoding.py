@@ -9,9 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tiny_runs import free_sample, letter_sample, text_sample
 
-from roma_ds.backbone.encoding import Encoded, cut_middle, encode
 from roma_ds.data.sample import Sample
 from roma_ds.errors import UserError
+from roma_ds.sequences.encoding import Encoded, cut_middle, encode
 
 
 class Characters:

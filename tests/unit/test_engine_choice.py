@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from roma_ds.backbone.frozen_pass import begun_engine
-from roma_ds.backbone.parts import Parts
+from roma_ds.frozen_pass.frozen_pass import begun_engine
+from roma_ds.frozen_pass.parts import Parts
 from roma_ds.planner.frozen_pass import GIB, Engine, choose_engine
 
 

@@ -13,15 +13,15 @@ import pytest
 import torch
 from data_files import question, run_on, write_rows
 
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.generation import Written
-from roma_ds.backbone.scores import Scores
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.data import load_evaluation
 from roma_ds.data.sample import Sample
 from roma_ds.evaluation.stage import evaluate
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.scores import Scores
 from roma_ds.storage.atomic import read_parquet
+from roma_ds.writing.generation import Written
 
 ALONE = World(Ranks(), torch.device("cpu"))
 COUNT = 41

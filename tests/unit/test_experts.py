@@ -9,8 +9,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roma_ds.backbone.experts import FROZEN_EXPERTS, ROWS, _fits, rows_run, use_frozen_experts
 from roma_ds.families import FAMILIES
+from roma_ds.network.experts import FROZEN_EXPERTS, ROWS, _fits, rows_run, use_frozen_experts
 from roma_ds.testing.tiny_models import tiny_config
 
 HIDDEN, WIDTH, EXPERTS = 16, 8, 6

@@ -15,16 +15,16 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import model_config
 from transformers import AutoModelForCausalLM
 
-from roma_ds.backbone.batches import collate
-from roma_ds.backbone.encoding import Encoded
-from roma_ds.backbone.frozen import FrozenModel
-from roma_ds.backbone.routed import RoutedLM
-from roma_ds.backbone.router_file import read_router_file
+from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.errors import UserError
 from roma_ds.export.merge import merge
 from roma_ds.export.shard import Shard, open_shard, rewrite
+from roma_ds.frozen_pass.frozen_model import FrozenModel
+from roma_ds.network.routed import RoutedLM
+from roma_ds.sequences.batches import collate
+from roma_ds.sequences.encoding import Encoded
 from roma_ds.testing.tiny_models import save_tiny
 from roma_ds.training.stage import write_router_file
 

@@ -22,13 +22,13 @@ from safetensors import safe_open
 from tiny_runs import model_config, stock_network
 from transformers import AutoModelForCausalLM
 
-from roma_ds.backbone import packed_attention
-from roma_ds.backbone.batches import Batch, collate
-from roma_ds.backbone.routed import RoutedLM
-from roma_ds.backbone.span import Span, load_span
+from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.export.merge import merge
 from roma_ds.families import MoELayout, detect, family_of
 from roma_ds.families.own_models import register_own_models
+from roma_ds.network import packed_attention
+from roma_ds.network.routed import RoutedLM
+from roma_ds.sequences.batches import Batch, collate
 from roma_ds.training.stage import write_router_file
 
 pytestmark = [pytest.mark.parametrize("model_type", MODEL_TYPES), pytest.mark.usefixtures("one_thread")]
@@ -88,7 +88,7 @@ class RoutedFree:
     """A span without a head, as the frozen pass runs it."""
 
     def __init__(self, network: Any) -> None:
-        from roma_ds.backbone.frozen_modules import use_frozen_modules
+        from roma_ds.network.frozen_modules import use_frozen_modules
 
         use_frozen_modules(network)
         self.base = network.base_model

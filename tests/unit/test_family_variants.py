@@ -13,11 +13,11 @@ from safetensors import safe_open
 from tiny_runs import model_config, stock_network
 from transformers import AutoConfig
 
-from roma_ds.backbone.batches import collate
-from roma_ds.backbone.encoding import Encoded
-from roma_ds.backbone.span import Span, load_span, skeleton
+from roma_ds.checkpoint.span import Span, load_span, skeleton
 from roma_ds.errors import UserError
 from roma_ds.families import detect, family_of
+from roma_ds.sequences.batches import collate
+from roma_ds.sequences.encoding import Encoded
 from roma_ds.testing.tiny_models import save_tiny, tiny_config
 
 LONGROPE = {

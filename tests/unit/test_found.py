@@ -9,10 +9,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
-from roma_ds.backbone.encoding import Prompt
-from roma_ds.backbone.found import COLUMNS, Found, Record
-from roma_ds.backbone.scores import Scores
 from roma_ds.errors import UserError
+from roma_ds.sequences.encoding import Prompt
+from roma_ds.sequences.found import COLUMNS, Found, Record
+from roma_ds.sequences.scores import Scores
 
 FLOATS = st.floats(width=32, allow_nan=False)
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 from torch import nn
 from transformers import AutoModelForCausalLM
 
-from roma_ds.backbone import head as frozen_head
-from roma_ds.backbone.frozen_modules import use_frozen_modules
-from roma_ds.backbone.head import MOST_ROWS, use_frozen_head
-from roma_ds.backbone.norms import use_frozen_norms
 from roma_ds.families import FAMILIES, Family
+from roma_ds.network import head as frozen_head
+from roma_ds.network.frozen_modules import use_frozen_modules
+from roma_ds.network.head import MOST_ROWS, use_frozen_head
+from roma_ds.network.norms import use_frozen_norms
 from roma_ds.testing.tiny_models import tiny_config
 
 HIDDEN = 24
@@ -71,7 +71,7 @@ def test_norms_as_transformers_runs_them(family: Family) -> None:
 
 @given(st.integers(0, 10**6), st.integers(1, 7), st.floats(0.01, 100))
 def test_gradient_of_a_norm_is_that_of_finite_differences(seed: int, rows: int, scale: float) -> None:
-    from roma_ds.backbone.norms import _FrozenNorm
+    from roma_ds.network.norms import _FrozenNorm
 
     source = torch.Generator().manual_seed(seed)
     hidden = scale * torch.randn(rows, 6, generator=source, dtype=torch.float64)

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from roma_ds.backbone.checkpoint_files import CheckpointFiles
-from roma_ds.backbone.loading import load_config, load_tokenizer
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.loading import load_config, load_tokenizer
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.storage.hub import why_unreachable

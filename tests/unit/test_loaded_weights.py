@@ -9,10 +9,10 @@ import pytest
 import torch
 from family_models import MODEL_TYPES
 
-from roma_ds.backbone.checkpoint_files import CheckpointFiles
-from roma_ds.backbone.checksums import checksums, sampled_keys
-from roma_ds.backbone.loaded_weights import check_loaded
-from roma_ds.backbone.span import Span, load_span
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.checksums import checksums, sampled_keys
+from roma_ds.checkpoint.loaded_weights import check_loaded
+from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.config import ModelConfig

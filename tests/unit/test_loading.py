@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 from safetensors.torch import load_file, save_file
 
-from roma_ds.backbone.checkpoint_check import check_checkpoint
-from roma_ds.backbone.checkpoint_files import CheckpointFiles
-from roma_ds.backbone.loading import load_config, load_tokenizer
+from roma_ds.checkpoint.blueprint import check_checkpoint
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.loading import load_config, load_tokenizer
 from roma_ds.cli.parser import build_parser
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError

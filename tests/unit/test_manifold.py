@@ -13,9 +13,6 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from tiny_runs import model_config, stock_network
 
-from roma_ds.backbone.batches import collate
-from roma_ds.backbone.encoding import Encoded
-from roma_ds.backbone.routed import RoutedLM
 from roma_ds.errors import UserError
 from roma_ds.families import detect
 from roma_ds.index import Neighbourhood
@@ -23,6 +20,9 @@ from roma_ds.manifold.kernel import least_inner_product, median_sigma, similarit
 from roma_ds.manifold.loss import manifold_by_pairs, manifold_term
 from roma_ds.manifold.schedule import lambda_at
 from roma_ds.manifold.weights import pull_targets, row_weights
+from roma_ds.network.routed import RoutedLM
+from roma_ds.sequences.batches import collate
+from roma_ds.sequences.encoding import Encoded
 from roma_ds.training.targets import ManifoldTargets
 
 CPU = torch.device("cpu")

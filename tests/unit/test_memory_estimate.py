@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from roma_ds.backbone.blueprint import blueprint
-from roma_ds.backbone.span import skeleton
+from roma_ds.checkpoint.blueprint import blueprint
+from roma_ds.checkpoint.span import skeleton
 from roma_ds.config import parse_run_config, preset_text, resolve_deepspeed
 from roma_ds.families.counting import counted
 from roma_ds.pipeline.memory_estimate import training_estimate

@@ -11,8 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from roma_ds.backbone import packed_attention as attention
-from roma_ds.backbone.packing import Packing, pack
+from roma_ds.network import packed_attention as attention
+from roma_ds.sequences.packing import Packing, pack
 
 HEADS, WIDTH = 4, 8
 WAYS = (attention.apart, attention.together)

@@ -13,16 +13,16 @@ import torch
 from tiny_runs import free_sample, letter_sample, model_config, text_sample, words
 from transformers import AutoModelForCausalLM
 
-from roma_ds.backbone.decoding import left_padded
-from roma_ds.backbone.encoding import encode
-from roma_ds.backbone.frozen import FrozenModel
-from roma_ds.backbone.generation import Asked, Writer
-from roma_ds.backbone.plain import PlainModel
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.data.sample import Sample
 from roma_ds.errors import UserError
+from roma_ds.frozen_pass.frozen_model import FrozenModel
+from roma_ds.sequences.encoding import encode
 from roma_ds.testing.tiny_models import save_tiny, save_tokenizer
+from roma_ds.writing.decoding import left_padded
+from roma_ds.writing.generation import Asked, Writer
+from roma_ds.writing.plain import PlainModel
 
 ALONE = World(Ranks(), torch.device("cpu"))
 ZERO0 = {"zero_optimization": {"stage": 0}}

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from roma_ds.backbone.span import Span, skeleton
+from roma_ds.checkpoint.span import Span, skeleton
 from roma_ds.cli.main import main
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
@@ -215,7 +215,7 @@ def test_plan_prints_the_same_numbers_as_its_json(capsys: pytest.CaptureFixture[
 def test_plan_takes_a_config_file_its_folder_and_the_packaged_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    from roma_ds.backbone.loading import PACKAGED
+    from roma_ds.checkpoint.loading import PACKAGED
 
     file = tmp_path / "config.json"
     file.write_text((PACKAGED / "config.json").read_text())

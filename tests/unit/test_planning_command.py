@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from roma_ds.backbone import products
 from roma_ds.cli import planning
 from roma_ds.cli.main import main
+from roma_ds.network import products
 
 
 def test_fewer_tokens_than_a_sample_has_make_a_shorter_sample(capsys: pytest.CaptureFixture[str]) -> None:

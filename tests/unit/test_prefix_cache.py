@@ -29,9 +29,9 @@ from cache_folders import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from roma_ds.backbone import disk_room
-from roma_ds.backbone.prefix_cache import disk_bytes, open_cache, open_plan, plan_cache
 from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.prefix import disk_room
+from roma_ds.prefix.prefix_cache import disk_bytes, open_cache, open_plan, plan_cache
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ import pytest
 import torch
 from cache_folders import MIB, assert_holds_all, content, fill, finished, free_bytes, plan, same, values
 
-from roma_ds.backbone import disk_room
-from roma_ds.backbone.prefix_cache import open_cache
 from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.prefix import disk_room
+from roma_ds.prefix.prefix_cache import open_cache
 
 
 @pytest.fixture(autouse=True)

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 from cache_folders import LENGTHS, assert_holds_all, content, fill, finished, plan
 
-from roma_ds.backbone import disk_room
-from roma_ds.backbone.prefix_cache import open_cache, open_plan
 from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.prefix import disk_room
+from roma_ds.prefix.prefix_cache import open_cache, open_plan
 
 
 @pytest.fixture(autouse=True)
@@ -148,7 +148,7 @@ def test_values_are_compared_when_first_read(tmp_path: Path, monkeypatch: pytest
         seen.append(len(content))
         return zlib.crc32(content)
 
-    monkeypatch.setattr("roma_ds.backbone.prefix_cache.zlib", SimpleNamespace(crc32=counted))
+    monkeypatch.setattr("roma_ds.prefix.prefix_cache.zlib", SimpleNamespace(crc32=counted))
     cache = open_cache(tmp_path, "abc")
     for _ in range(3):
         cache.read([2, 0, 2])

@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from roma_ds.backbone import products
-from roma_ds.backbone.experts import FROZEN_EXPERTS, use_frozen_experts
-from roma_ds.backbone.frozen_modules import use_frozen_modules
-from roma_ds.backbone.products import by_float32, use_linears
+from roma_ds.network import products
+from roma_ds.network.experts import FROZEN_EXPERTS, use_frozen_experts
+from roma_ds.network.frozen_modules import use_frozen_modules
+from roma_ds.network.products import by_float32, use_linears
 from roma_ds.testing.tiny_models import tiny_config
 
 HALF_A_STEP = 2.0**-8

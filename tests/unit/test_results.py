@@ -6,9 +6,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from roma_ds.backbone.scores import Scores
 from roma_ds.data.sample import Sample
 from roma_ds.evaluation.results import average, task_results
+from roma_ds.sequences.scores import Scores
 
 LETTERS = (" A", " B", " C", " D")
 

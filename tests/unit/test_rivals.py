@@ -11,11 +11,6 @@ import torch
 from tiny_runs import letter_samples, model_config, stock_network, tiny_run
 from torch import nn
 
-from roma_ds.backbone.encoding import Prompt, encode
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.frozen import load_part
-from roma_ds.backbone.request_set import requests_of
-from roma_ds.backbone.routed import RoutedLM, RoutedOutput
 from roma_ds.baselines.adapters import MIXED, LoraMixture, add_adapters, matched_plan, numbers_of, rank_plan
 from roma_ds.baselines.in_context import with_examples
 from roma_ds.baselines.methods import METHODS
@@ -25,6 +20,11 @@ from roma_ds.baselines.rivals import RIVALS, train_rival
 from roma_ds.baselines.variants import TRAINED
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
+from roma_ds.frozen_pass.frozen_model import load_part
+from roma_ds.network.routed import RoutedLM, RoutedOutput
+from roma_ds.prefix.feed import Feed
+from roma_ds.sequences.encoding import Prompt, encode
+from roma_ds.sequences.request_set import requests_of
 
 CPU = torch.device("cpu")
 ALONE = World(Ranks(), CPU)

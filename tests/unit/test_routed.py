@@ -8,10 +8,10 @@ import torch
 from tiny_runs import model_config, stock_network
 from transformers import AutoModelForCausalLM
 
-from roma_ds.backbone.batches import TOKEN_CHOICES, Batch, collate, routing_positions
-from roma_ds.backbone.encoding import Encoded
-from roma_ds.backbone.routed import RoutedLM, RoutedOutput
 from roma_ds.families import detect
+from roma_ds.network.routed import RoutedLM, RoutedOutput
+from roma_ds.sequences.batches import TOKEN_CHOICES, Batch, collate, routing_positions
+from roma_ds.sequences.encoding import Encoded
 
 CPU = torch.device("cpu")
 SEQUENCES = [

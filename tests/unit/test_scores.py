@@ -10,13 +10,13 @@ import torch
 from tiny_runs import free_sample, letter_sample, letter_samples, model_config, text_sample
 from transformers import AutoModelForCausalLM
 
-from roma_ds.backbone.encoding import Prompt, encode
-from roma_ds.backbone.frozen import FrozenModel
-from roma_ds.backbone.scores import Scores
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.data.sample import Sample
 from roma_ds.errors import UserError
+from roma_ds.frozen_pass.frozen_model import FrozenModel
+from roma_ds.sequences.encoding import Prompt, encode
+from roma_ds.sequences.scores import Scores
 
 ALONE = World(Ranks(), torch.device("cpu"))
 TOLERANCE = 2e-5

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from roma_ds.errors import UserError
+from roma_ds.index.backend import SearchBackend
 from roma_ds.index.faiss_backend import FaissBackend
 from roma_ds.index.neighbourhood import ABSENT, Neighbourhood
-from roma_ds.index.search import SearchBackend, exact_products, make_backend
+from roma_ds.index.search import exact_products, make_backend
 from roma_ds.index.shard import Shard
 from roma_ds.index.torch_backend import TorchBackend
 

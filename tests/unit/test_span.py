@@ -14,9 +14,9 @@ from safetensors.torch import load_file, save_file
 from tiny_runs import stock_network
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from roma_ds.backbone.checkpoint_files import CheckpointFiles
-from roma_ds.backbone.conversion import Conversion
-from roma_ds.backbone.span import Span, load_span, skeleton, total_parameters
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.conversion import Conversion
+from roma_ds.checkpoint.span import Span, load_span, skeleton, total_parameters
 from roma_ds.config import ModelConfig
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.families import detect, family_of
@@ -310,7 +310,7 @@ def test_files_read_as_the_library_reads_them(tiny_model: Path, tmp_path: Path) 
 def test_experts_are_fused_alike_in_pieces_of_any_size(
     tiny_model: Path, piece_bytes: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("roma_ds.backbone.conversion.PIECE_BYTES", piece_bytes)
+    monkeypatch.setattr("roma_ds.checkpoint.conversion.PIECE_BYTES", piece_bytes)
     sizes = []
     applied = Conversion._applied
 
@@ -330,8 +330,8 @@ def test_large_networks_show_their_progress(
 ) -> None:
     load_span(configured(tiny_olmoe), Span.suffix(0, DEPTH), None, CPU)
     assert "load:" not in capsys.readouterr().err
-    monkeypatch.setattr("roma_ds.backbone.span.SHOWN_BYTES", 1)
-    monkeypatch.setattr("roma_ds.backbone.span.MB", 1000)
+    monkeypatch.setattr("roma_ds.checkpoint.span.SHOWN_BYTES", 1)
+    monkeypatch.setattr("roma_ds.checkpoint.span.MB", 1000)
     load_span(configured(tiny_olmoe), Span.suffix(0, DEPTH), None, CPU)
     done, total = re.search(r"load: (\d+)/(\d+) MB", capsys.readouterr().err).groups()  # type: ignore[union-attr]
     assert int(total) - 6 <= int(done) <= int(total) and int(total) > 400

@@ -12,18 +12,18 @@ import pytest
 import torch
 from tiny_runs import letter_samples, model_config, text_sample
 
-from roma_ds.backbone.encoding import Prompt, encode
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.frozen import load_part
-from roma_ds.backbone.request_set import requests_of
-from roma_ds.backbone.routed import RoutedLM
-from roma_ds.backbone.steered import Steering, top_k_weights
-from roma_ds.backbone.tail import tail_of
 from roma_ds.baselines.descent import Descent, descend
 from roma_ds.baselines.scoring import score
 from roma_ds.baselines.test_time import MIXES, Questions, Reference, TestTime
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
+from roma_ds.frozen_pass.frozen_model import load_part
+from roma_ds.network.routed import RoutedLM
+from roma_ds.network.steered import Steering, top_k_weights
+from roma_ds.network.tail import tail_of
+from roma_ds.prefix.feed import Feed
+from roma_ds.sequences.encoding import Prompt, encode
+from roma_ds.sequences.request_set import requests_of
 from roma_ds.training.step import task_term
 
 CPU = torch.device("cpu")

@@ -15,12 +15,12 @@ from family_models import MODEL_TYPES, checkpoint
 from stream_setting import DEPTH, WORLD, Setting, assert_same, shards
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from roma_ds.backbone.found import COLUMNS
-from roma_ds.backbone.prefix_cache import open_plan
-from roma_ds.backbone.span import SpanLoader
-from roma_ds.backbone.stream import _Run
+from roma_ds.checkpoint.span import SpanLoader
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
+from roma_ds.frozen_pass.stream import _Run
+from roma_ds.prefix.prefix_cache import open_plan
+from roma_ds.sequences.found import COLUMNS
 from roma_ds.testing.tiny_models import save_tiny
 
 pytestmark = pytest.mark.usefixtures("one_thread")

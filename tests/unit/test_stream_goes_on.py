@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from stream_setting import DEPTH, Setting, assert_same, shards
 
-from roma_ds.backbone import activations
-from roma_ds.backbone.span import SpanLoader
-from roma_ds.backbone.stream import _Run
+from roma_ds.checkpoint.span import SpanLoader
 from roma_ds.errors import EnvironmentFault
+from roma_ds.frozen_pass import activations
+from roma_ds.frozen_pass.stream import _Run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -14,13 +14,13 @@ import torch
 from tiny_runs import letter_samples, tiny_run
 from torch.nn import functional as F
 
-from roma_ds.backbone.encoding import Prompt, encode
-from roma_ds.backbone.feed import Feed
-from roma_ds.backbone.request_set import requests_of
-from roma_ds.backbone.routed import RoutedLM
 from roma_ds.comm import World, start_world
 from roma_ds.config import RunConfig, resolve_deepspeed
 from roma_ds.index import Neighbourhood
+from roma_ds.network.routed import RoutedLM
+from roma_ds.prefix.feed import Feed
+from roma_ds.sequences.encoding import Prompt, encode
+from roma_ds.sequences.request_set import requests_of
 from roma_ds.training.batch_order import BatchOrder
 from roma_ds.training.engine import RouterEngine
 from roma_ds.training.learning_rate import learning_rate_at

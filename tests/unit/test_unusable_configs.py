@@ -9,9 +9,9 @@ from typing import Any, cast
 
 import pytest
 
-from roma_ds.backbone.loading import load_config
-from roma_ds.cli.checking import Subject
+from roma_ds.checkpoint.loading import load_config
 from roma_ds.cli.main import main
+from roma_ds.cli.subject import Subject
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import has_routers

@@ -142,7 +142,7 @@ def test_a_launchers_signal_does_not_take_the_place_of_an_error(monkeypatch: pyt
 
     monkeypatch.setattr("roma_ds.comm.start_world", lambda timeout: SimpleNamespace(size=1))
     monkeypatch.setattr("roma_ds.comm.watch.watched", leaving)
-    monkeypatch.setattr("roma_ds.backbone.release.keep_large_blocks_apart", lambda: None)
+    monkeypatch.setattr("roma_ds.network.release.keep_large_blocks_apart", lambda: None)
     monkeypatch.setattr(worker, "calm_libraries", lambda: None)
     monkeypatch.setattr(worker, "_run_on", wrong)
     try:

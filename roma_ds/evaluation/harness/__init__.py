@@ -15,12 +15,12 @@ from typing import Any
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
-from roma_ds.backbone.router_file import read_router_file
-from roma_ds.backbone.router_weights import RouterWeights
+from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.families import detect
 from roma_ds.families.own_models import register_own_models
+from roma_ds.network.router_weights import RouterWeights
 from roma_ds.storage import fingerprint
 
 

@@ -1,0 +1,193 @@
+"""The safetensors files of a checkpoint, read tensor by tensor into memory of one's own.
+
+Nothing is mapped: a mapped file counts as resident memory of the process for as long as any of its tensors is
+alive, while what is read here is gone with its tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from roma_ds.checkpoint.loading import ask_hub, checkpoint, load_config, not_found
+from roma_ds.config import ModelConfig
+from roma_ds.errors import UserError
+from roma_ds.storage.atomic import read_json
+from roma_ds.storage.hub import why_unreachable
+from roma_ds.storage.raw_values import bytes_of, read_at
+from roma_ds.storage.tensor_header import read_header
+
+WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_COMPLETE = "complete the checkpoint"
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: `shape` values of `dtype` from byte `start` of `file`."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+class CheckpointFiles:
+    """The tensors of a checkpoint by key; a shard is opened, or fetched from the hub, when first needed.
+
+    Raises UserError where the folder or hub id has no safetensors files, or one is missing or damaged.
+    """
+
+    def __init__(self, model: ModelConfig) -> None:
+        self.model = model
+        self._headers: dict[str, dict[str, StoredTensor]] = {}
+        if self._path(WHOLE, required=False) is not None:
+            self.keys: Mapping[str, str] = dict.fromkeys(self._header(WHOLE), WHOLE)
+            """Key of each tensor, with the name of the file that holds it."""
+            return
+        index = self._path(INDEX, required=False)
+        if index is None:
+            if not Path(checkpoint(model)).exists() and why_unreachable():
+                raise not_found(model, WHOLE)
+            raise UserError(
+                f"model.path: {model.path} has neither {WHOLE} nor {INDEX}",
+                "use a checkpoint in the safetensors format",
+            )
+        content = read_json(index)
+        placed = content.get("weight_map") if isinstance(content, dict) else None
+        if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
+            raise UserError(f"model.path: {index} has no weight_map", _COMPLETE)
+        self.keys = placed
+
+    @cached_property
+    def config(self) -> Any:
+        """The transformers config of the whole model; not to be changed."""
+        return load_config(self.model)
+
+    def _path(self, name: str, required: bool = True) -> Path | None:
+        place = Path(checkpoint(self.model))
+        if place.is_dir():
+            path = place / name
+            if path.is_file():
+                return path
+            if required:
+                raise UserError(f"model.path: {path}, which the checkpoint names, is not there", _COMPLETE)
+            return None
+        return self._from_hub(name, required)
+
+    def _from_hub(self, name: str, required: bool) -> Path | None:
+        from transformers.utils import cached_file
+
+        ask_hub(self.model)
+        try:
+            found = cached_file(
+                self.model.path,
+                name,
+                revision=self.model.revision,
+                _raise_exceptions_for_missing_entries=required,
+            )
+        except (OSError, ValueError) as error:
+            reason = why_unreachable() or str(error).strip().splitlines()[0]
+            raise UserError(
+                f"model.path: {name} of '{self.model.path}' is neither here nor on the hub: {reason}",
+                "give the folder of a checkpoint, or a hub id with network access",
+            ) from error
+        return Path(found) if found is not None else None
+
+    def _header(self, name: str) -> dict[str, StoredTensor]:
+        if name not in self._headers:
+            path = self._path(name)
+            assert path is not None
+            try:
+                self._headers[name] = _typed_places(path)
+            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+                raise UserError(
+                    f"model.path: {path} is no readable safetensors file: {error}", _COMPLETE
+                ) from error
+        return self._headers[name]
+
+    def stored(self, key: str) -> StoredTensor:
+        """Type, shape and place of a tensor. Raises UserError where its file does not have it."""
+        found = self._header(self.keys[key]).get(key)
+        if found is None:
+            raise UserError(f"model.path: {self.keys[key]} of {self.model.path} lacks {key}", _COMPLETE)
+        return found
+
+    def under(self, prefix: str) -> list[str]:
+        """Keys that start with `prefix`."""
+        return [key for key in self.keys if key.startswith(prefix)]
+
+    def check_shards(self) -> None:
+        """Open every file and look for every tensor in it.
+
+        Raises UserError that names each file that is absent or damaged, and each that lacks a tensor which
+        the index places there.
+        """
+        problems = []
+        for name in sorted(set(self.keys.values())):
+            try:
+                header = self._header(name)
+            except UserError as error:
+                problems.append(error.message)
+                continue
+            lost = [key for key, place in self.keys.items() if place == name and key not in header]
+            if lost:
+                problems.append(
+                    f"model.path: {name} of {self.model.path} lacks {lost[0]}, which the index places there"
+                    + (f", and {len(lost) - 1} more" if len(lost) > 1 else "")
+                )
+        if problems:
+            raise UserError("\n".join(problems), _COMPLETE)
+
+    def read(self, key: str) -> torch.Tensor:
+        """The tensor of that key, on the CPU in its stored type, in memory of its own.
+
+        Raises UserError where the file ends too early.
+        """
+        place = self.stored(key)
+        return self.read_flat(key, 0, prod(place.shape)).reshape(place.shape)
+
+    def read_flat(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """Values `start` to `stop` - 1 of the flattened tensor, as `read` does; no other byte is read."""
+        place = self.stored(key)
+        tensor = torch.empty(stop - start, dtype=place.dtype)
+        try:
+            with open(place.file, "rb", buffering=0) as file:
+                begin = place.start + start * place.dtype.itemsize
+                if not read_at(file.fileno(), bytes_of(tensor), begin):
+                    raise EOFError(f"it ends within {key}")
+        except (OSError, EOFError) as error:
+            raise UserError(f"model.path: {place.file} cannot be read: {error}", _COMPLETE) from error
+        return tensor
+
+
+def _typed_places(path: Path) -> dict[str, StoredTensor]:
+    """Places of the tensors in a file, whose types torch must have."""
+    tensors = {}
+    for key, place in read_header(path)[1].items():
+        if place.dtype not in _DTYPES:
+            raise ValueError(f"{key} has the type {place.dtype}, which is not supported")
+        tensors[key] = StoredTensor(path, _DTYPES[place.dtype], place.shape, place.start)
+    return tensors

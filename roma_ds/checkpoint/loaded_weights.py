@@ -1,0 +1,115 @@
+"""Gates and some experts in memory, held against the files that they came from.
+
+The files' keys are the family's own, not those of the rules that conversion applied, so that a wrong rule
+shows, and so does a wrong cut over the ranks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.expert_keys import expert_keys
+from roma_ds.comm import World
+from roma_ds.errors import RomaError
+from roma_ds.families import MoELayout, RouterSite
+
+LAYERS = 4
+"""In which an expert is compared."""
+
+
+@dataclass(frozen=True)
+class _Held:
+    """Flat values of a parameter that are in this process."""
+
+    values: torch.Tensor
+    start: int
+    """Number of the first one in the whole parameter."""
+    shape: tuple[int, ...]
+    """Of the whole parameter."""
+
+    @staticmethod
+    def of(parameter: Any, rank: int) -> _Held | None:
+        """Of a parameter, partitioned by ZeRO-3 or not; None where its share is not in memory as it is."""
+        share = getattr(parameter, "ds_tensor", None)
+        if share is None:
+            return _Held(parameter.detach().reshape(-1), 0, tuple(parameter.shape))
+        if share.final_location is not None or share.dtype != parameter.dtype:
+            return None
+        return _Held(share.detach(), rank * share.ds_numel, tuple(parameter.ds_shape))
+
+    def has(self, stored: torch.Tensor, first: int) -> bool:
+        """Whether flat `stored` is what begins at number `first` of the parameter, as far as it is here."""
+        size = prod(self.shape)
+        low, high = max(first, self.start), min(first + len(stored), self.start + len(self.values), size)
+        if low >= high:
+            return True
+        mine = self.values[low - self.start : high - self.start].cpu()
+        return torch.equal(mine, stored[low - first : high - first].to(mine.dtype))
+
+
+def check_loaded(network: Any, layout: MoELayout, files: CheckpointFiles, world: World) -> None:
+    """Compare every gate, and an expert in some layers, with the stored tensors; of a rank's share at ZeRO-3.
+
+    layout: of `network`, with the layer numbers of the whole model. No collective. Raises RomaError that
+    names a tensor whose values are not where they belong.
+    """
+    for site in layout.sites:
+        key = layout.gate_key(site.layer)
+        gate = _Held.of(network.get_submodule(site.module).weight, world.rank)
+        if key in files.keys and gate is not None and not gate.has(files.read(key).reshape(-1), 0):
+            raise _misplaced(key, files)
+    for site in layout.sites[:: max(1, len(layout.sites) // LAYERS)]:
+        for key, stored, fused, expert in _sampled(network, layout, site, files, world):
+            ways = (stored.reshape(-1), stored.T.reshape(-1))
+            if not any(_somewhere(held, way, expert) for held in fused for way in ways):
+                raise _misplaced(key, files)
+
+
+def _sampled(
+    network: Any, layout: MoELayout, site: RouterSite, files: CheckpointFiles, world: World
+) -> Iterator[tuple[str, torch.Tensor, list[_Held], int]]:
+    """(key of a stored tensor, its values for one expert, where they may lie, number of that expert).
+
+    The first expert that lies whole in this rank's share.
+    """
+    layers = layout.family.layers
+    number = site.module.removeprefix(f"{layers}.").partition(".")[0]
+    expert = min(layout.experts - 1, -(-layout.experts * world.rank // world.size))
+    fused = []
+    for parameter in network.get_submodule(f"{layers}.{number}").parameters():
+        held = _Held.of(parameter, world.rank)
+        if held is not None and len(held.shape) == 3 and held.shape[0] == layout.experts:
+            fused.append(held)
+    for key in expert_keys(files, layout, site.layer) if fused else ():
+        shape = files.stored(key).shape
+        if len(shape) == 2 and f".experts.{expert}." in key:
+            yield key, files.read(key), fused, expert
+        elif len(shape) == 3:
+            # All experts in one tensor, as in memory.
+            block = prod(shape[1:])
+            yield (
+                key,
+                files.read_flat(key, expert * block, (expert + 1) * block).view(shape[1:]),
+                fused,
+                expert,
+            )
+
+
+def _somewhere(held: _Held, stored: torch.Tensor, expert: int) -> bool:
+    """Whether `stored` is one of the parts that a fused parameter has of an expert."""
+    block = prod(held.shape[1:])
+    parts = block // len(stored) if len(stored) else 0
+    return any(held.has(stored, expert * block + part * len(stored)) for part in range(parts))
+
+
+def _misplaced(key: str, files: CheckpointFiles) -> RomaError:
+    return RomaError(
+        f"what was loaded of {files.model.path} is not what its files hold: {key} is not where it belongs",
+        "this is a fault of the program or of the memory: run again, and report it if it stays",
+    )

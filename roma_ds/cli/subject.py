@@ -1,0 +1,116 @@
+"""The run that `roma-ds check` looks at, read part by part."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from roma_ds.config import RunConfig, resolve_deepspeed
+from roma_ds.errors import RomaError, UserError
+
+if TYPE_CHECKING:
+    from roma_ds.data import Sample
+    from roma_ds.families import MoELayout
+    from roma_ds.sequences.encoding import Prompt
+
+FIRST_ROWS = 64
+"""Samples whose tokens are counted where long prompts are cut."""
+
+
+class Subject:
+    """The run that is looked at. What several checks need is read once."""
+
+    def __init__(self, run: RunConfig, world_size: int) -> None:
+        self.run, self.world_size = run, world_size
+
+    @cached_property
+    def ds(self) -> dict[str, Any]:
+        """The resolved DeepSpeed config."""
+        return resolve_deepspeed(self.run, self.world_size)
+
+    @cached_property
+    def evaluation_only(self) -> str | None:
+        """Why nothing of the model can be trained; None where it can, and where its config cannot be read."""
+        from roma_ds.checkpoint.loading import load_config
+        from roma_ds.families import family_of
+        from roma_ds.families.unusable_config import UnusableConfig
+
+        try:
+            config = load_config(self.run.model)
+        except RomaError:
+            return None
+        try:
+            family_of(config)
+        except UnusableConfig:
+            return None
+        except UserError as error:
+            return error.message
+        return None
+
+    @cached_property
+    def context(self) -> int | None:
+        """Tokens that the model reads at most."""
+        from roma_ds.checkpoint.loading import load_config
+
+        found: int | None = getattr(load_config(self.run.model), "max_position_embeddings", None)
+        return found
+
+    @cached_property
+    def network(self) -> Any:
+        """The model on the meta device."""
+        from roma_ds.checkpoint.span import skeleton
+
+        return skeleton(self.run.model)
+
+    @cached_property
+    def layout(self) -> MoELayout:
+        """Its routers."""
+        from roma_ds.families import detect
+
+        return detect(self.network)
+
+    @cached_property
+    def layers(self) -> tuple[int, ...]:
+        """Layers whose routers are trained."""
+        return self.layout.choose(self.run.roma.layers)
+
+    @cached_property
+    def training(self) -> list[Sample]:
+        """Training samples."""
+        from roma_ds.data import load_training
+
+        return load_training(self.run)[0]
+
+    @cached_property
+    def evaluation(self) -> list[Sample]:
+        """Evaluation samples."""
+        from roma_ds.data import load_evaluation
+
+        return load_evaluation(self.run)
+
+    @cached_property
+    def prompts(self) -> list[Prompt]:
+        """The first training samples as token ids; all where too long ones are refused."""
+        return self._encoded(self.training, {})
+
+    @cached_property
+    def questions(self) -> list[Prompt]:
+        """The same of evaluation."""
+        from roma_ds.data.tasks import new_tokens_of
+
+        return self._encoded(self.evaluation, new_tokens_of(self.run))
+
+    def _encoded(self, samples: list[Sample], new_tokens: Mapping[str, int]) -> list[Prompt]:
+        from roma_ds.checkpoint.loading import load_tokenizer
+        from roma_ds.sequences.encoding import encode
+
+        refuse = self.run.data.long_prompts == "refuse"
+        return encode(
+            samples if refuse else samples[:FIRST_ROWS],
+            load_tokenizer(self.run.model),
+            self.run.data.max_tokens,
+            self.context,
+            new_tokens,
+            refuse,
+        )

@@ -1,0 +1,1 @@
+"""A network whose routers are read live, and the forms of its frozen parts."""

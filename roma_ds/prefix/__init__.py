@@ -1,0 +1,1 @@
+"""Hidden states that enter the first trained layer, kept on disk, and batches of them."""

@@ -1,0 +1,1 @@
+"""What a network reads, and what comes back: token ids, packed batches, results by sequence."""

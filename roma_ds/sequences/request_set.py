@@ -1,0 +1,92 @@
+"""Which sequences the network must read to score a set of prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from roma_ds.sequences.encoding import Encoded, Prompt
+from roma_ds.sequences.found import Record
+
+
+@dataclass(frozen=True)
+class Requests:
+    """One sequence a prompt where that scores all its options, else one an option."""
+
+    prompts: tuple[Prompt, ...]
+    sequences: tuple[Encoded, ...]
+    """A sequence's `row` is the number of its prompt."""
+    options: tuple[int, ...]
+    """By sequence, number of the option that it scores, -1 where it scores the target or all options."""
+    targets: tuple[int, ...]
+    """By prompt, number of the sequence that ends in the true answer."""
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every sequence."""
+        return [sequence.length for sequence in self.sequences]
+
+
+def requests_of(prompts: Sequence[Prompt]) -> Requests:
+    """The sequences that score `prompts`."""
+    sequences: list[Encoded] = []
+    options: list[int] = []
+    targets: list[int] = []
+    for row, prompt in enumerate(prompts):
+        if prompt.single_token_options or not prompt.options:
+            targets.append(len(sequences))
+            sequences.append(Encoded(row, prompt.prompt, prompt.target))
+            options.append(-1)
+        else:
+            targets.append(len(sequences) + prompt.answer)
+            sequences.extend(
+                Encoded(row, prompt.before(number), option) for number, option in enumerate(prompt.options)
+            )
+            options.extend(range(len(prompt.options)))
+    return Requests(tuple(prompts), tuple(sequences), tuple(options), tuple(targets))
+
+
+def read_results(
+    requests: Requests, numbers: Sequence[int], logits: torch.Tensor, routing: torch.Tensor
+) -> list[Record]:
+    """Results of the sequences `numbers` from the output of their batch, in its order.
+
+    logits: float32 [A, V] at the answers, one sequence's after another's; routing: float32 [B, M, E].
+    """
+    logprobs = torch.log_softmax(logits, dim=-1).cpu()
+    weights = routing.to(torch.float16).cpu().numpy()
+    counts = [len(requests.sequences[number].continuation) for number in numbers]
+    own = logprobs.split(counts)
+    return [result_of(requests, number, own[index], weights[index]) for index, number in enumerate(numbers)]
+
+
+def result_of(
+    requests: Requests, number: int, logprobs: torch.Tensor, routing: NDArray[np.float16]
+) -> Record:
+    """Result of the sequence `number`.
+
+    logprobs: float32 [C, V], of every token of the vocabulary at the places of its continuation; routing:
+    [M, E].
+    """
+    sequence = requests.sequences[number]
+    prompt = requests.prompts[sequence.row]
+    ids = torch.tensor(sequence.continuation)[:, None]
+    chosen = logprobs.gather(1, ids)[:, 0]
+    rivals = logprobs.scatter(1, ids, float("-inf")).amax(dim=-1)
+    options = None
+    if prompt.single_token_options:
+        first = torch.tensor([option[0] for option in prompt.options])
+        options = logprobs[0, first].numpy().astype(np.float32)
+    return (
+        sequence.row,
+        requests.options[number],
+        float(chosen.sum()),
+        bool((chosen >= rivals).all()),
+        float((chosen - rivals).min()),
+        options,
+        routing,
+    )

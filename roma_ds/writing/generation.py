@@ -1,0 +1,104 @@
+"""Answers that a model writes: greedy decoding in batches over the ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from roma_ds.prefix.feed import FILLER
+from roma_ds.progress import Progress
+from roma_ds.sequences.batches import in_batches
+from roma_ds.writing.decoding import Decoder
+
+
+@dataclass(frozen=True)
+class Written:
+    """What was generated for one prompt."""
+
+    text: str
+    """The new tokens alone, without the prompt, up to the first stop sequence."""
+    tokens: int
+    """How many were generated, those behind a stop sequence too."""
+    ended: bool
+    """False where the limit of new tokens cut it off."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A prompt to go on."""
+
+    prompt: tuple[int, ...]
+    stop: tuple[str, ...]
+    """Texts at which the answer ends."""
+
+
+class Writer:
+    """Greedy decoding."""
+
+    def __init__(self, model: Decoder, tokenizer: Any, max_new_tokens: int) -> None:
+        self.model, self.tokenizer, self.limit = model, tokenizer, max_new_tokens
+        own = getattr(model.generation_config, "eos_token_id", None)
+        ends = own if isinstance(own, list) else [own]
+        self._ends = {token for token in (*ends, tokenizer.eos_token_id) if token is not None}
+
+    def write(self, asked: Sequence[Asked], batch_size: int, title: str) -> list[Written] | None:
+        """One answer a prompt, in their order; complete on rank 0, None elsewhere. A collective."""
+        world = self.model.world
+        batches = in_batches([len(one.prompt) for one in asked], batch_size)
+        mine = [batches[index] for index in world.share(len(batches))]
+        found: dict[int, Written] = {}
+        with Progress(sum(map(len, mine)), title, enabled=world.is_first) as progress:
+            for turn in range(-(-len(batches) // world.size)):
+                numbers = mine[turn] if turn < len(mine) else []
+                if not (numbers or self.model.partitioned):
+                    break
+                written = self._batch(numbers, [asked[number] for number in numbers])
+                found.update(zip(numbers, written, strict=True))
+                progress.advance(len(numbers))
+        gathered = world.gather_to_first(found)
+        if gathered is None:
+            return None
+        everything = {number: one for part in gathered for number, one in part.items()}
+        return [everything[number] for number in range(len(asked))]
+
+    def _batch(self, numbers: Sequence[int], asked: Sequence[Asked]) -> list[Written]:
+        """One batch; without any prompt, as many forward passes as the other ranks need."""
+        step = self.model.decoding(numbers, [one.prompt for one in asked] or [FILLER.prompt])
+        chosen: torch.Tensor | None = None
+        new: list[list[int]] = [[] for _ in asked]
+        open_rows = set(range(len(asked)))
+        for _ in range(self.limit):
+            chosen = step(chosen).argmax(dim=-1).cpu()
+            for row in sorted(open_rows):
+                new[row].append(int(chosen[row]))
+                if self._is_over(new[row], asked[row].stop):
+                    open_rows.discard(row)
+            if not self._anyone(bool(open_rows)):
+                break
+        return [self._written(tokens, one.stop) for tokens, one in zip(new, asked, strict=True)]
+
+    def _anyone(self, busy: bool) -> bool:
+        """Whether another forward pass is needed. Under ZeRO-3 every pass is a collective of all ranks."""
+        if not self.model.partitioned:
+            return busy
+        return bool(self.model.world.reduce(torch.tensor([float(busy)]), "max").item())
+
+    def _is_over(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
+        if tokens[-1] in self._ends:
+            return True
+        # Every token but the odd piece of a character is at least one character of the text.
+        tail = self._text(tokens[-max((len(text) for text in stop), default=0) - 8 :])
+        return any(text in tail for text in stop)
+
+    def _text(self, tokens: Sequence[int]) -> str:
+        text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
+        return text
+
+    def _written(self, tokens: Sequence[int], stop: Sequence[str]) -> Written:
+        text = self._text(tokens)
+        places = [text.index(one) for one in stop if one in text]
+        ended = bool(places) or (bool(tokens) and tokens[-1] in self._ends)
+        return Written(text[: min(places)] if places else text, len(tokens), ended)

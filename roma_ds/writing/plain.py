@@ -1,0 +1,193 @@
+"""A causal LM by the library's own forward pass: for generated answers, and for models without routers.
+
+Sequences are padded on the left, so that the tokens to predict line up at the end.
+Shapes: B sequences, L tokens of the longest, K positions at the end that are asked for, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from roma_ds.checkpoint.loading import checkpoint, load_config, load_generation_config, loading_faults
+from roma_ds.checkpoint.span import Span, load_span
+from roma_ds.comm import World, agreement
+from roma_ds.config import ModelConfig
+from roma_ds.errors import UserError
+from roma_ds.families import detect, has_routers
+from roma_ds.frozen_pass.frozen_model import MONITORS, is_zero3
+from roma_ds.network.release import release, return_freed_memory
+from roma_ds.network.routed import exact_buffers
+from roma_ds.network.router_weights import RouterWeights
+from roma_ds.prefix.feed import FILLER
+from roma_ds.progress import Progress
+from roma_ds.sequences.batches import in_batches
+from roma_ds.sequences.encoding import Encoded, Prompt
+from roma_ds.sequences.found import Record
+from roma_ds.sequences.request_set import Requests, requests_of, result_of
+from roma_ds.sequences.scores import Scores
+from roma_ds.writing.decoding import CachedSteps, Step, left_padded
+
+NO_ROUTING = np.zeros((0, 0), np.float16)
+
+
+class _Root(nn.Module):
+    """What DeepSpeed wraps: the network, asked for logits at the last positions alone."""
+
+    def __init__(self, network: Any) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor, last: int, cache: Any) -> torch.Tensor:
+        """float32 [B, K, V]; input_ids [B, n], the newest n of the L tokens that mask [B, L] marks."""
+        width = input_ids.shape[1]
+        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -width:]
+        # As indices: a slice would make the head's product copy its weight for every sequence on a CPU.
+        asked = torch.arange(width - last, width, device=input_ids.device)
+        logits: torch.Tensor = self.network(
+            input_ids=input_ids,
+            attention_mask=mask,
+            position_ids=positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            logits_to_keep=asked,
+        ).logits
+        return logits.float()
+
+
+class PlainModel:
+    """A network as transformers has it, whole on each rank below ZeRO stage 3, partitioned at stage 3."""
+
+    def __init__(self, world: World, model: ModelConfig, ds: Mapping[str, Any]) -> None:
+        """Load it; a collective. Raises UserError for an unfit checkpoint, EnvironmentFault for memory."""
+        self.world = world
+        self.partitioned = is_zero3(ds)
+        with agreement(world):
+            config = load_config(model)
+        network = self._whole(model, config, ds)
+        network.config.use_cache = True
+        self.network = network
+        self.config = network.config
+        with agreement(world):
+            self.generation_config = load_generation_config(model, config)
+        self._root = _Root(network)
+        self._call: Any = self._root
+        if self.partitioned:
+            import deepspeed
+
+            plain = {key: deepcopy(value) for key, value in ds.items() if key not in MONITORS}
+            with exact_buffers(self._root):
+                self._call, *_ = deepspeed.initialize(model=self._root, config=plain)
+        self._weights = None
+        if has_routers(config):
+            sites = detect(network).sites
+            routers = {site.layer: network.get_submodule(site.module).weight for site in sites}
+            self._weights = RouterWeights(world, routers, sites, self.partitioned)
+
+    def _whole(self, model: ModelConfig, config: Any, ds: Mapping[str, Any]) -> Any:
+        zero3 = dict(ds) if self.partitioned else None
+        if has_routers(config):
+            span = Span.suffix(0, int(config.num_hidden_layers))
+            return load_span(model, span, zero3, self.world.device, self.world)
+        return self._dense(model, zero3)
+
+    def _dense(self, model: ModelConfig, zero3: dict[str, Any] | None) -> Any:
+        from transformers import AutoModelForCausalLM
+
+        partitioning: Any = None
+        if zero3 is not None:
+            from transformers.integrations import HfDeepSpeedConfig
+
+            # transformers partitions what it loads as long as this object lives.
+            partitioning = HfDeepSpeedConfig(zero3)
+        with agreement(self.world), loading_faults(model):
+            network, report = AutoModelForCausalLM.from_pretrained(
+                checkpoint(model),
+                revision=model.revision,
+                dtype=getattr(torch, model.dtype),
+                trust_remote_code=model.trust_remote_code,
+                output_loading_info=True,
+            )
+            if missing := sorted(report["missing_keys"]):
+                raise UserError(
+                    f"model.path: {model.path} lacks {len(missing)} weights, {missing[0]} among them",
+                    "use a whole checkpoint",
+                )
+        if partitioning is None:
+            network.to(self.world.device)
+        del partitioning
+        return network.eval().requires_grad_(False)
+
+    def close(self) -> None:
+        """Give back the memory."""
+        if self.partitioned:
+            self._call.destroy()
+        self._call = None
+        release(self._root)
+        return_freed_memory()
+
+    def use_routers(self, weights: Mapping[int, torch.Tensor]) -> None:
+        """Put router weights [experts, hidden] by layer number in place; others get back their own.
+
+        Raises UserError where they do not fit this model. A collective under ZeRO-3.
+        """
+        if self._weights is not None:
+            self._weights.use(weights)
+        elif weights:
+            raise UserError("this model has no routers", "use the base model of the router file")
+
+    def logits(self, ids: torch.Tensor, mask: torch.Tensor, last: int, cache: Any = None) -> torch.Tensor:
+        """float32 [B, last, V] on the device. Under ZeRO-3 a collective: all ranks call it equally often."""
+        device = self.world.device
+        with torch.no_grad():
+            found: torch.Tensor = self._call(ids.to(device), mask.to(device), last, cache)
+        return found
+
+    def decoding(self, numbers: Sequence[int], prompts: Sequence[Sequence[int]]) -> Step:
+        """Begin to write behind these prompts, as `Decoder`."""
+        from transformers import DynamicCache
+
+        return CachedSteps(prompts, DynamicCache(config=self.config), self._newest)
+
+    def _newest(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
+        return self.logits(ids, mask, 1, cache)[:, -1]
+
+    def score(self, prompts: Sequence[Prompt], batch_size: int, title: str) -> Scores | None:
+        """Score every prompt, without routing; complete on rank 0, None elsewhere. A collective."""
+        requests, world = requests_of(prompts), self.world
+        batches = in_batches(requests.lengths, batch_size)
+        mine = [batches[index] for index in world.share(len(batches))]
+        found: list[Record] = []
+        with Progress(sum(map(len, mine)), title, enabled=world.is_first) as progress:
+            for turn in range(-(-len(batches) // world.size)):
+                numbers = mine[turn] if turn < len(mine) else []
+                if not (numbers or self.partitioned):
+                    break
+                sequences = [requests.sequences[number] for number in numbers] or [FILLER]
+                read = [(*one.prompt, *one.continuation[:-1]) for one in sequences]
+                longest = max(len(one.continuation) for one in sequences)
+                logits = self.logits(*left_padded(read), longest)
+                if numbers:
+                    found += _records(requests, numbers, sequences, logits)
+                    progress.advance(len(numbers))
+        gathered = world.gather_to_first(found)
+        if gathered is None:
+            return None
+        records = [record for part in gathered for record in part]
+        return Scores.assemble(prompts, records, tokens_read=sum(requests.lengths))
+
+
+def _records(
+    requests: Requests, numbers: Sequence[int], sequences: Sequence[Encoded], logits: torch.Tensor
+) -> list[Record]:
+    """Results of the sequences `numbers`; logits float32 [B, K, V] at the last positions of each."""
+    records: list[Record] = []
+    for number, sequence, own in zip(numbers, sequences, logits, strict=True):
+        logprobs = torch.log_softmax(own[len(own) - len(sequence.continuation) :], dim=-1).cpu()
+        records.append(result_of(requests, number, logprobs, NO_ROUTING))
+    return records
