@@ -10,6 +10,8 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from multiprocessing.connection import Connection
+from multiprocessing.context import ForkServerContext
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -23,6 +25,22 @@ _ALIKE = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 _STREAMS = {1: "stdout", 2: "stderr"}
 
 
+def fork_server() -> ForkServerContext:
+    """What starts processes that have imported the libraries; it lives as long as this process."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*_IMPORTED])
+    # Its variables are those of the moment when it is started.
+    with mock.patch.dict(os.environ, _ALIKE):
+        ensure_running()
+    return context
+
+
+def redirect(folder: Path) -> None:
+    """Let this process write to the files `stdout` and `stderr` in `folder`, not to the server's streams."""
+    for number, name in _STREAMS.items():
+        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+
+
 def _start(
     body: Callable[..., Any],
     rank: int,
@@ -32,9 +50,7 @@ def _start(
     answers: Connection,
     arguments: tuple[Any, ...],
 ) -> None:
-    # Forked from a server, which has the streams and variables of the moment when it was started.
-    for number, name in _STREAMS.items():
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
+    redirect(folder)
     os.environ.clear()
     os.environ |= {
         **variables,
@@ -80,8 +96,7 @@ def on_ranks(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: fl
 
     The first rank that fails ends the others. Raises RankFailed, whose `codes` are the exit codes.
     """
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*_IMPORTED])
+    context = fork_server()
     with tempfile.TemporaryDirectory() as name:
         folder, variables = Path(name), dict(os.environ)
         pipes = [context.Pipe(duplex=False) for _ in range(size)]
@@ -91,9 +106,8 @@ def on_ranks(size: int, body: Callable[..., Any], *arguments: Any, timeout_s: fl
             )
             for rank in range(size)
         ]
-        with mock.patch.dict(os.environ, _ALIKE):
-            for process in processes:
-                process.start()
+        for process in processes:
+            process.start()
         for _, sender in pipes:
             sender.close()
         deadline = time.monotonic() + timeout_s

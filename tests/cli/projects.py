@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+from cli.warm import run_warm
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
@@ -201,7 +202,12 @@ def run_command(command: Sequence[str], cwd: Path, timeout_s: float = 280) -> Fi
 
 
 def roma_ds(*arguments: str, cwd: Path, timeout_s: float = 280) -> Finished:
-    """`roma-ds ...` as a user types it."""
+    """`roma-ds ...` in processes of its own, without the start of interpreter and launcher: see warm.py."""
+    return Finished(*run_warm(arguments, cwd, timeout_s))
+
+
+def typed(*arguments: str, cwd: Path, timeout_s: float = 280) -> Finished:
+    """`roma-ds ...` as a user types it, launcher and all."""
     return run_command([str(BIN / "roma-ds"), *arguments], cwd, timeout_s)
 
 

@@ -20,6 +20,7 @@ from cli.projects import (
     roma_ds,
     roma_ds_here,
     run_command,
+    typed,
     word_rows,
     write_rows,
 )
@@ -242,8 +243,12 @@ def test_more_neighbours_than_successful_samples(refused: Ask) -> None:
     assert found and 0 < int(found[1]) < 60
 
 
-def test_more_layers_than_the_model_has(refused: Ask) -> None:
-    refused("roma.layers=last9", says=("roma.layers is last9, but the model has 4 MoE layers",))
+def test_more_layers_than_the_model_has(shared: Project) -> None:
+    """As typed: the launcher passes on how its ranks ended."""
+    before = contents(shared.out, without=())
+    done = typed(*shared.arguments("run", "roma.layers=last9"), cwd=shared.folder, timeout_s=120)
+    refusal(done, "roma.layers is last9, but the model has 4 MoE layers")
+    assert contents(shared.out, without=()) == before
 
 
 def test_no_successful_sample(refused: Ask, indexed: Project, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli.projects import BIN, DESCRIPTIONS, Finished, Project, make_project, roma_ds
+from cli.projects import BIN, DESCRIPTIONS, Finished, Project, make_project, typed
 
 from roma_ds.cli.checking import LOOKS
 from roma_ds.cli.main import main
@@ -269,14 +269,14 @@ def test_demo_twice(tmp_path: Path) -> None:
         pytest.skip("the demo model is not in this checkout")
     overrides = ("data.train.0.limit=96", "eval.limit=60", "train.epochs=1", "controls=[router_tuning]")
     line = ("demo", "--out", "demo", "--ranks", "2", *overrides)
-    first = roma_ds(*line, cwd=tmp_path, timeout_s=420)
+    first = typed(*line, cwd=tmp_path, timeout_s=420)
     assert first.code == 0, first
     report = json.loads((tmp_path / "demo" / "report" / "report.json").read_text())
     assert set(report["variants"]) == {"base", "router_tuning", "roma"}
     assert (tmp_path / "demo" / "report" / "report.html").stat().st_size > 10_000
     files = [path for path in (tmp_path / "demo").rglob("*") if path.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files if path.name not in DESCRIPTIONS}
-    second = roma_ds(*line, cwd=tmp_path, timeout_s=420)
+    second = typed(*line, cwd=tmp_path, timeout_s=420)
     assert second.code == 0, second
     assert second.out.count("up to date") >= 9, second
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -48,3 +48,15 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def sketches() -> Iterator[None]:
+    """Pictures are drawn small and of few points, texts wherever: for tests that do not look at them."""
+    from roma_ds.monitor.plots import projection
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("roma_ds.monitor.plots.canvas.LAYOUT", None)
+        patch.setattr("roma_ds.monitor.plots.canvas.DOTS_PER_INCH", 20)
+        patch.setitem(projection.__globals__, "MAX_POINTS", 40)
+        yield

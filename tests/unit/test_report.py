@@ -22,6 +22,8 @@ from roma_ds.monitor.run_folder import read_run
 from roma_ds.monitor.wording import points
 from roma_ds.storage.atomic import read_parquet, write_parquet
 
+pytestmark = pytest.mark.usefixtures("sketches")
+
 PICTURES = {"variants", "answers", "training", "expert_load", "routing", "projection"}
 
 

@@ -15,6 +15,8 @@ from roma_ds.storage.atomic import writing
 INK = "#26323d"
 MUTED = "#6b7885"
 GRID = "#e3e8ed"
+LAYOUT = "constrained"
+DOTS_PER_INCH = 130
 BEFORE, AFTER = "#8a949e", "#0b6fb8"
 
 VARIANT_COLOURS = {
@@ -70,7 +72,7 @@ def task_colour(place: int) -> str:
 def canvas(path: Path, width: float, height: float) -> Iterator[Figure]:
     """A figure of width x height inches, written to `path` as PNG at the end, whole or not at all."""
     with matplotlib.rc_context(_SETTINGS):
-        figure = Figure(figsize=(width, height), layout="constrained")
+        figure = Figure(figsize=(width, height), layout=LAYOUT)
         yield figure
         with writing(path) as temporary:
-            figure.savefig(temporary, format="png", dpi=130, metadata={"Software": None})
+            figure.savefig(temporary, format="png", dpi=DOTS_PER_INCH, metadata={"Software": None})

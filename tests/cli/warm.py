@@ -1,0 +1,139 @@
+"""`roma-ds` in processes forked from one that has imported the libraries, which takes seconds otherwise.
+
+The command and its ranks are processes of their own, with the arguments, variables and streams that they
+would have. What is left out is the interpreter's start and the deepspeed launcher, which has its own tests.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import multiprocessing.connection
+import os
+import runpy
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from roma_ds.testing.local_ranks import fork_server, redirect
+
+STREAMS = ("stdout", "stderr")
+
+
+def run_warm(arguments: Sequence[str], cwd: Path, timeout_s: float) -> tuple[int, str, str]:
+    """Exit code, standard output and standard error of `roma-ds ARGUMENTS`, called in `cwd`."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for stream in STREAMS:
+            (folder / stream).touch()
+        process = fork_server().Process(
+            target=_command, args=(tuple(arguments), cwd, folder, dict(os.environ)), name="roma-ds"
+        )
+        process.start()
+        process.join(timeout_s)
+        code = process.exitcode
+        if code is None:
+            process.kill()
+            process.join()
+            for pid in (folder / "ranks").read_text().split() if (folder / "ranks").exists() else ():
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(int(pid), signal.SIGKILL)
+        out, err = ((folder / stream).read_text(errors="replace") for stream in STREAMS)
+        assert code is not None, f"still running after {timeout_s} s\n{out}\n{err}"
+        return code, out, err
+
+
+def _become(cwd: Path, folder: Path, variables: Mapping[str, str], arguments: Sequence[str]) -> None:
+    """Take over what a process that was started anew would find."""
+    redirect(folder)
+    os.chdir(cwd)
+    os.environ.clear()
+    os.environ.update(variables)
+    sys.argv = list(arguments)
+    import torch
+
+    torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+
+
+def _command(arguments: Sequence[str], cwd: Path, folder: Path, variables: Mapping[str, str]) -> None:
+    _become(cwd, folder, variables, ["roma-ds", *arguments])
+    from roma_ds.cli import launching
+    from roma_ds.cli.main import main
+
+    class Launcher(WarmLauncher):
+        streams = folder
+
+    stand_in = SimpleNamespace(Popen=Launcher, TimeoutExpired=subprocess.TimeoutExpired)
+    code: Any = 1
+    try:
+        with mock.patch.object(launching, "subprocess", stand_in):
+            code = main(arguments)
+    except SystemExit as end:
+        code = end.code
+    except BaseException:  # noqa: BLE001  as the interpreter would at the end of a process
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code or 0)
+
+
+class WarmLauncher:
+    """Stands in for the deepspeed launcher's process where all ranks are on this host."""
+
+    streams: Path
+
+    def __init__(self, line: Sequence[str], env: Mapping[str, str], **started: Any) -> None:
+        at = list(line).index("--module")
+        flags = dict(word.removeprefix("--").split("=") for word in line[:at] if "=" in word)
+        module, arguments = line[at + 1], line[at + 2 :]
+        size, self.pid = int(flags["num_accelerators"]), os.getpid()
+        self._ranks: list[BaseProcess] = []
+        for rank in range(size):
+            variables = {
+                **env,
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(size),
+                "LOCAL_SIZE": str(size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": flags["master_port"],
+            }
+            words = [module, f"--local_rank={rank}", *arguments]
+            self._ranks.append(
+                fork_server().Process(target=_rank, args=(words, Path.cwd(), self.streams, variables))
+            )
+        for process in self._ranks:
+            process.start()
+        (self.streams / "ranks").write_text(" ".join(str(process.pid) for process in self._ranks))
+
+    def wait(self, timeout: float) -> int:
+        """The exit code of the first rank that failed, which ends the others; 0 where all are done."""
+        deadline = time.monotonic() + timeout
+        while any(process.is_alive() for process in self._ranks):
+            failed = [process.exitcode for process in self._ranks if process.exitcode]
+            if failed:
+                for process in self._ranks:
+                    process.terminate()
+                for process in self._ranks:
+                    process.join(30)
+                return failed[0]
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired("ranks", timeout)
+            multiprocessing.connection.wait(
+                [process.sentinel for process in self._ranks if process.is_alive()], timeout=0.1
+            )
+        return next((process.exitcode for process in self._ranks if process.exitcode), 0)
+
+
+def _rank(words: Sequence[str], cwd: Path, folder: Path, variables: Mapping[str, str]) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    _become(cwd, folder, variables, words)
+    runpy.run_module(words[0], run_name="__main__")
