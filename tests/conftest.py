@@ -6,6 +6,7 @@ import functools
 import gc
 import os
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -62,6 +63,14 @@ _modules = 0
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    spent = Counter[str]()
+    for reports in terminalreporter.stats.values():
+        for done in reports:
+            if isinstance(done, pytest.TestReport):
+                spent[done.nodeid.split("/")[1]] += done.duration
+    if spent:
+        terminalreporter.section("seconds in tests by layer")
+        terminalreporter.line(", ".join(f"{layer} {spent[layer]:.0f}" for layer in LAYERS if layer in spent))
     failed = os.environ.get("ROMA_DS_FAILED_BEFORE")
     if failed:
         terminalreporter.section("failed before the tests (see above)", red=True)

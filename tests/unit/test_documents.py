@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = sorted([ROOT / "README.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("ds_configs/*.md")])
+DOCUMENTS = sorted(
+    [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md"), *ROOT.glob("ds_configs/*.md")]
+)
 CODE_FILE = re.compile(r"`((?:roma_ds|launch|docs|tests|ds_configs)/[\w./-]*|[\w-]+\.(?:txt|toml))`")
 
 
@@ -24,6 +26,13 @@ def test_links_and_named_files_exist(document: Path) -> None:
     broken = [link for link in links if not (document.parent / link.split("#")[0]).exists()]
     broken += [name for name in CODE_FILE.findall(text) if "NAME" not in name and not (ROOT / name).exists()]
     assert not broken, f"{document.name} names {broken}"
+
+
+def test_the_index_of_the_documents_names_every_page() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    pages = [path.name for path in (ROOT / "docs").glob("*.md") if path.name != "README.md"]
+    assert len(pages) > 10
+    assert [page for page in pages if f"]({page})" not in index] == []
 
 
 def test_the_config_reference_is_current() -> None:
