@@ -14,7 +14,11 @@ from roma_ds.cli.parser import build_parser, split_launcher_flags
 from roma_ds.config import parse_run_config, preset_text
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/**/*.md")), *sorted(ROOT.glob("ds_configs/*.md"))]
+DOCUMENTS = [
+    *sorted(ROOT.glob("*.md")),
+    *sorted(ROOT.glob("docs/**/*.md")),
+    *sorted(ROOT.glob("ds_configs/*.md")),
+]
 PRESETS = sorted(ROOT.glob("roma_ds/config/presets/*.yaml"))
 END_OF_COMMAND = {">", ">>", "|", "||", "&&", ";", "&", "<"}
 OVERRIDE = re.compile(r"[a-z_]+(\.[a-z_]+)+=.*|(controls|deepspeed|output_dir)=.*")
