@@ -18,7 +18,13 @@ from unittest import mock
 
 from roma_ds.errors import RomaError
 
-_IMPORTED = ("deepspeed", "faiss", "transformers.models.auto.modeling_auto", "roma_ds.pipeline.worker")
+_IMPORTED = (
+    "deepspeed",
+    "faiss",
+    "transformers.models.auto.modeling_auto",
+    "sentence_transformers",
+    "roma_ds.pipeline.worker",
+)
 """What takes seconds to import is imported once for all calls; each rank is forked from there."""
 _ALIKE = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}
 """Read by libraries when they are imported."""
