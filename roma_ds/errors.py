@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
+import select
 import signal
 
 
@@ -46,6 +48,26 @@ class Interrupted(RomaError):
         super().__init__(message or f"stopped by {name}", "rerun the same command to go on")
         self.signum = signum
         self.exit_code = 128 + signum
+
+
+NOBODY_READS = 128 + signal.SIGPIPE
+"""Exit code where what read the output, such as `head`, has ended: nothing is left to say."""
+
+
+def nobody_reads() -> bool:
+    """Whether what this process writes to, by its standard output or error, has no reader any more."""
+    poll = select.poll()
+    for number in (1, 2):
+        poll.register(number, 0)
+    return any(happened & select.POLLERR for _, happened in poll.poll(0))
+
+
+def silence() -> None:
+    """Let what is still to be written to the standard output and error go nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    for number in (1, 2):
+        os.dup2(nowhere, number)
+    os.close(nowhere)
 
 
 FULL = (errno.ENOSPC, errno.EDQUOT)

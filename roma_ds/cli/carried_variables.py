@@ -10,7 +10,7 @@ from pathlib import Path
 
 from roma_ds.cli.text_file import lines_of
 from roma_ds.errors import UserError
-from roma_ds.storage import TYPED
+from roma_ds.storage import CARRIED_DEVICES, TYPED
 
 NAMES = (
     "PATH",
@@ -26,6 +26,7 @@ NAMES = (
     "SLURM_RESTART_COUNT",
     "SLURM_CONF",
     TYPED,
+    CARRIED_DEVICES,
 )
 STARTS = ("NCCL_", "HF_")
 ENV_FILE = "DS_ENV_FILE"

@@ -8,12 +8,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from roma_ds.cli.devices import likely_ranks, most_ranks, place_ranks
 from roma_ds.cli.launcher_flags import LOCAL, NO_SSH, LauncherFlags, read_launcher_flags
-from roma_ds.cli.launching import default_ranks, launcher_environment, run_launcher
+from roma_ds.cli.launching import launcher_environment, run_launcher
+from roma_ds.cli.reaching import reach_hosts
 from roma_ds.config import preset_names, preset_text, study_names, study_text
 from roma_ds.errors import UserError
 from roma_ds.pipeline.folders import Folders
 from roma_ds.storage.run_lock import locked
+
+DEMO_RANKS = 2
 
 
 def _say(text: str) -> None:
@@ -47,11 +51,18 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     _refuse_inside_ranks()
     run_config = load_for(options.config, options.overrides, options.ds)
     flags = read_launcher_flags(launcher_flags, options.ranks)
-    ranks = options.ranks if options.ranks is not None or flags.hosts else default_ranks()
-    resolve_deepspeed(run_config, max(1, flags.world_size or ranks or 1))
     needed = stages_until(goal)
     folders = Folders(Path(run_config.output_dir))
     on_ranks = any(stage in ON_ALL_RANKS for stage in needed)
+    ranks: int | None = options.ranks
+    if on_ranks:
+        flags, ranks = place_ranks(flags, ranks)
+    elif ranks is None and not flags.hosts:
+        ranks = likely_ranks()
+    resolve_deepspeed(run_config, max(1, flags.world_size or ranks or 1))
+    if on_ranks:
+        flags = reach_hosts(flags)
+        _forget_left_ranks(options.ranks, ranks, flags)
 
     def accepted() -> None:
         # Other hosts may see another checkpoint than this one does.
@@ -91,12 +102,32 @@ def compare(options: argparse.Namespace) -> int:
 
 def _on_ranks(options: argparse.Namespace, flags: LauncherFlags, ranks: int | None, last: str) -> int:
     arguments = _worker_arguments(options, last)
-    if ranks == 1 and flags.kind == LOCAL and not flags.given:
+    if _is_alone(ranks, flags):
         from roma_ds.pipeline.worker import main as worker
 
         os.environ.update(launcher_environment())
         return worker(arguments)
     return run_launcher(ranks, flags, arguments)
+
+
+def _is_alone(ranks: int | None, flags: LauncherFlags) -> bool:
+    """Whether the ranks are this process alone."""
+    chooses = flags.include or flags.exclude or flags.num_gpus
+    return ranks == 1 and flags.kind == LOCAL and not flags.given and not chooses
+
+
+def _forget_left_ranks(typed: int | None, ranks: int | None, flags: LauncherFlags) -> None:
+    """Unset, with a word, what a shell has left of other ranks, where it is clear that ranks start here."""
+    from roma_ds.comm.ranks import set_by_launcher
+
+    left = set_by_launcher()
+    if not left or (typed is None and _is_alone(ranks, flags)):
+        return
+    words = " ".join(f"{name}={os.environ.pop(name)}" for name in left)
+    by = f"--ranks {typed}" if typed is not None else "this command"
+    print(
+        f"roma-ds: {words} in the environment is ignored: {by} starts the ranks", file=sys.stderr, flush=True
+    )
 
 
 def _refuse_inside_ranks() -> None:
@@ -117,10 +148,11 @@ def demo(options: argparse.Namespace) -> int:
     """Write the demo's data and config, then run it like any other."""
     from roma_ds.demo.project import write_project
 
-    config = write_project(options.out, options.seed, options.zero_stage, options.ranks)
+    ranks = options.ranks if options.ranks is not None else most_ranks(DEMO_RANKS)
+    config = write_project(options.out, options.seed, options.zero_stage, ranks)
     _say(f"demo: config {config}")
     run_options = argparse.Namespace(
-        command="run", config=config, overrides=options.overrides, ranks=options.ranks, ds=None
+        command="run", config=config, overrides=options.overrides, ranks=ranks, ds=None
     )
     return run(run_options)
 
@@ -138,13 +170,14 @@ def study(options: argparse.Namespace) -> int:
     if config.run == "demo":
         write_study_project(Path(config.output_dir) / "project")
     planner_of(config)
-    ranks = options.ranks if options.ranks is not None else default_ranks()
+    flags, ranks = place_ranks(LauncherFlags((), LOCAL, {}), options.ranks)
+    _forget_left_ranks(options.ranks, ranks, flags)
     arguments = ["--study", str(options.config), *options.overrides]
     if ranks == 1:
         os.environ.update(launcher_environment())
         code = worker(arguments)
     else:
-        code = run_launcher(ranks, LauncherFlags((), LOCAL, {}), arguments, "roma_ds.study.worker")
+        code = run_launcher(ranks, flags, arguments, "roma_ds.study.worker")
     if not code:
         _say(write_study_report(Path(config.output_dir)))
     return code

@@ -9,8 +9,8 @@ from __future__ import annotations
 import argparse
 import re
 import socket
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from roma_ds.cli.text_file import lines_of
@@ -42,6 +42,16 @@ class LauncherFlags:
     master_port: int | None = None
     ssh_port: int | None = None
     launcher_args: str = ""
+    include: str = ""
+    exclude: str = ""
+    num_gpus: int | None = None
+    """These three choose devices; of a run on this host alone they are not among `given`."""
+    slots: tuple[int, ...] = ()
+    """Devices of this host that ranks take, where something chooses them: see `place_ranks`."""
+    environment: Mapping[str, str | None] = field(default_factory=dict)
+    """Variables for the launcher beside this process's, and None for those that it must not have."""
+    reached: bool = False
+    """Whether `reach_hosts` saw that all hosts answer."""
 
     @property
     def world_size(self) -> int | None:
@@ -54,13 +64,19 @@ class LauncherFlags:
         return next(iter(self.hosts), "localhost")
 
 
-def _parser() -> argparse.ArgumentParser:
+def _choosers() -> argparse.ArgumentParser:
+    """Of the flags that choose devices, which deepspeed's launcher takes in some combinations only."""
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
-    parser.add_argument("-H", "--hostfile", type=Path)
     parser.add_argument("-i", "--include", default="")
     parser.add_argument("-e", "--exclude", default="")
     parser.add_argument("--num_nodes", type=int, default=-1)
     parser.add_argument("--num_gpus", "--num_accelerators", dest="num_gpus", type=int, default=-1)
+    return parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _choosers()
+    parser.add_argument("-H", "--hostfile", type=Path)
     parser.add_argument("--launcher", type=str.lower, default="pdsh")
     parser.add_argument("--launcher_args", default="")
     parser.add_argument("--no_ssh", action="store_true")
@@ -82,6 +98,14 @@ def read_launcher_flags(given: Sequence[str], ranks: int | None = None) -> Launc
         flags, _ = _parser().parse_known_args(list(given))
     except (argparse.ArgumentError, argparse.ArgumentTypeError) as error:
         raise UserError(f"launcher flags: {error}", "see deepspeed --help") from error
+    if flags.num_gpus != -1 and (flags.num_gpus < 1 or ranks not in (None, flags.num_gpus)):
+        beside = "" if ranks is None else f" beside --ranks {ranks}"
+        raise UserError(
+            f"--num_gpus {flags.num_gpus}{beside} cannot be", "leave it out: --ranks N says the same"
+        )
+    num_gpus = flags.num_gpus if flags.num_gpus > 0 else None
+    if flags.include and flags.exclude:
+        raise UserError("--include and --exclude exclude each other", "give one of them")
     hostfile = flags.hostfile or (DEFAULT_HOSTFILE if DEFAULT_HOSTFILE.is_file() else None)
     if flags.launcher not in (*DEEPSPEED_LAUNCHERS, MPIRUN):
         known = ", ".join((*DEEPSPEED_LAUNCHERS, MPIRUN))
@@ -89,7 +113,14 @@ def read_launcher_flags(given: Sequence[str], ranks: int | None = None) -> Launc
     if hostfile is None:
         _refuse_without_hosts(flags)
         return LauncherFlags(
-            tuple(given), LOCAL, {}, master_addr=flags.master_addr, master_port=flags.master_port
+            tuple(_choosers().parse_known_args(list(given))[1]),
+            LOCAL,
+            {},
+            master_addr=flags.master_addr,
+            master_port=flags.master_port,
+            include=flags.include,
+            exclude=flags.exclude,
+            num_gpus=num_gpus,
         )
     if flags.no_ssh and flags.launcher != "pdsh":
         raise UserError(
@@ -102,7 +133,7 @@ def read_launcher_flags(given: Sequence[str], ranks: int | None = None) -> Launc
     kind = flags.launcher
     if flags.no_ssh:
         kind = NO_SSH
-    elif len(hosts) == 1 and not flags.force_multi and kind != MPIRUN:
+    elif not flags.force_multi and kind != MPIRUN and len(hosts) == 1 and is_this_host(next(iter(hosts))):
         kind = LOCAL
     if kind in BY_SLOTS and (ranks is not None or flags.num_gpus > 0 or flags.num_nodes > 0):
         raise UserError(
@@ -119,6 +150,9 @@ def read_launcher_flags(given: Sequence[str], ranks: int | None = None) -> Launc
         flags.master_port,
         flags.ssh_port,
         flags.launcher_args,
+        flags.include,
+        flags.exclude,
+        num_gpus,
     )
 
 
@@ -127,13 +161,48 @@ def _refuse_without_hosts(flags: argparse.Namespace) -> None:
         ("--no_ssh", flags.no_ssh),
         ("--node_rank", flags.node_rank >= 0),
         ("--num_nodes", flags.num_nodes > 1),
-        ("--include", "localhost" not in flags.include and bool(flags.include)),
+        *(
+            (f"{flag} {text}", {host for host, _ in parts_of(text)} - {"localhost"})
+            for flag, text in (("--include", flags.include), ("--exclude", flags.exclude))
+        ),
         (f"--launcher {flags.launcher}", flags.launcher != "pdsh"),
     ):
         if is_set:
             raise UserError(
                 f"{name} needs a hostfile", "--hostfile FILE with a line `NAME slots=RANKS` for each host"
             )
+
+
+def parts_of(text: str) -> list[tuple[str, set[int]]]:
+    """Hosts of --include or --exclude, each with its slots; with none, the whole host is meant.
+
+    Raises UserError where the text is not HOST[:SLOT,...][@...].
+    """
+    found = []
+    for part in filter(None, text.split("@")):
+        host, colon, slots = part.partition(":")
+        numbers = slots.split(",")
+        if not host or (colon and not all(re.fullmatch(r"[0-9]+", number.strip()) for number in numbers)):
+            raise UserError(
+                f"{part} is not HOST:SLOT,SLOT", "numbers with commas, hosts with @: worker-0@worker-1:0,2"
+            )
+        found.append((host, {int(number) for number in numbers} if colon else set()))
+    return found
+
+
+def is_this_host(name: str) -> bool:
+    """Whether a host of a hostfile is the one where this runs, by its name or an address of its own."""
+    here = socket.gethostname()
+    if name in ("localhost", here) or name.partition(".")[0] == here.partition(".")[0]:
+        return True
+    import psutil
+
+    try:
+        addresses = {str(found[4][0]) for found in socket.getaddrinfo(name, None)}
+    except (OSError, UnicodeError):
+        return False
+    own = {entry.address.partition("%")[0] for some in psutil.net_if_addrs().values() for entry in some}
+    return any(address in own or address.startswith("127.") for address in addresses)
 
 
 def read_hostfile(path: Path) -> dict[str, int]:
@@ -164,8 +233,6 @@ def read_hostfile(path: Path) -> dict[str, int]:
 
 def _chosen(hosts: dict[str, int], flags: argparse.Namespace, ranks: int | None) -> dict[str, int]:
     """Ranks by host after --include or --exclude, --num_nodes, and --num_gpus or --ranks."""
-    if flags.include and flags.exclude:
-        raise UserError("--include and --exclude exclude each other", "give one of them")
     limited = flags.num_nodes > 0 or flags.num_gpus > 0 or ranks is not None
     if limited and (flags.include or flags.exclude):
         raise UserError(
@@ -175,14 +242,10 @@ def _chosen(hosts: dict[str, int], flags: argparse.Namespace, ranks: int | None)
     chosen = {host: set(range(slots)) for host, slots in hosts.items()}
     if flags.include or flags.exclude:
         named: dict[str, set[int]] = {}
-        for part in (flags.include or flags.exclude).split("@"):
-            host, _, slots = part.partition(":")
-            wanted = (
-                {int(slot) for slot in slots.split(",") if slot.isdigit()}
-                if slots
-                else chosen.get(host, set())
-            )
-            if host not in chosen or not wanted or not wanted <= chosen[host]:
+        for host, slots in parts_of(flags.include or flags.exclude):
+            wanted = slots or chosen.get(host, set())
+            if host not in chosen or not wanted <= chosen[host]:
+                part = f"{host}:{','.join(map(str, sorted(slots)))}" if slots else host
                 raise UserError(f"{part} is not in the hostfile", f"hosts there: {', '.join(hosts)}")
             named[host] = named.get(host, set()) | wanted
         if flags.include:
@@ -190,6 +253,8 @@ def _chosen(hosts: dict[str, int], flags: argparse.Namespace, ranks: int | None)
         else:
             chosen = {host: slots - named.get(host, set()) for host, slots in chosen.items()}
     counts = {host: len(slots) for host, slots in chosen.items() if slots}
+    if not counts:
+        raise UserError(f"--exclude {flags.exclude} leaves no host", f"hosts of the file: {', '.join(hosts)}")
     if flags.num_nodes > 0:
         counts = dict(list(counts.items())[: flags.num_nodes])
     each = ranks if ranks is not None else flags.num_gpus

@@ -9,24 +9,26 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
 from roma_ds.cli.carried_variables import ENV_FILE, carried, left_out, warning_of, write_env_file
+from roma_ds.cli.deepspeed_line import free_port, launch_line
 from roma_ds.cli.launcher_flags import BY_SLOTS, LOCAL, MPIRUN, NO_SSH, LauncherFlags
 from roma_ds.cli.mpirun_line import mpirun_line
 from roma_ds.cli.remote_ranks import signal_remote_ranks
-from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.cli.text_file import plain_copy
+from roma_ds.errors import NOBODY_READS, EnvironmentFault, UserError, nobody_reads
 from roma_ds.storage.shared_buffers import forget_shared_buffers
 
 FORWARDED = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 _TOOLS = str(Path(sys.executable).parent)
-KNOWN_CODES = (0, 1, 2, 3, *(128 + signum for signum in FORWARDED))
+KNOWN_CODES = (0, 1, 2, 3, NOBODY_READS, *(128 + signum for signum in FORWARDED))
 SAVES_WITHIN_S = 600.0
 """After a signal: what is left of a step of a large model, and its state."""
 SAYS_SO_AFTER_S = 10.0
@@ -35,80 +37,26 @@ MPIRUN_KILLS_AFTER_S = 40
 REMOTE_KILL_S = 3.0
 SAME_KEY_S = 1.0
 """Within these a second SIGINT is the same Ctrl-C."""
-SCRIPT = Path(__file__).resolve().parents[1] / "train.py"
-NEEDS_SCRIPT = ("slurm", "mpich")
-"""Deepspeed's runners of these cannot start a module."""
 SSH_KEEPALIVE = "-o ServerAliveInterval=10 -o ServerAliveCountMax=3"
 """ssh waits a quarter of an hour for a host whose link is down; with these, 40 seconds."""
 KEEPALIVE_VARIABLE = "PDSH_SSH_ARGS_APPEND"
-
-
-def default_ranks() -> int:
-    """One rank a GPU, one without."""
-    return max(1, len(list(Path("/dev").glob("nvidia[0-9]*"))))
 
 
 def launcher_environment(environment: Mapping[str, str] = os.environ) -> dict[str, str]:
     """The variables for launcher and ranks: this Python's tools first (ninja compiles DeepSpeed's ops)."""
     found = dict(environment)
     found["PATH"] = os.pathsep.join([_TOOLS, found.get("PATH", os.defpath)])
-    if "DS_ACCELERATOR" not in found and not any(Path("/dev").glob("nvidia[0-9]*")):
-        found["DS_ACCELERATOR"] = "cpu"
+    if "DS_ACCELERATOR" not in found:
+        from roma_ds.comm.visible_devices import accelerator
+
+        if accelerator().device_name() == "cpu":
+            found["DS_ACCELERATOR"] = "cpu"
     if found.get("DS_ACCELERATOR") == "cpu":
         # Weights that ZeRO-3 gathers get fresh pages in every step: 2 MiB at once in place of 4 KiB.
         found.setdefault("GLIBC_TUNABLES", "glibc.malloc.hugetlb=1")
     # The compiled operations hold this environment's paths, so each environment keeps its own.
     found.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
-
-
-def launch_line(
-    ranks: int | None,
-    flags: LauncherFlags,
-    worker_arguments: Sequence[str],
-    mark: str = "",
-    module: str = "roma_ds.train",
-    port: int | None = None,
-) -> list[str]:
-    """The deepspeed command; flags of the user come last, so that they win.
-
-    ranks: on each host, where the flags leave it open. mark: see signal_remote_ranks. port: where ranks of
-    this host alone meet, if the flags do not say; default: a free one.
-    """
-    line = ["deepspeed", "--quiet"]
-    if ranks is not None:
-        line.append(f"--num_accelerators={ranks}")
-    if flags.kind == LOCAL:
-        # Several runs on one host must not meet; several hosts must agree, on the launcher's own default.
-        line += [] if flags.master_port else [f"--master_port={port or _free_port()}"]
-    elif not flags.master_addr and flags.kind in (NO_SSH, "openmpi"):
-        # The launcher would ask the first host over ssh.
-        line.append(f"--master_addr={flags.first_host}")
-    if flags.kind == NO_SSH:
-        line.append(f"--node_rank={flags.node_rank}")
-    program = [str(SCRIPT)] if flags.kind in NEEDS_SCRIPT else ["--module", module]
-    arguments = [*worker_arguments, *([f"--launch_id={mark}"] if mark else [])]
-    if flags.kind == "pdsh":
-        arguments = [_for_remote_shell(word) for word in arguments]
-    return [*line, *flags.given, *program, *arguments]
-
-
-def _for_remote_shell(word: str) -> str:
-    """A word as the pdsh runner must get it: it puts words with spaces in double quotes, and leaves others.
-
-    pdsh replaces %h and the like.
-    """
-    word = word.replace("%", "%%")
-    if " " not in word:
-        return shlex.quote(word)
-    return word.replace("\\", "\\\\").replace("$", "\\$").replace("`", "\\`")
 
 
 def _ranks_of(launcher: int) -> list[int]:
@@ -133,7 +81,19 @@ def _starter_of(launcher: int) -> list[int]:
 
 def _environment_for(flags: LauncherFlags) -> tuple[dict[str, str], Path | None]:
     """Variables for the launcher, and the file that carries some of them to other hosts."""
+    from roma_ds.comm.ranks import set_by_launcher
+
     environment = launcher_environment()
+    if "DS_ACCELERATOR" not in os.environ and flags.kind not in (LOCAL, NO_SSH):
+        # The other hosts may have what this one lacks.
+        environment.pop("DS_ACCELERATOR", None)
+    for name in set_by_launcher(environment):
+        del environment[name]
+    for name, value in flags.environment.items():
+        if value is None:
+            environment.pop(name, None)
+        else:
+            environment[name] = value
     if flags.kind in (LOCAL, NO_SSH):
         return environment, None
     if flags.kind in BY_SLOTS:
@@ -173,8 +133,11 @@ def run_launcher(
     if ranks is not None and ranks < 1:
         raise UserError(f"--ranks must be 1 or more, not {ranks}", "leave it out for one rank a device")
     mark = secrets.token_hex(4) if flags.kind == "pdsh" else ""
-    port = flags.master_port or _free_port()
+    port = flags.master_port or free_port()
     environment, file = _environment_for(flags)
+    hostfile = plain_copy(flags.hostfile) if flags.hostfile is not None else None
+    if hostfile is not None:
+        flags = replace(flags, given=(*flags.given, f"--hostfile={hostfile}"))
     if flags.kind == MPIRUN:
         line = mpirun_line(flags, worker_arguments, environment)
     else:
@@ -225,16 +188,25 @@ def run_launcher(
 
     previous = {signum: signal.signal(signum, forward) for signum in FORWARDED}
     previous[signal.SIGUSR1] = before
+
+    def unheard() -> None:
+        forward(signal.SIGTERM, None)
+        if flags.kind == LOCAL:
+            # It would complain that it cannot say how its ranks ended.
+            _end_before_its_ranks(launcher)
+
     try:
-        code = _wait(launcher, received, kill)
+        code = _wait(launcher, received, kill, unheard)
     finally:
         for signum, handler in previous.items():
             signal.signal(signum, handler)
-        if file is not None:
-            file.unlink(missing_ok=True)
+        for made in filter(None, (file, hostfile)):
+            made.unlink(missing_ok=True)
         if flags.kind == LOCAL and not flags.hosts:
             # A rank that died before all had met leaves them; the port was of this run alone.
             forget_shared_buffers("127.0.0.1", str(port))
+    if nobody_reads():
+        return NOBODY_READS
     if received:
         return 128 + received[0]
     if code not in KNOWN_CODES:
@@ -255,14 +227,38 @@ def _program(name: str, environment: Mapping[str, str]) -> str:
     return found
 
 
-def _wait(launcher: subprocess.Popen[bytes], received: Sequence[int], kill: Callable[[], None]) -> int:
-    """Wait for the launcher; after a signal for at most SAVES_WITHIN_S, then end what is left by `kill`."""
+def _end_before_its_ranks(launcher: subprocess.Popen[bytes]) -> None:
+    """End the launcher, then wait until its ranks, which were asked to save, have ended."""
+    import psutil
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        started = psutil.Process(launcher.pid).children()
+        ranks = [rank for child in started for rank in child.children()]
+        for program in (*started, launcher):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                program.kill()
+        for rank in psutil.wait_procs(ranks, SAVES_WITHIN_S)[1]:
+            rank.kill()
+
+
+def _wait(
+    launcher: subprocess.Popen[bytes],
+    received: Sequence[int],
+    kill: Callable[[], None],
+    unheard: Callable[[], None],
+) -> int:
+    """Wait for the launcher; after a signal for at most SAVES_WITHIN_S, then end what is left by `kill`.
+
+    unheard: called once where nobody reads the output any more.
+    """
     told = False
     first = math.inf
     while True:
         try:
             return launcher.wait(timeout=0.5)
         except subprocess.TimeoutExpired:
+            if not received and nobody_reads():
+                unheard()
             if not received:
                 continue
             now = time.monotonic()

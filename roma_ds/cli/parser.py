@@ -123,7 +123,7 @@ def build_parser() -> argparse.ArgumentParser:
 
     demo = commands.add_parser("demo", help="the whole pipeline on the packaged tiny model, offline")
     demo.add_argument("--out", type=Path, default=Path("runs/demo"), help="folder for all files (runs/demo)")
-    demo.add_argument("--ranks", type=int, default=2, metavar="N", help="ranks (2)")
+    demo.add_argument("--ranks", type=int, metavar="N", help="ranks (2, or 1 where one device is visible)")
     demo.add_argument("--zero-stage", type=int, choices=range(4), default=3, help="ZeRO stage (3)")
     demo.add_argument("--seed", type=int, default=0, help="seed of data and training (0)")
     demo.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the demo config's")

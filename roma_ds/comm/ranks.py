@@ -70,6 +70,12 @@ _NODES = (("CROSS_RANK", "CROSS_SIZE"), ("GROUP_RANK", "GROUP_WORLD_SIZE"))
 _START = "start through `roma-ds run --ranks N`, the deepspeed launcher, torchrun, srun or mpirun"
 
 
+def set_by_launcher(environment: Mapping[str, str] = os.environ) -> list[str]:
+    """Those of deepspeed's and torchrun's variables that are set; in a shell they are left from something."""
+    names = (*TORCH.rank, *TORCH.size, *TORCH.local_rank, *TORCH.local_size, *itertools.chain(*_NODES))
+    return [name for name in names if name in environment]
+
+
 def ranks_from(environment: Mapping[str, str] = os.environ) -> Ranks:
     """Ranks from the variables of deepspeed, torchrun, Open MPI, MPICH or Slurm.
 

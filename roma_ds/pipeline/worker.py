@@ -18,7 +18,15 @@ from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from roma_ds.config import RunConfig, load_run_config, resolve_deepspeed
-from roma_ds.errors import Interrupted, RomaError, full_disk, out_of_memory
+from roma_ds.errors import (
+    NOBODY_READS,
+    Interrupted,
+    RomaError,
+    full_disk,
+    nobody_reads,
+    out_of_memory,
+    silence,
+)
 from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, evaluated_variants, stages_until, trained_variants
 
 if TYPE_CHECKING:
@@ -205,7 +213,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = build_worker_parser().parse_intermixed_args(arguments)
     from roma_ds.comm.meeting import adopt_meeting
     from roma_ds.comm.ranks import Ranks, adopt_ranks
+    from roma_ds.comm.visible_devices import adopt_visible_devices
 
+    adopt_visible_devices()
     ranks = Ranks()
     try:
         ranks = adopt_ranks()
@@ -223,6 +233,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def explain(error: Exception, rank: int) -> int:
     """Print what ended this rank, once for all ranks where they agree on it; returns the exit code."""
+    if isinstance(error, BrokenPipeError) and nobody_reads():
+        silence()
+        return NOBODY_READS
     found = error if isinstance(error, RomaError) else full_disk(error) or out_of_memory(error)
     if found is None:
         traceback.print_exception(error)

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
+from roma_ds.comm.visible_devices import adopt_visible_devices
 from roma_ds.config.study import StudyConfig, load_study_config
 from roma_ds.pipeline.worker import end_on_signals, explain, leave
 from roma_ds.study.plan import Planner
@@ -62,6 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--local_rank", "--local-rank", type=int, default=0, help="appended by the launcher")
     parser.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the study's")
     options = parser.parse_intermixed_args(arguments)
+    adopt_visible_devices()
     rank = int(os.environ.get("RANK", 0))
     try:
         run_study(load_study_config(options.study, options.overrides))

@@ -34,7 +34,7 @@ def hostfile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
         ("-H {}", 1, "pdsh", {"node0": 1, "node1": 1, "node2": 1}),
         ("--hostfile={} --num_nodes 2", None, "pdsh", {"node0": 4, "node1": 4}),
         ("--hostfile {} --num_nodes=2 --num_gpus 3", None, "pdsh", {"node0": 3, "node1": 3}),
-        ("--hostfile {} --num_nodes 1", None, LOCAL, {"node0": 4}),
+        ("--hostfile {} --num_nodes 1", None, "pdsh", {"node0": 4}),
         ("--hostfile {} --num_nodes 1 --force_multi", None, "pdsh", {"node0": 4}),
         ("--hostfile {} --include node1:0,2@node2", None, "pdsh", {"node1": 2, "node2": 2}),
         ("--hostfile {} -e node1@node0:3", None, "pdsh", {"node0": 3, "node2": 2}),
