@@ -47,7 +47,8 @@ def launch_line(
     address = "127.0.0.1" if flags.kind == LOCAL and flags.hosts else flags.master_addr
     if not address and flags.kind in (NO_SSH, "slurm", *BY_SLOTS):
         address = flags.first_host
-    line += [f"--master_addr={address}"] if address else []
+    typed = any(word.partition("=")[0] == "--master_addr" for word in flags.given)
+    line += [f"--master_addr={address}"] if address and not typed else []
     if flags.hosts and (flags.reached or flags.kind == LOCAL):
         line.append("--no_ssh_check")
     if flags.kind == NO_SSH:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import os
 import shlex
+import socket
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from roma_ds.cli import launcher_flags, launching, mpirun_line
+from roma_ds.cli import deepspeed_line, launcher_flags, launching, mpirun_line
 from roma_ds.cli.carried_variables import STARTS, carried, write_env_file
+from roma_ds.cli.deepspeed_line import launch_line
 from roma_ds.cli.launcher_flags import LOCAL, MPIRUN, NO_SSH, LauncherFlags, read_launcher_flags
-from roma_ds.cli.launching import launch_line
+from roma_ds.cli.text_file import plain_copy
 from roma_ds.errors import UserError
 from roma_ds.storage import TYPED
 
@@ -71,6 +73,9 @@ def test_what_flags_come_to(
         ("--hostfile {} -i node0 -e node1", None, "exclude each other", "one of them"),
         ("--hostfile {} -i node0", 2, "go with none of --ranks", "--include host:0,1"),
         ("--hostfile {} -i node7", None, "node7 is not in the hostfile", "node0, node1, node2"),
+        ("--hostfile {} -e node0@node1@node2", None, "leaves no host", "node0, node1, node2"),
+        ("--hostfile {} -i node2:0,x", None, "node2:0,x is not HOST:SLOT,SLOT", "commas"),
+        ("--hostfile {} --num_gpus 3", 2, "--num_gpus 3 beside --ranks 2", "--ranks N"),
         ("--hostfile {} -i node2:5", None, "node2:5 is not in the hostfile", "node0, node1, node2"),
         ("--hostfile {} --no_ssh", None, "is not in", "--node_rank N"),
         ("--hostfile {} --no_ssh --launcher mpirun", None, "--no_ssh and --launcher mpirun", "leave out"),
@@ -137,8 +142,39 @@ def test_lines(hostfile: str) -> None:
     no_ssh = line_of(f"--hostfile {hostfile} --no_ssh --node_rank 1")
     assert no_ssh[2:4] == ["--master_addr=node0", "--node_rank=1"]
     slurm = line_of(f"--hostfile {hostfile} --launcher slurm", None, "--config", "a.yaml")
-    assert slurm[-3:] == [str(launching.SCRIPT), "--config", "a.yaml"] and "--module" not in slurm
-    assert launching.SCRIPT.is_file()
+    assert slurm[-3:] == [str(deepspeed_line.SCRIPT), "--config", "a.yaml"] and "--module" not in slurm
+    assert deepspeed_line.SCRIPT.is_file()
+
+
+@pytest.mark.parametrize("name", ["localhost", "127.0.0.1", socket.gethostname(), "here.cluster.local"])
+def test_one_host_that_is_this_one_needs_no_ssh(
+    name: str, hostfile: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if name.startswith("here"):
+        monkeypatch.setattr("socket.gethostname", lambda: "here")
+    Path(hostfile).write_text(f"node1 slots=4\n{name} slots=2\n")
+    flags = read_launcher_flags(["--hostfile", hostfile, "--exclude", "node1"])
+    assert flags.kind == LOCAL and flags.hosts == {name: 2}
+    line = launch_line(None, flags, [])
+    assert {"--no_ssh_check", "--master_addr=127.0.0.1"} <= set(line) and "--force_multi" not in line
+
+
+@pytest.mark.parametrize("launcher", ["pdsh", "openmpi", "mpich", "slurm"])
+def test_one_host_that_is_another_trains_there(launcher: str, hostfile: str) -> None:
+    flags = read_launcher_flags(["--hostfile", hostfile, "-e", "node0@node2", "--launcher", launcher])
+    assert (flags.kind, flags.hosts) == (launcher, {"node1": 4})
+    assert "--force_multi" in launch_line(None, flags, [])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_name(hostfile: str) -> None:
+    plain = Path(hostfile).read_bytes()
+    assert plain_copy(Path(hostfile)) is None
+    Path(hostfile).write_bytes(b"\xef\xbb\xbf" + plain)
+    flags = read_launcher_flags(["--hostfile", hostfile])
+    assert list(flags.hosts) == ["node0", "node1", "node2"]
+    copy = plain_copy(Path(hostfile))
+    assert copy is not None and copy.read_bytes() == plain
+    copy.unlink()
 
 
 @pytest.mark.parametrize(

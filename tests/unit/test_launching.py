@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from roma_ds.cli import launching
-from roma_ds.cli.launcher_flags import LOCAL, LauncherFlags
+from roma_ds.cli import commands, launching
+from roma_ds.cli.launcher_flags import LOCAL, LauncherFlags, read_launcher_flags
+from roma_ds.errors import NOBODY_READS
 from roma_ds.storage import shared_buffers
 
 RANK_THAT_STAYS = """
@@ -26,6 +27,19 @@ for signum in (signal.SIGINT, signal.SIGUSR1):
 open({up!r}, "w").close()
 while True:
     time.sleep(0.05)
+"""
+
+RANK_THAT_SAVES = """
+import signal, sys
+
+def save(signum, frame):
+    open({asked!r}, "w").write("saved")
+    sys.exit(143)
+
+signal.signal(signal.SIGTERM, save)
+open({up!r}, "w").close()
+while True:
+    signal.pause()
 """
 
 
@@ -73,6 +87,76 @@ def test_what_a_rank_leaves_that_died_before_all_had_met_is_removed(
     assert launching.run_launcher(2, LauncherFlags((), LOCAL, {}), ["--config", "a.yaml"]) == 1
     assert [path.name for path in memory.iterdir()] == [Path(f"{name}_9_1").name]
     assert "a rank was killed" in capsys.readouterr().err
+
+
+def test_the_launcher_reads_a_hostfile_without_its_mark(
+    tools: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    hostfile = tmp_path / "hostfile"
+    hostfile.write_bytes(b"\xef\xbb\xbflocalhost slots=2\n")
+    launcher(tools, 'for word; do case $word in --hostfile=*) cat "${word#*=}"; echo "$word";; esac; done')
+    flags = read_launcher_flags(["--hostfile", str(hostfile)])
+    assert launching.run_launcher(None, flags, ["--config", "a.yaml"]) == 0
+    said = capfd.readouterr().out.splitlines()
+    assert said[1] == "localhost slots=2"
+    assert not Path(said[2].removeprefix("--hostfile=")).exists()
+
+
+@pytest.mark.parametrize("typed", [1, 2, None])
+def test_what_a_shell_has_left_of_other_ranks_is_ignored_with_a_word(
+    typed: int | None,
+    tools: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    left = {"WORLD_SIZE": "1", "RANK": "3", "LOCAL_RANK": "3", "LOCAL_SIZE": "4", "GROUP_RANK": "0"}
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    launcher(tools, "printenv " + " ".join(left))
+    flags = LauncherFlags((), LOCAL, {})
+    commands._forget_left_ranks(typed, typed or 2, flags)
+    said = capfd.readouterr()
+    assert all(f"{name}={value}" in said.err for name, value in left.items()) and said.err.count("\n") == 1
+    assert not left.keys() & os.environ.keys()
+    for name, value in left.items():
+        monkeypatch.setenv(name, value)
+    assert launching.run_launcher(typed or 2, flags, ["--config", "a.yaml"]) == 1, "printenv found none"
+    assert len(capfd.readouterr().out.splitlines()) == 1
+
+
+def test_ranks_that_something_else_started_are_not_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    commands._forget_left_ranks(None, 1, LauncherFlags((), LOCAL, {}))
+    assert os.environ["WORLD_SIZE"] == "1"
+
+
+def test_ranks_save_where_nobody_reads_their_output_any_more(
+    tools: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As `roma-ds train run.yaml | head -1`; the launcher says nothing of it."""
+    asked, up = tmp_path / "asked", tmp_path / "up"
+    rank = tmp_path / "rank.py"
+    rank.write_text(RANK_THAT_SAVES.format(asked=str(asked), up=str(up)))
+    launcher(tools, f"bash -c '{sys.executable} {rank}; echo the launcher goes on >&2'; echo and on >&2")
+    kept = os.dup(1), os.dup(2)
+    reader, writer = os.pipe()
+    os.dup2(writer, 1)
+    os.close(writer)
+
+    def read_no_more() -> None:
+        wait_for(up)
+        os.close(reader)
+
+    head = threading.Thread(target=read_no_more, daemon=True)
+    head.start()
+    try:
+        code = launching.run_launcher(2, LauncherFlags((), LOCAL, {}), ["--config", "a.yaml"])
+    finally:
+        for number, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, number)
+            os.close(copy)
+    assert (asked.read_text(), code) == ("saved", NOBODY_READS)
+    assert not capfd.readouterr().err
 
 
 @pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGUSR1])
