@@ -59,7 +59,9 @@ def nobody_reads() -> bool:
     poll = select.poll()
     for number in (1, 2):
         poll.register(number, 0)
-    return any(happened & select.POLLERR for _, happened in poll.poll(0))
+    # A terminal that was hung up says POLLHUP as well.
+    states = (happened & (select.POLLERR | select.POLLHUP) for _, happened in poll.poll(0))
+    return any(state == select.POLLERR for state in states)
 
 
 def silence() -> None:

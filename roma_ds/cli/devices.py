@@ -40,7 +40,7 @@ def place_ranks(flags: LauncherFlags, ranks: int | None) -> tuple[LauncherFlags,
         )
     taken = _taken(devices, flags, ranks if ranks is not None else flags.num_gpus)
     by_number = all(entry.isdigit() for entry in taken) and devices.variable in ("", devices.written)
-    slots = ()
+    slots: tuple[int, ...] = ()
     if by_number and (flags.include or flags.exclude or devices.chosen):
         slots = tuple(map(int, taken))
     environment = _carrying(devices, taken if devices.chosen else None) if devices.variable else {}

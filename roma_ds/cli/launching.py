@@ -31,6 +31,7 @@ _TOOLS = str(Path(sys.executable).parent)
 KNOWN_CODES = (0, 1, 2, 3, NOBODY_READS, *(128 + signum for signum in FORWARDED))
 SAVES_WITHIN_S = 600.0
 """After a signal: what is left of a step of a large model, and its state."""
+FOLLOW_WITHIN_S = 30.0
 SAYS_SO_AFTER_S = 10.0
 MPIRUN_KILLS_AFTER_S = 40
 """mpirun waits all of it whenever it ends ranks."""
@@ -190,10 +191,11 @@ def run_launcher(
     previous[signal.SIGUSR1] = before
 
     def unheard() -> None:
-        forward(signal.SIGTERM, None)
         if flags.kind == LOCAL:
-            # It would complain that it cannot say how its ranks ended.
-            _end_before_its_ranks(launcher)
+            received.append(signal.SIGTERM)
+            _end_without_its_launcher(launcher)
+        else:
+            forward(signal.SIGTERM, None)
 
     try:
         code = _wait(launcher, received, kill, unheard)
@@ -227,18 +229,27 @@ def _program(name: str, environment: Mapping[str, str]) -> str:
     return found
 
 
-def _end_before_its_ranks(launcher: subprocess.Popen[bytes]) -> None:
-    """End the launcher, then wait until its ranks, which were asked to save, have ended."""
+def _end_without_its_launcher(launcher: subprocess.Popen[bytes]) -> None:
+    """Let ranks save and end, after their launcher: it would complain that nobody reads how they ended."""
     import psutil
 
     with contextlib.suppress(psutil.NoSuchProcess):
         started = psutil.Process(launcher.pid).children()
         ranks = [rank for child in started for rank in child.children()]
-        for program in (*started, launcher):
+        for program in (launcher, *started):
+            program.kill()
+        for rank in ranks:
             with contextlib.suppress(psutil.NoSuchProcess):
-                program.kill()
-        for rank in psutil.wait_procs(ranks, SAVES_WITHIN_S)[1]:
-            rank.kill()
+                rank.terminate()
+        end = time.monotonic() + SAVES_WITHIN_S
+        while ranks and time.monotonic() < end:
+            gone, ranks = psutil.wait_procs(ranks, 0.5)
+            if gone:
+                # As the launcher has it: one may have ended before it could listen, and the rest wait for it.
+                end = min(end, time.monotonic() + FOLLOW_WITHIN_S)
+        for rank in ranks:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                rank.kill()
 
 
 def _wait(

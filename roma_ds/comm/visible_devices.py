@@ -121,10 +121,10 @@ def _there(devices: Devices, environment: Mapping[str, str]) -> Devices:
     if devices.on_cpu and not (devices.chosen and files and "DS_ACCELERATOR" not in environment):
         return devices
     if not devices.count and not devices.on_cpu:
-        chosen = devices.variable and f"unset {devices.variable}={devices.value or ''}, or "
+        otherwise = devices.variable and f"unset {devices.variable}={devices.value or ''}, or "
         raise EnvironmentFault(
             f"no device is visible to deepspeed's {devices.kind} accelerator",
-            f"{chosen}DS_ACCELERATOR=cpu for ranks on CPU; `roma-ds doctor` looks at the machine",
+            f"{otherwise}DS_ACCELERATOR=cpu for ranks on CPU; `roma-ds doctor` looks at the machine",
         )
     chosen = devices.chosen or ()
     if chosen and chosen[0].startswith("MIG-") and devices.count:

@@ -64,7 +64,7 @@ def test_all_that_answer(tools: Path, tmp_path: Path, monkeypatch: pytest.Monkey
         (
             "a lost",
             (),
-            "host lost cannot be reached over ssh: ssh: connect to host lost port 22: No",
+            "host lost cannot be reached over ssh: ssh: connect to host lost: No",
             "--exclude lost",
         ),
         ("lost1 a lost2", (), "nor can lost2", "--exclude lost1@lost2"),
