@@ -49,7 +49,10 @@ def embed_stage(session: Session) -> None:
 
     def work() -> Mapping[str, Any]:
         training, evaluation = session.samples("samples.parquet"), session.samples("eval.parquet")
-        return embed(session.world, run, training, evaluation, folders.stage("embed"))
+        facts = embed(session.world, run, training, evaluation, folders.stage("embed"))
+        for note in facts["notes"]:
+            session.say(f"embed: {note}")
+        return facts
 
     session.stage("embed", folders.record("embed"), inputs, EMBED_OUTPUTS, work)
 
