@@ -257,11 +257,16 @@ def _position_table(model: Any) -> int | None:
     """Rows of a table of learned positions that a text can use; None for other encoders, which go on."""
     for path, module in model.named_modules():
         name = path.rpartition(".")[2]
-        if isinstance(module, torch.nn.Embedding) and name in (
-            "position_embeddings",
-            "position_embedding",
-            "embed_positions",
-            "wpe",
+        if (
+            isinstance(module, torch.nn.Embedding)
+            and "vision" not in path
+            and name
+            in (
+                "position_embeddings",
+                "position_embedding",
+                "embed_positions",
+                "wpe",
+            )
         ):
             # Some count from behind the padding token, others keep rows that no position uses.
             before = getattr(module, "offset", None)
