@@ -282,27 +282,3 @@ def _digest(content: bytes) -> bytes:
 
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-
-
-def check_embeddings(vectors: NDArray[np.float32], ids: Sequence[str]) -> None:
-    """Raises UserError naming samples whose embedding is not finite or not of unit length."""
-    finite = np.isfinite(vectors).all(axis=1)
-    bad = np.flatnonzero(~finite)
-    if bad.size:
-        raise UserError(
-            f"{bad.size} of {len(ids)} embeddings are not finite, first for sample {ids[int(bad[0])]}",
-            "check that text, or choose another embed.dtype or embed.model",
-        )
-    lengths = np.linalg.norm(vectors, axis=1)
-    if (zero := np.flatnonzero(lengths == 0)).size:
-        raise UserError(
-            f"{zero.size} of {len(ids)} embeddings are zero, first for sample {ids[int(zero[0])]}: "
-            "the encoder knows nothing of that text",
-            "check that text, or choose another embed.model",
-        )
-    off = np.flatnonzero(np.abs(lengths - 1) > 1e-3)
-    if off.size:
-        raise UserError(
-            f"{off.size} embeddings lack length 1, first sample {ids[int(off[0])]}: {lengths[off[0]]:.3f}",
-            "delete the embed folder so that it is made again",
-        )

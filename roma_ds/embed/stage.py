@@ -14,8 +14,9 @@ from roma_ds.comm import World, agreement
 from roma_ds.config import EmbedConfig, RunConfig
 from roma_ds.data.sample import Sample
 from roma_ds.embed.distinct import Account
-from roma_ds.embed.encoder import Encoder, Reading, check_embeddings, load_encoder
+from roma_ds.embed.encoder import Encoder, Reading, load_encoder
 from roma_ds.embed.texts import text_of
+from roma_ds.errors import UserError
 from roma_ds.progress import Progress
 from roma_ds.storage.atomic import make_folder, write_npy
 
@@ -119,3 +120,27 @@ def _numbers(table: NDArray[np.float32]) -> NDArray[np.int64]:
 
 def _are_cut(encoder: Encoder, lengths: NDArray[np.int64]) -> NDArray[np.bool_]:
     return np.array([encoder.is_cut(int(length)) for length in lengths], np.bool_)
+
+
+def check_embeddings(vectors: NDArray[np.float32], ids: Sequence[str]) -> None:
+    """Raises UserError naming samples whose embedding is not finite or not of unit length."""
+    finite = np.isfinite(vectors).all(axis=1)
+    bad = np.flatnonzero(~finite)
+    if bad.size:
+        raise UserError(
+            f"{bad.size} of {len(ids)} embeddings are not finite, first for sample {ids[int(bad[0])]}",
+            "check that text, or choose another embed.dtype or embed.model",
+        )
+    lengths = np.linalg.norm(vectors, axis=1)
+    if (zero := np.flatnonzero(lengths == 0)).size:
+        raise UserError(
+            f"{zero.size} of {len(ids)} embeddings are zero, first for sample {ids[int(zero[0])]}: "
+            "the encoder knows nothing of that text",
+            "check that text, or choose another embed.model",
+        )
+    off = np.flatnonzero(np.abs(lengths - 1) > 1e-3)
+    if off.size:
+        raise UserError(
+            f"{off.size} embeddings lack length 1, first sample {ids[int(off[0])]}: {lengths[off[0]]:.3f}",
+            "delete the embed folder so that it is made again",
+        )

@@ -13,9 +13,8 @@ from roma_ds.collect import collect
 from roma_ds.collect.stage import OUTPUTS as COLLECT_OUTPUTS
 from roma_ds.comm import agreement
 from roma_ds.embed import embed
-from roma_ds.embed.encoder import check_embeddings
 from roma_ds.embed.stage import OUTPUTS as EMBED_OUTPUTS
-from roma_ds.embed.stage import embed_inputs
+from roma_ds.embed.stage import check_embeddings, embed_inputs
 from roma_ds.frozen_pass.frozen_model import MONITORS
 from roma_ds.index import build_neighbours
 from roma_ds.index.stage import outputs as index_outputs

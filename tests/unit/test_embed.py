@@ -17,9 +17,9 @@ from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.config import EmbedConfig
 from roma_ds.data.sample import Sample
-from roma_ds.embed.encoder import Encoder, check_embeddings, load_encoder
+from roma_ds.embed.encoder import Encoder, load_encoder
 from roma_ds.embed.encoder_files import check_encoder
-from roma_ds.embed.stage import embed, embed_settings
+from roma_ds.embed.stage import check_embeddings, embed, embed_settings
 from roma_ds.embed.texts import FORMS, text_of
 from roma_ds.errors import UserError
 
