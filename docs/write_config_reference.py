@@ -7,15 +7,16 @@ import dataclasses
 import inspect
 import sys
 from pathlib import Path
+from typing import get_args
 
-from roma_ds.config import guards, schema, study
+from roma_ds.config import embedding, guards, schema, study
 
 TARGET = Path(__file__).with_name("config.md")
 
 HEAD = """# Run config
 
 One YAML file describes a run. This page is written by `python docs/write_config_reference.py` from
-`roma_ds/config/schema.py` and `guards.py`; a test fails when the two differ.
+`roma_ds/config/schema.py`, `embedding.py` and `guards.py`; a test fails when the two differ.
 
 - `roma-ds init NAME` prints a packaged config with comments; `roma-ds ls configs` lists them.
 - Unknown keys, wrong types and contradictions are refused, all of them in one message, with exit code 2.
@@ -42,7 +43,7 @@ SECTIONS = (
     ("model", schema.ModelConfig),
     ("data", schema.DataConfig),
     ("data.train[]", schema.DatasetConfig),
-    ("embed", schema.EmbedConfig),
+    ("embed", embedding.EmbedConfig),
     ("roma", schema.RomaConfig),
     ("collect", schema.CollectConfig),
     ("index", schema.IndexConfig),
@@ -69,7 +70,7 @@ STUDY_SECTIONS = (
 
 def class_nodes() -> dict[str, ast.ClassDef]:
     """The classes of the schema's modules by name."""
-    trees = [ast.parse(inspect.getsource(module)) for module in (schema, guards, study)]
+    trees = [ast.parse(inspect.getsource(module)) for module in (schema, embedding, guards, study)]
     return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 
@@ -96,6 +97,7 @@ def plain_type(annotation: str) -> str:
         "NotNegative": "number from 0",
         "Share": "fraction from 0, below 1",
         "AnswerForm": "`letter`, `text`",
+        "EmbeddedText": ", ".join(f"`{form}`" for form in get_args(embedding.EmbeddedText)),
         "bool": "true or false",
         "int": "whole number",
         "float": "number",

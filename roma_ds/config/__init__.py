@@ -5,6 +5,7 @@
 
 from roma_ds.config.deepspeed_json import resolve_deepspeed
 from roma_ds.config.dumping import config_hash, to_dict, to_yaml
+from roma_ds.config.embedding import EmbedConfig
 from roma_ds.config.loader import load_run_config, parse_run_config
 from roma_ds.config.packaged import (
     deepspeed_file,
@@ -17,7 +18,6 @@ from roma_ds.config.packaged import (
 from roma_ds.config.schema import (
     DataConfig,
     DatasetConfig,
-    EmbedConfig,
     EvalConfig,
     IndexConfig,
     ModelConfig,

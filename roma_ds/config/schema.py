@@ -22,6 +22,7 @@ from roma_ds.config.constraints import (
     Share,
     Text,
 )
+from roma_ds.config.embedding import EmbedConfig
 from roma_ds.config.guards import GuardsConfig
 
 AnswerForm = Literal["letter", "text"]
@@ -86,25 +87,22 @@ class DataConfig:
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of what the fields contradict together."""
-        seen: set[tuple[str, str]] = set()
+        seen: dict[tuple[str, str], DatasetConfig] = {}
         for place, dataset in enumerate(self.train):
             if dataset.label in self.exclude:
                 yield f"train.{place}", f"{dataset.label!r} is in data.exclude, which forbids training on it"
-            if (dataset.label, dataset.split) in seen:
-                yield f"train.{place}", f"{dataset.label!r} split {dataset.split!r} is listed twice"
-            seen.add((dataset.label, dataset.split))
+            earlier = seen.setdefault((dataset.label, dataset.split), dataset)
+            if earlier is not dataset:
+                yield f"train.{place}", _listed_twice(earlier, dataset)
 
 
-@dataclass(frozen=True)
-class EmbedConfig:
-    """The frozen text-embedding model E that says which samples are alike."""
-
-    model: Text = "sentence-transformers/all-MiniLM-L6-v2"
-    """Folder or hub id of a sentence-transformers model; `demo` is the packaged MiniLM."""
-    text: Literal["question", "question_choices", "prompt"] = "question"
-    """What of a sample is embedded."""
-    batch_size: Count = 64
-    """Texts embedded at once."""
+def _listed_twice(one: DatasetConfig, other: DatasetConfig) -> str:
+    if (one.name, one.path) == (other.name, other.path):
+        return f"{other.path or other.label!r} split {other.split!r} is listed twice"
+    return (
+        f"{one.path or one.name!r} and {other.path or other.name!r} are both called {other.label!r} split"
+        f" {other.split!r}, by which samples are told apart; give one another split, like {other.split}2"
+    )
 
 
 @dataclass(frozen=True)

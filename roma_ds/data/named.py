@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from roma_ds.config.spelling import did_you_mean
 from roma_ds.data import hub_rows, mixture_rows
-from roma_ds.data.rows import Row, check_rows
+from roma_ds.data.rows import Row, check_rows, read_rows
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.storage.hub import why_unreachable
 
@@ -72,10 +73,16 @@ def local_file(root: Path, name: str, split: str) -> Path:
         file = root / name / f"{split}{ending}"
         if file.is_file():
             return file
-    there = sorted(file.name for file in (root / name).glob("*.jsonl*"))
-    found = f"that folder holds {', '.join(there)}" if there else "there is no such folder or it is empty"
+    folder = root / name
+    there = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
+    for file in (folder / found for found in there if re.match(rf"{re.escape(split)}(\.|-\d)", found)):
+        # Says of a file of another kind what it is.
+        read_rows(file)
+        raise UserError(f"{file} holds rows, but has not the name of a split", f"name it {split}.jsonl")
+    holds = f"holds {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}"
+    found = f"that folder {holds}" if there else "there is no such folder or it is empty"
     raise UserError(
-        f"{root / name}: no {split}.jsonl or {split}.jsonl.gz; {found}",
+        f"{folder}: no {split}.jsonl or {split}.jsonl.gz; {found}",
         "name a split that is there, mend data_root, or set data_root to null to use the hub",
     )
 
@@ -105,7 +112,11 @@ def hub_rows_of(name: str, split: str) -> list[Row]:
                     converted.append((f"{origin}, {split} row {place}", made))
         except (KeyError, TypeError, AttributeError) as error:
             raise EnvironmentFault(f"{origin} has other columns than expected: {error!r}", offline) from error
-    return check_rows(converted, "choose a split whose answers are public")
+    hidden = sum(row.get("answer") in (None, -1, "") for _, row in converted)
+    if 2 * hidden >= len(converted):
+        return check_rows(converted, "choose a split whose answers are public")
+    mended = f"{name}/{split}.jsonl below data_root, one JSON object on each line"
+    return check_rows(converted, f"leave these rows out, or mend them, in a file of your own: {mended}")
 
 
 def _downloaded(name: str, path: str, config: str | None, split: str, origin: str, fix: str) -> Any:

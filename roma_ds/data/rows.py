@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roma_ds.data.file_kinds import HEAD, refuse_other_kinds
 from roma_ds.errors import UserError
 
 Row = dict[str, Any]
@@ -26,6 +27,7 @@ MOST_CHOICES = 26
 """One for each letter."""
 _SHOWN_PROBLEMS = 10
 _FORM = '{"id": "1", "question": "...", "choices": ["...", "..."], "answer": 0}'
+_LINES = f"put one JSON object on each line, such as {_FORM}"
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def read_rows(path: Path) -> list[Row]:
     """
     numbered = list(_lines(path))
     if not numbered:
-        raise UserError(f"{path} holds no rows", f"put one JSON object on each line, such as {_FORM}")
+        raise UserError(f"{path} holds no rows", _LINES)
     parsed = [(f"{path}:{number}", _parse(line)) for number, line in numbered]
     return check_rows(parsed, f"each line is one JSON object such as {_FORM}")
 
@@ -104,7 +106,11 @@ def row_problems(row: Any) -> Iterator[str]:
 
 def _choice_problems(choices: Any, answer: Any) -> Iterator[str]:
     if not isinstance(choices, list) or not all(_is_text(choice) for choice in choices):
-        yield f"choices must be a list of texts that are not blank, got {_shown(choices)}"
+        texts = choices if isinstance(choices, list) else []
+        # What is shown of long texts may end before the one that is meant.
+        bad = [str(number) for number, text in enumerate(texts, start=1) if not _is_text(text)]
+        which = f"; number {', '.join(bad[:5])} is not" if bad else ""
+        yield f"choices must be a list of texts that are not blank, got {_shown(choices)}{which}"
         return
     if not 2 <= len(choices) <= MOST_CHOICES:
         yield f"there must be 2 to {MOST_CHOICES} choices, got {len(choices)}"
@@ -139,12 +145,15 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
         with open(path, "rb") as raw:
             packed = raw.read(2) == b"\x1f\x8b"
         with gzip.open(path, "rb") if packed else open(path, "rb") as handle:
+            refuse_other_kinds(path, handle.peek(HEAD)[:HEAD], packed)
             for number, line in enumerate(handle, start=1):
                 if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
                     yield number, text
     except FileNotFoundError as error:
         raise UserError(f"the data file {path} does not exist", "check the path in the run config") from error
     except UnicodeDecodeError as error:
+        if b"\0" in error.object:
+            raise UserError(f"{path} is binary, and of no kind that is known here", _LINES) from error
         raise UserError(f"{path}:{number}: not UTF-8 text", "save the file as UTF-8") from error
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise UserError(f"{path}: damaged gzip data after line {number}", "copy the file again") from error

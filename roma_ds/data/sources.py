@@ -44,6 +44,8 @@ class Source:
             content = {"hub": self.origin}
         elif self.file.is_file():
             content = {"sha256": fingerprint.of_file(self.file)}
+        elif self.file.is_dir():
+            raise UserError(f"{self.file} is a folder, not a data file", "give the path of one file in it")
         else:
             raise UserError(f"the data file {self.file} does not exist", "check the path in the run config")
         return {"dataset": self.label, "split": self.split, **content}

@@ -6,7 +6,7 @@ from roma_ds.checkpoint.blueprint import Blueprint, blueprint, check_checkpoint
 from roma_ds.checkpoint.loading import load_config
 from roma_ds.config import RunConfig, resolve_deepspeed
 from roma_ds.data.store import data_inputs
-from roma_ds.embed.encoder import check_encoder
+from roma_ds.embed.encoder_files import check_encoder
 from roma_ds.embed.stage import embed_inputs
 from roma_ds.families import has_routers
 from roma_ds.pipeline.folders import Folders

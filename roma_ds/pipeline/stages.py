@@ -13,9 +13,8 @@ from roma_ds.collect import collect
 from roma_ds.collect.stage import OUTPUTS as COLLECT_OUTPUTS
 from roma_ds.comm import agreement
 from roma_ds.embed import embed
-from roma_ds.embed.encoder import check_embeddings
 from roma_ds.embed.stage import OUTPUTS as EMBED_OUTPUTS
-from roma_ds.embed.stage import embed_inputs
+from roma_ds.embed.stage import check_embeddings, embed_inputs
 from roma_ds.frozen_pass.frozen_model import MONITORS
 from roma_ds.index import build_neighbours
 from roma_ds.index.stage import outputs as index_outputs
@@ -49,7 +48,10 @@ def embed_stage(session: Session) -> None:
 
     def work() -> Mapping[str, Any]:
         training, evaluation = session.samples("samples.parquet"), session.samples("eval.parquet")
-        return embed(session.world, run, training, evaluation, folders.stage("embed"))
+        facts = embed(session.world, run, training, evaluation, folders.stage("embed"))
+        for note in facts["notes"]:
+            session.say(f"embed: {note}")
+        return facts
 
     session.stage("embed", folders.record("embed"), inputs, EMBED_OUTPUTS, work)
 

@@ -17,6 +17,7 @@ from roma_ds.config import RunConfig, TaskConfig
 from roma_ds.config.loader import read_text
 from roma_ds.config.study import StudyConfig
 from roma_ds.data.sample import Sample
+from roma_ds.embed.stage import embed_settings
 from roma_ds.errors import UserError
 from roma_ds.pipeline import stages
 from roma_ds.pipeline.evaluating import eval_stage
@@ -128,7 +129,7 @@ class Shared:
     def places(self, run: RunConfig, variant: str) -> dict[str, Path]:
         """Where the shared stages of a cell lie."""
         pool = TRAINED[variant].pool if variant in TRAINED else "successful"
-        embed = {"model": run.embed.model, "text": run.embed.text}
+        embed = embed_settings(run.embed)
         tokens = {"tokens": run.roma.tokens}
         index = {
             **embed,
@@ -142,7 +143,7 @@ class Shared:
             "pool": pool,
             "backend": [run.index.backend, run.index.factory, run.index.max_neighbours, run.index.candidates],
         }
-        usual_embed = {"model": self.run.embed.model, "text": self.run.embed.text}
+        usual_embed = embed_settings(self.run.embed)
         usual_tokens = {"tokens": self.run.roma.tokens}
         evaluation = self._named("eval", tokens, usual_tokens)
         return {

@@ -147,6 +147,16 @@ def test_a_deepspeed_json_of_ones_own_wins_over_the_packaged_one(write: Write, t
         ("data.train=[{split: train}]", "data.train.0: give exactly one of name and path"),
         ("data.train=[{name: a, path: b}]", "data.train.0: give exactly one of name and path"),
         ("data.train=[{name: a}, {name: a}]", "data.train.1: 'a' split 'train' is listed twice"),
+        ("data.train=[{path: a.jsonl}, {path: a.jsonl}]", "'a.jsonl' split 'train' is listed twice"),
+        (
+            "data.train=[{path: a/rows.jsonl}, {path: b/rows.jsonl.gz}]",
+            "data.train.1: 'a/rows.jsonl' and 'b/rows.jsonl.gz' are both called 'rows' split 'train', by"
+            " which samples are told apart; give one another split, like train2",
+        ),
+        (
+            "data.train=[{name: a}, {path: b/a.jsonl}]",
+            "'a' and 'b/a.jsonl' are both called 'a' split 'train'",
+        ),
         ("roma.sigma=-1", "roma.sigma: must be greater than 0, got -1.0"),
         ("roma.sigma=medain", "roma.sigma: expected a number or 'median', got 'medain'"),
         ("roma.epsilon=0", "roma.epsilon: must be greater than 0 and at most 1, got 0.0"),

@@ -201,6 +201,21 @@ def test_hidden_answers_are_named(hub: dict[str, Any]) -> None:
         hub_rows_of("arc_easy", "test")
 
 
+def test_one_blank_option_is_named_and_no_other_split_is_advised(hub: dict[str, Any]) -> None:
+    good = HUB_ROWS["arc_easy"]
+    blank = {**good, "id": "M3", "choices": {"text": ["a" * 99, "b", " "], "label": ["1", "2", "3"]}}
+    hub["rows"] = [*({**good, "id": str(place)} for place in range(5)), blank]
+    with pytest.raises(UserError) as caught:
+        hub_rows_of("arc_easy", "test")
+    assert caught.value.message.startswith("allenai/ai2_arc on the hub, test row 5: choices must be")
+    assert caught.value.message.endswith("; number 3 is not")
+    assert "arc_easy/test.jsonl below data_root" in str(caught.value.fix)
+    hub["rows"] = [{**good, "id": str(place), "answerKey": ""} for place in range(3)] + [blank]
+    with pytest.raises(UserError) as caught:
+        hub_rows_of("arc_easy", "test")
+    assert caught.value.fix == "choose a split whose answers are public"
+
+
 def test_an_unreachable_hub_is_a_fault_of_the_environment(hub: dict[str, Any]) -> None:
     for error in (
         ConnectionError("Couldn't reach it\nmore"),
