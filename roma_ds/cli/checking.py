@@ -85,6 +85,7 @@ def _training_data(subject: Subject) -> Iterator[str]:
             source.rows()
         raise
     yield f"{len(samples)} training samples"
+    yield from (f"  {line}" for line in subject.trained[1])
     yield f"\n{preview(samples, SHOWN)}\n"
 
 

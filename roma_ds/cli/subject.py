@@ -76,11 +76,18 @@ class Subject:
         return self.layout.choose(self.run.roma.layers)
 
     @cached_property
+    def trained(self) -> tuple[list[Sample], list[str]]:
+        """Training samples, and what is to be said of those that were dropped."""
+        from roma_ds.data import load_training
+        from roma_ds.data.store import dropped_lines
+
+        samples, records = load_training(self.run)
+        return samples, dropped_lines(self.run, records)
+
+    @property
     def training(self) -> list[Sample]:
         """Training samples."""
-        from roma_ds.data import load_training
-
-        return load_training(self.run)[0]
+        return self.trained[0]
 
     @cached_property
     def evaluation(self) -> list[Sample]:
