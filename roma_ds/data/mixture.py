@@ -54,6 +54,8 @@ class DatasetRecord:
     """Ids of the rows that a task's solved examples are made of, by subject where it tells them apart."""
     shots_source: str = ""
     """Where these rows come from."""
+    notes: list[str] = field(default_factory=list)
+    """What the reading of the file had to say."""
 
     def account(self, size: int) -> Iterator[str]:
         """Lines that say how many samples were dropped, why, and show some. size: words of a shared run."""
@@ -106,7 +108,13 @@ def load_evaluation(run: RunConfig) -> list[Sample]:
     Raises UserError where data is missing or malformed or has no options to choose from, EnvironmentFault
     where the hub cannot be reached.
     """
-    return _evaluation(run)[1]
+    return load_evaluated(run)[0]
+
+
+def load_evaluated(run: RunConfig) -> tuple[list[Sample], list[DatasetRecord]]:
+    """The same, and what became of the rows of each task."""
+    _, samples, records = _evaluation(run)
+    return samples, records
 
 
 def _training(run: RunConfig, evaluated: list[tuple[str, Row]]) -> tuple[list[Sample], list[DatasetRecord]]:
@@ -115,14 +123,15 @@ def _training(run: RunConfig, evaluated: list[tuple[str, Row]]) -> tuple[list[Sa
     samples: list[Sample] = []
     records: list[DatasetRecord] = []
     for item, source in zip(run.data.train, training_sources(run), strict=True):
-        rows = source.rows()
+        notes: list[str] = []
+        rows = source.rows(notes.append)
         overlaps = decontamination.overlaps(map(asked, rows)) if decontamination else {}
         rendered = [render(row, item.answer, source.label, source.split) for row in rows]
         clean = [sample for number, sample in enumerate(rendered) if number not in overlaps]
         chosen = _subset(clean, item.limit, f"{run.train.seed}/{source.label}/{source.split}")
         samples += chosen
         record = _record(source, source.digest(rows), len(rows), len(chosen), len(rows) - len(clean))
-        records.append(replace(record, **_dropped(rendered, overlaps, evaluated)))
+        records.append(replace(record, notes=notes, **_dropped(rendered, overlaps, evaluated)))
     if not samples:
         # Where nothing is dropped, files are read that hold rows, and no limit is 0.
         told = "\n".join(f"  {line}" for record in records for line in record.account(int(size)))
@@ -158,7 +167,8 @@ def _evaluation(run: RunConfig) -> tuple[list[tuple[str, Row]], list[Sample], li
         if not generated and task.path is None and named_dataset(task.name).free_text:
             raise _no_options(task.name, scoring_of(run, task))
     for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True):
-        rows = source.rows()
+        notes: list[str] = []
+        rows = source.rows(notes.append)
         rendered, before = _evaluated(run, task, source, rows)
         if scoring_of(run, task) != "generate" and any(not sample.options for sample in rendered):
             raise _no_options(task.name, scoring_of(run, task))
@@ -166,7 +176,7 @@ def _evaluation(run: RunConfig) -> tuple[list[tuple[str, Row]], list[Sample], li
         everything += [(sample.id, row) for sample, row in zip(rendered, rows, strict=True)]
         samples += chosen
         record = _record(source, source.digest(rows), len(rendered), len(chosen), 0)
-        records.append(replace(record, shots=before.examples, shots_source=before.source))
+        records.append(replace(record, shots=before.examples, shots_source=before.source, notes=notes))
     return everything, samples, records
 
 

@@ -21,12 +21,12 @@ OUTPUTS = ("samples.parquet", "eval.parquet", "manifest.json")
 def run_data(run: RunConfig, out_dir: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Read, check, filter and render all data into `out_dir/data`; the manifest that was written there.
 
-    say: is told what was dropped, file by file.
+    say: is told what was not read and what was dropped, file by file.
     Raises UserError where data is missing or malformed or nothing is left, EnvironmentFault where the hub
     cannot be reached; files from before are then as they were.
     """
     mixture = load_mixture(run)
-    for line in dropped_lines(run, mixture.trained):
+    for line in told(run, [*mixture.trained, *mixture.evaluated]):
         say(line)
     manifest = {
         "training": _part(mixture.training, mixture.trained),
@@ -40,10 +40,11 @@ def run_data(run: RunConfig, out_dir: Path, say: Callable[[str], None] = lambda 
     return manifest
 
 
-def dropped_lines(run: RunConfig, records: Sequence[DatasetRecord]) -> list[str]:
-    """What decontamination dropped, file by file, with examples."""
+def told(run: RunConfig, records: Sequence[DatasetRecord]) -> list[str]:
+    """What is to be said of files: what of them is not read, and what decontamination dropped."""
     size = run.data.decontaminate
-    return [] if size == "off" else [line for record in records for line in record.account(size)]
+    notes = list(dict.fromkeys(note for record in records for note in record.notes))
+    return notes + [line for record in records if size != "off" for line in record.account(size)]
 
 
 def data_inputs(run: RunConfig) -> dict[str, Any]:
@@ -122,6 +123,8 @@ def _entry(record: DatasetRecord) -> dict[str, Any]:
     entry = asdict(record)
     dropped: dict[str, list[str]] = entry.pop("dropped")
     examples = entry.pop("examples")
+    if not record.notes:
+        del entry["notes"]
     if not record.shots:
         del entry["shots"], entry["shots_source"]
     entry["dropped"] = {
