@@ -123,7 +123,7 @@ def row_problems(row: Any) -> Iterator[str]:
         return
     for key, value in row.items():
         if half := _half_pair(key) or _half_pair(value):
-            yield f"{_shown(key)} holds {half}, half of a surrogate pair, which is no text"
+            yield f"{_shown(key)} holds {half}, half of a surrogate pair: write the whole character"
     identity = row.get("id")
     if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
         yield f"id must be a text or a whole number, got {_shown(identity)}" if "id" in row else "no id"
