@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from roma_ds.cli.memory_estimate import memory_lines
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 
 SHOWN = 2
 """Prompts that are printed."""
+ENDS = 3
+"""Token ids that are shown of either end of a prompt."""
 
 
 def _deepspeed(subject: Subject) -> Iterator[str]:
@@ -85,6 +87,7 @@ def _training_data(subject: Subject) -> Iterator[str]:
             source.rows()
         raise
     yield f"{len(samples)} training samples"
+    yield from (f"  {line}" for line in subject.trained[1])
     yield f"\n{preview(samples, SHOWN)}\n"
 
 
@@ -92,6 +95,7 @@ def _evaluation_data(subject: Subject) -> Iterator[str]:
     from roma_ds.data import preview
 
     yield f"{len(subject.evaluation)} evaluation samples"
+    yield from (f"  {line}" for line in subject.evaluated[1])
     if subject.evaluation_only:
         yield f"\n{preview(subject.evaluation, SHOWN)}\n"
 
@@ -113,6 +117,15 @@ def _counted(subject: Subject, prompts: list[Prompt], kind: str) -> Iterator[str
     yield text + (f"; {cut} of them are cut in the middle to fit {to}" if cut else "")
     single = sum(prompt.single_token_options for prompt in prompts)
     yield f"  options of one token each, read in one pass: {single} of {len(lengths)} samples"
+    yield f"  the first begins with {_ids(subject, prompts[0].prompt[:ENDS])}"
+    ends = _ids(subject, prompts[0].prompt[-ENDS:])
+    yield f"  and ends with {ends}, before {_ids(subject, prompts[0].target[:ENDS])}"
+
+
+def _ids(subject: Subject, tokens: Sequence[int]) -> str:
+    """Token ids with their texts."""
+    texts = subject.tokenizer.convert_ids_to_tokens(list(tokens))
+    return ", ".join(f"{token} {text!r}" for token, text in zip(tokens, texts, strict=True))
 
 
 LOOKS: dict[str, Callable[[Subject], Iterator[str]]] = {

@@ -76,18 +76,39 @@ class Subject:
         return self.layout.choose(self.run.roma.layers)
 
     @cached_property
+    def trained(self) -> tuple[list[Sample], list[str]]:
+        """Training samples, and what is to be said of their files."""
+        from roma_ds.data import load_training
+        from roma_ds.data.store import told
+
+        samples, records = load_training(self.run)
+        return samples, told(self.run, records)
+
+    @property
     def training(self) -> list[Sample]:
         """Training samples."""
-        from roma_ds.data import load_training
-
-        return load_training(self.run)[0]
+        return self.trained[0]
 
     @cached_property
+    def evaluated(self) -> tuple[list[Sample], list[str]]:
+        """Evaluation samples, and what is to be said of their files."""
+        from roma_ds.data.mixture import load_evaluated
+        from roma_ds.data.store import told
+
+        samples, records = load_evaluated(self.run)
+        return samples, told(self.run, records)
+
+    @property
     def evaluation(self) -> list[Sample]:
         """Evaluation samples."""
-        from roma_ds.data import load_evaluation
+        return self.evaluated[0]
 
-        return load_evaluation(self.run)
+    @cached_property
+    def tokenizer(self) -> Any:
+        """The model's tokenizer."""
+        from roma_ds.checkpoint.loading import load_tokenizer
+
+        return load_tokenizer(self.run.model)
 
     @cached_property
     def prompts(self) -> list[Prompt]:
@@ -102,13 +123,12 @@ class Subject:
         return self._encoded(self.evaluation, new_tokens_of(self.run))
 
     def _encoded(self, samples: list[Sample], new_tokens: Mapping[str, int]) -> list[Prompt]:
-        from roma_ds.checkpoint.loading import load_tokenizer
         from roma_ds.sequences.encoding import encode
 
         refuse = self.run.data.long_prompts == "refuse"
         return encode(
             samples if refuse else samples[:FIRST_ROWS],
-            load_tokenizer(self.run.model),
+            self.tokenizer,
             self.run.data.max_tokens,
             self.context,
             new_tokens,

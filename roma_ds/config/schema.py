@@ -78,6 +78,8 @@ class DataConfig:
     """The mixture."""
     exclude: Annotated[tuple[str, ...], Distinct()] = ()
     """Names of datasets that must never be trained on; naming one in data.train is an error."""
+    decontaminate: Count | Literal["off"] = 13
+    """Words in a row that, in common with an evaluated sample, drop a training sample; off drops none."""
     max_tokens: Count = 1024
     """Longest prompt in tokens, where the model's own context is not shorter still."""
     long_prompts: Literal["cut", "refuse"] = "cut"

@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import chain, islice
+from typing import Any
 
 from roma_ds.config.schema import AnswerForm, RunConfig, TaskConfig
-from roma_ds.data.decontamination import REASONS, Decontamination
+from roma_ds.data.asked import asked
+from roma_ds.data.decontamination import Decontamination, reasons
 from roma_ds.data.named import named_dataset
 from roma_ds.data.rows import Row
 from roma_ds.data.sample import Sample
 from roma_ds.data.shots import Preface, preface
 from roma_ds.data.sources import Source, evaluation_sources, training_sources
+from roma_ds.data.tally import Overlap
 from roma_ds.data.tasks import TASKS, scoring_of
 from roma_ds.data.templates import render
 from roma_ds.errors import UserError
+
+SHOWN = 3
+"""Dropped samples of a file that are shown."""
+
+
+@dataclass(frozen=True)
+class Example:
+    """A dropped sample: its id, that of the evaluation sample it gives away, and the words they share."""
+
+    sample: str
+    evaluation: str
+    words: str
 
 
 @dataclass(frozen=True)
@@ -29,13 +45,26 @@ class DatasetRecord:
     rows: int
     used: int
     dropped: dict[str, list[str]] = field(default_factory=dict)
-    """Ids of dropped samples by reason: a key of decontamination.REASONS."""
+    """Ids of dropped samples by reason: a key of decontamination.reasons."""
+    examples: dict[str, list[Example]] = field(default_factory=dict)
+    """Some of them, by the same keys."""
     over_limit: int = 0
     """Samples left out because of the limit."""
     shots: dict[str, list[str]] = field(default_factory=dict)
     """Ids of the rows that a task's solved examples are made of, by subject where it tells them apart."""
     shots_source: str = ""
     """Where these rows come from."""
+    notes: list[str] = field(default_factory=list)
+    """What the reading of the file had to say."""
+
+    def account(self, size: int) -> Iterator[str]:
+        """Lines that say how many samples were dropped, why, and show some. size: words of a shared run."""
+        if self.dropped:
+            parts = [f"{len(ids)} dropped because {reasons(size)[key]}" for key, ids in self.dropped.items()]
+            yield f"{self.dataset}/{self.split}: {self.rows} rows, {', '.join(parts)}"
+        for example in islice(chain.from_iterable(self.examples.values()), SHOWN):
+            words = example.words if len(example.words) <= 120 else example.words[:117] + "..."
+            yield f"  {example.sample} and {example.evaluation}: {words!r}"
 
 
 @dataclass(frozen=True)
@@ -61,7 +90,7 @@ def load_mixture(run: RunConfig) -> Mixture:
     cannot be reached.
     """
     everything, evaluation, evaluated = _evaluation(run)
-    training, trained = _training(run, Decontamination(everything))
+    training, trained = _training(run, everything)
     return Mixture(training, trained, evaluation, evaluated)
 
 
@@ -79,35 +108,58 @@ def load_evaluation(run: RunConfig) -> list[Sample]:
     Raises UserError where data is missing or malformed or has no options to choose from, EnvironmentFault
     where the hub cannot be reached.
     """
-    return _evaluation(run)[1]
+    return load_evaluated(run)[0]
 
 
-def _training(run: RunConfig, decontamination: Decontamination) -> tuple[list[Sample], list[DatasetRecord]]:
+def load_evaluated(run: RunConfig) -> tuple[list[Sample], list[DatasetRecord]]:
+    """The same, and what became of the rows of each task."""
+    _, samples, records = _evaluation(run)
+    return samples, records
+
+
+def _training(run: RunConfig, evaluated: list[tuple[str, Row]]) -> tuple[list[Sample], list[DatasetRecord]]:
+    size = run.data.decontaminate
+    decontamination = None if size == "off" else Decontamination([asked(row) for _, row in evaluated], size)
     samples: list[Sample] = []
     records: list[DatasetRecord] = []
     for item, source in zip(run.data.train, training_sources(run), strict=True):
-        rendered, sha256 = _rendered(source, item.answer)
-        dropped: dict[str, list[str]] = {}
-        clean: list[Sample] = []
-        for sample in rendered:
-            if reason := decontamination.reason(sample):
-                dropped.setdefault(reason, []).append(sample.id)
-            else:
-                clean.append(sample)
+        notes: list[str] = []
+        rows = source.rows(notes.append)
+        overlaps = decontamination.overlaps(map(asked, rows)) if decontamination else {}
+        rendered = [render(row, item.answer, source.label, source.split) for row in rows]
+        clean = [sample for number, sample in enumerate(rendered) if number not in overlaps]
         chosen = _subset(clean, item.limit, f"{run.train.seed}/{source.label}/{source.split}")
         samples += chosen
-        records.append(_record(source, sha256, len(rendered), len(chosen), dropped))
+        record = _record(source, source.digest(rows), len(rows), len(chosen), len(rows) - len(clean))
+        records.append(replace(record, notes=notes, **_dropped(rendered, overlaps, evaluated)))
     if not samples:
+        # Where nothing is dropped, files are read that hold rows, and no limit is 0.
+        told = "\n".join(f"  {line}" for record in records for line in record.account(int(size)))
         raise UserError(
-            "no training sample is left:\n" + "\n".join(_account(record) for record in records),
-            "train on other data, or evaluate on other tasks",
+            f"no training sample is left:\n{told}",
+            "train on other data, evaluate on other tasks, or set data.decontaminate to off",
         )
     return samples, records
 
 
-def _evaluation(run: RunConfig) -> tuple[list[Sample], list[Sample], list[DatasetRecord]]:
-    """All samples of the evaluated splits, those within the limits, and a record for each task."""
-    everything: list[Sample] = []
+def _dropped(
+    rendered: list[Sample], overlaps: dict[int, Overlap], evaluated: list[tuple[str, Row]]
+) -> dict[str, Any]:
+    """Ids and examples by reason."""
+    dropped: dict[str, list[str]] = {}
+    examples: dict[str, list[Example]] = {}
+    for number, overlap in overlaps.items():
+        ids = dropped.setdefault(overlap.reason, [])
+        ids.append(rendered[number].id)
+        if len(ids) <= SHOWN:
+            example = Example(ids[-1], evaluated[overlap.evaluation][0], overlap.text)
+            examples.setdefault(overlap.reason, []).append(example)
+    return {"dropped": dropped, "examples": examples}
+
+
+def _evaluation(run: RunConfig) -> tuple[list[tuple[str, Row]], list[Sample], list[DatasetRecord]]:
+    """All rows of the evaluated splits with their ids, samples within the limits, and a record by task."""
+    everything: list[tuple[str, Row]] = []
     samples: list[Sample] = []
     records: list[DatasetRecord] = []
     for task in run.eval.tasks:
@@ -115,15 +167,16 @@ def _evaluation(run: RunConfig) -> tuple[list[Sample], list[Sample], list[Datase
         if not generated and task.path is None and named_dataset(task.name).free_text:
             raise _no_options(task.name, scoring_of(run, task))
     for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True):
-        rows = source.rows()
+        notes: list[str] = []
+        rows = source.rows(notes.append)
         rendered, before = _evaluated(run, task, source, rows)
         if scoring_of(run, task) != "generate" and any(not sample.options for sample in rendered):
             raise _no_options(task.name, scoring_of(run, task))
         chosen = _subset(rendered, task.limit or run.eval.limit, f"{source.label}/{source.split}")
-        everything += rendered
+        everything += [(sample.id, row) for sample, row in zip(rendered, rows, strict=True)]
         samples += chosen
-        record = _record(source, source.digest(rows), len(rendered), len(chosen), {})
-        records.append(replace(record, shots=before.examples, shots_source=before.source))
+        record = _record(source, source.digest(rows), len(rendered), len(chosen), 0)
+        records.append(replace(record, shots=before.examples, shots_source=before.source, notes=notes))
     return everything, samples, records
 
 
@@ -142,12 +195,6 @@ def _evaluated(
     return [rendered(row, before.before(row)) for row in rows], before
 
 
-def _rendered(source: Source, form: AnswerForm) -> tuple[list[Sample], str]:
-    """All samples of a source to train on and the digest of its rows."""
-    rows = source.rows()
-    return [render(row, form, source.label, source.split) for row in rows], source.digest(rows)
-
-
 def _subset(samples: list[Sample], limit: int | None, seed: str) -> list[Sample]:
     """At most `limit` samples in their own order."""
     if limit is None or len(samples) <= limit:
@@ -157,18 +204,9 @@ def _subset(samples: list[Sample], limit: int | None, seed: str) -> list[Sample]
     return [samples[place] for place in sorted(order[:limit])]
 
 
-def _record(
-    source: Source, sha256: str, rows: int, used: int, dropped: dict[str, list[str]]
-) -> DatasetRecord:
-    gone = sum(len(ids) for ids in dropped.values())
-    return DatasetRecord(
-        source.label, source.split, source.origin, sha256, rows, used, dropped, rows - gone - used
-    )
-
-
-def _account(record: DatasetRecord) -> str:
-    reasons = ", ".join(f"{len(ids)} dropped because {REASONS[key]}" for key, ids in record.dropped.items())
-    return f"  {record.dataset}/{record.split}: {record.rows} rows, {reasons}"
+def _record(source: Source, sha256: str, rows: int, used: int, dropped: int) -> DatasetRecord:
+    over = rows - dropped - used
+    return DatasetRecord(source.label, source.split, source.origin, sha256, rows, used, over_limit=over)
 
 
 def _no_options(task: str, scoring: str) -> UserError:

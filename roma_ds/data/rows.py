@@ -5,20 +5,26 @@ A row is one of
     {"id", "question", "answer": text}                             free text
     {"id", "prompt", "answer": text}                               free text, the prompt taken verbatim
     {"id", "prompt", "choices": [...], "answer": index}            options, the prompt taken verbatim
-with `passage`, `subject`, and for `prompt` rows `question`, as optional texts. Other keys are ignored.
+with `passage`, `subject`, and for `prompt` rows `question`, as optional texts. `row_forms` has further forms.
+Other keys are named, and refused where they hold what would be lost.
 """
 
 from __future__ import annotations
 
 import gzip
 import json
+import re
+import string
 import zlib
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roma_ds.data import row_keys
 from roma_ds.data.file_kinds import HEAD, refuse_other_kinds
+from roma_ds.data.row_forms import accepted
 from roma_ds.errors import UserError
 
 Row = dict[str, Any]
@@ -26,6 +32,7 @@ Row = dict[str, Any]
 MOST_CHOICES = 26
 """One for each letter."""
 _SHOWN_PROBLEMS = 10
+_RENAME = "rename the key to passage, put its text into question or prompt, or delete it"
 _FORM = '{"id": "1", "question": "...", "choices": ["...", "..."], "answer": 0}'
 _LINES = f"put one JSON object on each line, such as {_FORM}"
 
@@ -37,8 +44,10 @@ class Unreadable:
     message: str
 
 
-def read_rows(path: Path) -> list[Row]:
-    """The rows of a JSON-lines file, gzipped or not, with `id` as text.
+def read_rows(path: Path, say: Callable[[str], None] = lambda note: None) -> list[Row]:
+    """The rows of a JSON-lines file, gzipped or not, in our own form, with `id` as text.
+
+    say: is told what is not read, and where rows without id got one.
 
     Raises UserError where the file is absent, unreadable or without rows, and for malformed rows: the first
     ten problems at once, each with its line.
@@ -46,18 +55,48 @@ def read_rows(path: Path) -> list[Row]:
     numbered = list(_lines(path))
     if not numbered:
         raise UserError(f"{path} holds no rows", _LINES)
-    parsed = [(f"{path}:{number}", _parse(line)) for number, line in numbered]
-    return check_rows(parsed, f"each line is one JSON object such as {_FORM}")
+    parsed = [(number, accepted(_parse(line))) for number, line in numbered]
+    named = [(f"{path}:{number}", _identified(row, path, number)) for number, row in parsed]
+    lost = list(_lost(path, parsed))
+    fix = f"each line is one JSON object such as {_FORM}"
+    checked = check_rows(named, f"{_RENAME}; {fix}" if lost else fix, lost)
+    for note in _notes(path, [row for _, row in parsed]):
+        say(note)
+    return checked
 
 
-def check_rows(rows: Iterable[tuple[str, Any]], fix: str) -> list[Row]:
+def _identified(row: Any, path: Path, number: int) -> Any:
+    return {"id": f"{path.name}:{number}", **row} if isinstance(row, dict) else row
+
+
+def _lost(path: Path, rows: list[tuple[int, Any]]) -> Iterator[str]:
+    """What is wrong with keys that are not read, once a key."""
+    problems: dict[str, list[int]] = {}
+    for number, row in rows:
+        for problem in row_keys.lost(row) if isinstance(row, dict) else ():
+            problems.setdefault(problem, []).append(number)
+    for problem, numbers in problems.items():
+        yield f"{path}:{numbers[0]}: {problem}; {len(numbers)} rows hold text under it"
+
+
+def _notes(path: Path, rows: list[Row]) -> Iterator[str]:
+    """What is to be said of rows that are used."""
+    unread = Counter(key for row in rows for key in row_keys.unread(row))
+    if unread:
+        keys = ", ".join(f"{key!r} ({count} rows)" for key, count in unread.items())
+        yield f"{path}: keys that are not read: {keys}"
+    if missing := sum("id" not in row for row in rows):
+        yield f"{path}: {missing} rows without id; their ids are made of the file's name and their line"
+
+
+def check_rows(rows: Iterable[tuple[str, Any]], fix: str, known: Iterable[str] = ()) -> list[Row]:
     """The rows of (place, row) pairs, with `id` as text.
 
     Raises UserError with the first ten problems, each with its place, when a row is malformed or Unreadable,
-    or two rows have the same id.
+    or two rows have the same id. known: problems found before.
     """
     checked: list[Row] = []
-    problems: list[str] = []
+    problems = list(known)
     places: dict[str, str] = {}
     for place, row in rows:
         found = list(row_problems(row))
@@ -84,6 +123,9 @@ def row_problems(row: Any) -> Iterator[str]:
     if not isinstance(row, dict):
         yield f"expected a JSON object, got {_shown(row)}"
         return
+    for key, value in row.items():
+        if half := _half_pair(key) or _half_pair(value):
+            yield f"{_shown(key)} holds {half}, half of a surrogate pair: write the whole character"
     identity = row.get("id")
     if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
         yield f"id must be a text or a whole number, got {_shown(identity)}" if "id" in row else "no id"
@@ -114,6 +156,9 @@ def _choice_problems(choices: Any, answer: Any) -> Iterator[str]:
         return
     if not 2 <= len(choices) <= MOST_CHOICES:
         yield f"there must be 2 to {MOST_CHOICES} choices, got {len(choices)}"
+    elif isinstance(answer, str):
+        letters = f"A to {string.ascii_uppercase[len(choices) - 1]}"
+        yield f"answer {_shown(answer)} is neither a letter from {letters} nor the text of one choice alone"
     elif isinstance(answer, bool) or not isinstance(answer, int):
         yield f"answer must be the index of the right choice, 0 to {len(choices) - 1}, got {_shown(answer)}"
     elif not 0 <= answer < len(choices):
@@ -124,8 +169,22 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
+def _half_pair(value: Any) -> str:
+    """The first surrogate in the texts of `value`, escaped."""
+    if isinstance(value, str):
+        if value.isascii():
+            return ""
+        found = re.search("[\ud800-\udfff]", value)
+        return f"\\u{ord(found[0]):04x}" if found else ""
+    if isinstance(value, list | dict):
+        inner = value.values() if isinstance(value, dict) else value
+        return next((half for half in map(_half_pair, inner) if half), "")
+    return ""
+
+
 def _shown(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False, default=repr)
+    text = text.encode("utf-8", "backslashreplace").decode()
     return text if len(text) <= 80 else text[:77] + "..."
 
 

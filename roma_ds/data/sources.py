@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,12 @@ class Source:
         dataset = named_dataset(self.label)
         return "/".join(part for part in ("hub", dataset.hub_path, dataset.hub_config) if part)
 
-    def rows(self) -> list[Row]:
-        """All rows, checked. Raises UserError or EnvironmentFault where they cannot be had."""
-        return hub_rows_of(self.label, self.split) if self.file is None else read_rows(self.file)
+    def rows(self, say: Callable[[str], None] = lambda note: None) -> list[Row]:
+        """All rows, checked. Raises UserError or EnvironmentFault where they cannot be had.
+
+        say: is told what of a file is not read.
+        """
+        return hub_rows_of(self.label, self.split) if self.file is None else read_rows(self.file, say)
 
     def digest(self, rows: list[Row]) -> str:
         """SHA-256 of the file; 16 digits for the content of `rows` from the hub."""

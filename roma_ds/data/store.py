@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,16 @@ OUTPUTS = ("samples.parquet", "eval.parquet", "manifest.json")
 """Files of the stage, in the folder `data` of a run."""
 
 
-def run_data(run: RunConfig, out_dir: Path) -> dict[str, Any]:
+def run_data(run: RunConfig, out_dir: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
     """Read, check, filter and render all data into `out_dir/data`; the manifest that was written there.
 
+    say: is told what was not read and what was dropped, file by file.
     Raises UserError where data is missing or malformed or nothing is left, EnvironmentFault where the hub
     cannot be reached; files from before are then as they were.
     """
     mixture = load_mixture(run)
+    for line in told(run, [*mixture.trained, *mixture.evaluated]):
+        say(line)
     manifest = {
         "training": _part(mixture.training, mixture.trained),
         "evaluation": _part(mixture.evaluation, mixture.evaluated),
@@ -35,6 +38,13 @@ def run_data(run: RunConfig, out_dir: Path) -> dict[str, Any]:
     save_samples(folder / "eval.parquet", mixture.evaluation)
     write_json(folder / "manifest.json", manifest)
     return manifest
+
+
+def told(run: RunConfig, records: Sequence[DatasetRecord]) -> list[str]:
+    """What is to be said of files: what of them is not read, and what decontamination dropped."""
+    size = run.data.decontaminate
+    notes = list(dict.fromkeys(note for record in records for note in record.notes))
+    return notes + [line for record in records if size != "off" for line in record.account(size)]
 
 
 def data_inputs(run: RunConfig) -> dict[str, Any]:
@@ -58,6 +68,7 @@ def data_inputs(run: RunConfig) -> dict[str, Any]:
             for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True)
         ],
         "exclude": list(run.data.exclude),
+        "decontaminate": run.data.decontaminate,
         "columns": [spec.name for spec in fields(Sample)],
     }
 
@@ -111,7 +122,13 @@ def _entry(record: DatasetRecord) -> dict[str, Any]:
     """The record with counts before the ids."""
     entry = asdict(record)
     dropped: dict[str, list[str]] = entry.pop("dropped")
+    examples = entry.pop("examples")
+    if not record.notes:
+        del entry["notes"]
     if not record.shots:
         del entry["shots"], entry["shots_source"]
-    entry["dropped"] = {reason: {"count": len(ids), "ids": ids} for reason, ids in dropped.items()}
+    entry["dropped"] = {
+        reason: {"count": len(ids), "ids": ids, "examples": examples[reason]}
+        for reason, ids in dropped.items()
+    }
     return entry

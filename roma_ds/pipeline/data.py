@@ -30,7 +30,7 @@ def make_data(
         before_change()
     say(f"data: {reason}")
     started = time.monotonic()
-    manifest = run_data(run, folders.root)
+    manifest = run_data(run, folders.root, lambda line: say(f"data: {line}"))
     facts = {part: manifest[part]["samples"] for part in ("training", "evaluation")}
     record.finish(inputs, list(OUTPUTS), time.monotonic() - started, facts)
     say(f"data: {facts['training']} training and {facts['evaluation']} evaluation samples")

@@ -60,12 +60,37 @@ def cut_middle(tokens: Sequence[int], limit: int) -> tuple[tuple[int, ...], bool
     return tuple(tokens[:head]) + tuple(tokens[len(tokens) - (limit - head) :]), True
 
 
+@dataclass(frozen=True)
+class SpecialTokens:
+    """What a tokenizer puts around a text by itself."""
+
+    before: tuple[int, ...]
+    after: tuple[int, ...]
+
+    @classmethod
+    def of(cls, tokenizer: Any, text: str) -> SpecialTokens:
+        """As seen on `text`."""
+        whole, own = list(tokenizer(text)["input_ids"]), _plain(tokenizer, text)
+        for start in range(len(whole) - len(own) + 1):
+            if own and whole[start : start + len(own)] == own:
+                return cls(tuple(whole[:start]), tuple(whole[start + len(own) :]))
+        first = getattr(tokenizer, "bos_token_id", None)
+        return cls((first,) if first is not None and whole[:1] == [first] else (), ())
+
+    def before_prompt(self, prompt: Sequence[int]) -> list[int]:
+        """The prompt with the special tokens before it, once where it begins with them itself."""
+        own = tuple(prompt[: len(self.before)]) == self.before
+        return list(prompt) if own else [*self.before, *prompt]
+
+
+def _plain(tokenizer: Any, text: str) -> list[int]:
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
 def _continuation(tokenizer: Any, prompt_text: str, prompt: list[int], text: str) -> tuple[int, ...]:
-    joined = tokenizer(prompt_text + text)["input_ids"]
-    # Tokenizers that end a sequence with a special token would otherwise hide the boundary.
-    if joined[: len(prompt)] == prompt:
-        return tuple(joined[len(prompt) :])
-    return tuple(tokenizer(text, add_special_tokens=False)["input_ids"])
+    joined = _plain(tokenizer, prompt_text + text)
+    # Tokens that merge across the boundary would otherwise hide it.
+    return tuple(joined[len(prompt) :] if joined[: len(prompt)] == prompt else _plain(tokenizer, text))
 
 
 def encode(
@@ -80,19 +105,22 @@ def encode(
 
     context: tokens that the model reads at most: a prompt is also cut where its answer would not fit behind
     it, or as many generated tokens as `new_tokens` has for its task.
+    Special tokens stand before the prompt, once, and never between prompt and answer.
     Raises UserError naming the sample when an answer tokenises to nothing or leaves no room for a prompt,
     and with `refuse_long` when a prompt would be cut.
     """
     encoded = []
+    special = SpecialTokens.of(tokenizer, next((one.prompt for one in samples if one.prompt), ""))
     for row, sample in enumerate(samples):
         texts = sample.contexts or (sample.prompt,)
-        whole = [list(tokenizer(text)["input_ids"]) for text in texts]
-        before = [(texts[turn % len(texts)], whole[turn % len(whole)]) for turn in range(len(sample.options))]
+        plain = [_plain(tokenizer, text) for text in texts]
+        whole = [special.before_prompt(tokens) for tokens in plain]
+        before = [(texts[turn % len(texts)], plain[turn % len(plain)]) for turn in range(len(sample.options))]
         options = tuple(
             _continuation(tokenizer, *pair, option)
             for pair, option in zip(before, sample.options, strict=True)
         )
-        own = before[sample.answer] if options else (texts[0], whole[0])
+        own = before[sample.answer] if options else (texts[0], plain[0])
         target = _continuation(tokenizer, *own, sample.target)
         mute = [text for text, tokens in zip(sample.options, options, strict=True) if not tokens]
         if not all(whole) or not target or mute:

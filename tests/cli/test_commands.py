@@ -178,6 +178,8 @@ def test_check(here: Here) -> None:
         "24 evaluation samples",
         "<< ",
         "options of one token each, read in one pass: 32 of 32 samples",
+        "the first begins with ",
+        "and ends with ",
         "in the prompts of the first 24 evaluation samples",
         "training with the prefix cache: ",
         "frozen pass, engine stream",

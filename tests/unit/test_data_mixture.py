@@ -8,11 +8,12 @@ import pytest
 from data_files import question, run_on, write_rows
 
 from roma_ds.data import load_evaluation, load_training
-from roma_ds.data.decontamination import NGRAM, Decontamination
+from roma_ds.data.asked import asked
+from roma_ds.data.decontamination import Decontamination
 from roma_ds.data.mixture import load_mixture
-from roma_ds.data.templates import render
 from roma_ds.errors import UserError
 
+NGRAM = 13
 LONG = "the quick brown fox jumps over the lazy dog while seven small mice look on from the barn"
 
 
@@ -96,6 +97,17 @@ def test_thirteen_words_in_a_row_are_too_many(tmp_path: Path) -> None:
     assert ids(samples) == ["train/train/q2", "train/train/q4"]
 
 
+def test_the_run_of_words_can_be_shorter_and_the_filter_off(tmp_path: Path) -> None:
+    write_rows(
+        tmp_path / "test.jsonl", [question(3), question(2000, question="Why is the sky so very blue?")]
+    )
+    write_rows(tmp_path / "train.jsonl", [question(3), question(1, question="I know the sky so very well")])
+    with pytest.raises(UserError, match="4 words in a row"):
+        load_training(run_on(tmp_path, "data.decontaminate=4", "data.train.0.split=b"))
+    samples, records = load_training(run_on(tmp_path, "data.decontaminate=off"))
+    assert len(samples) == 2 and not records[0].dropped and not list(records[0].account(13))
+
+
 def test_a_limit_counts_clean_samples_and_eval_limits_do_not_change_them(tmp_path: Path) -> None:
     write_rows(tmp_path / "test.jsonl", [question(place) for place in range(12)])
     run = run_on(tmp_path, "data.train.0.limit=8", "eval.limit=1")
@@ -115,6 +127,9 @@ def test_an_empty_training_set_names_the_filters(tmp_path: Path) -> None:
         "no training sample is left:",
         "  train/train: 3 rows, 2 dropped because the question is that of an evaluation sample, "
         "1 dropped because 13 words in a row are also in an evaluation sample",
+        "    train/train/q0 and mine/test/q0: 'which of these is number 0 of the 1 things'",
+        "    train/train/q1 and mine/test/q1: 'which of these is number 1 of the 2 things'",
+        f"    train/train/q2 and mine/test/q2: '{LONG}'",
     ]
     assert caught.value.fix
 
@@ -135,7 +150,5 @@ def test_questions_of_signs_alone_are_compared_as_they_are() -> None:
         {"id": str(place), "question": text, "answer": "x"}
         for place, text in enumerate(["+-?", "+-?", "**?"])
     ]
-    first, same, other = (render(row, "text", "t", "s") for row in rows)
-    decontamination = Decontamination([first])
-    assert decontamination.reason(same) == "exact_question"
-    assert decontamination.reason(other) is None
+    first, same, other = map(asked, rows)
+    assert list(Decontamination([first], NGRAM).overlaps([same, other])) == [0]

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import gzip
 import json
+import string
 from pathlib import Path
 from typing import Any
 
 import pytest
+from data_files import run_on, write_rows
 from hypothesis import given
 from hypothesis import strategies as st
 
+from roma_ds.data import run_data
+from roma_ds.data.row_forms import accepted
 from roma_ds.data.rows import check_rows, read_rows, row_problems
 from roma_ds.data.templates import render
 from roma_ds.errors import UserError
@@ -66,10 +70,18 @@ def test_plain_and_gzipped_files_read_alike(tmp_path: Path) -> None:
     [
         ({**GOOD, "answer": 2}, "answer 2 is out of range: with 2 choices it is 0 to 1"),
         ({**GOOD, "answer": -1}, "answer -1 is out of range: with 2 choices it is 0 to 1"),
-        ({**GOOD, "answer": "B"}, 'answer must be the index of the right choice, 0 to 1, got "B"'),
+        (
+            {**GOOD, "answer": "C"},
+            'answer "C" is neither a letter from A to B nor the text of one choice alone',
+        ),
+        ({**GOOD, "answer": "1"}, 'answer "1" is neither a letter'),
+        ({**GOOD, "choices": ["B", "A"], "answer": "B"}, 'answer "B" is neither a letter'),
+        ({**GOOD, "choices": ["x", "x"], "answer": "x"}, 'answer "x" is neither a letter'),
+        ({**GOOD, "choices": {"text": ["x"], "label": ["A", "B"]}}, "choices must be a list of texts"),
         ({**GOOD, "answer": True}, "answer must be the index of the right choice, 0 to 1, got true"),
         ({**GOOD, "answer": None}, "answer must be the index of the right choice, 0 to 1, got null"),
-        ({**GOOD, "answer": 1.0}, "answer must be the index of the right choice, 0 to 1, got 1.0"),
+        ({**GOOD, "answer": 1.5}, "answer must be the index of the right choice, 0 to 1, got 1.5"),
+        ({**GOOD, "answer": 2.0}, "answer 2 is out of range"),
         ({**GOOD, "choices": ["only"]}, "there must be 2 to 26 choices, got 1"),
         ({**GOOD, "choices": ["x"] * 27}, "there must be 2 to 26 choices, got 27"),
         ({**GOOD, "choices": "no yes"}, "choices must be a list of texts that are not blank"),
@@ -80,7 +92,11 @@ def test_plain_and_gzipped_files_read_alike(tmp_path: Path) -> None:
         ({**GOOD, "passage": 3}, "passage must be a text, got 3"),
         ({**GOOD, "id": None}, "id must be a text or a whole number, got null"),
         ({**GOOD, "id": 1.5}, "id must be a text or a whole number, got 1.5"),
-        ({"question": "q", "answer": "a"}, "no id"),
+        ({**GOOD, "question": "half \ud83d"}, '"question" holds \\ud83d, half of a surrogate pair'),
+        ({**GOOD, "choices": ["half \udc00", "b"]}, '"choices" holds \\udc00, half of a surrogate pair'),
+        ({**GOOD, "choices": ["half \udc00", 1]}, "choices must be a list of texts that are not blank"),
+        ({**GOOD, "\ud83d": 1}, '"\\ud83d" holds \\ud83d, half of a surrogate pair'),
+        ({**GOOD, "id": "\ud83d"}, '"id" holds \\ud83d'),
         ({"id": 1, "answer": "a"}, "neither question nor prompt"),
         ({"id": 1, "question": "q"}, "no answer"),
         ({"id": 1, "question": "q", "answer": 72}, "without choices the answer must be a text, got 72"),
@@ -94,6 +110,81 @@ def test_a_malformed_row_is_named_with_its_line(tmp_path: Path, row: Any, messag
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps({**GOOD, "id": "first"}) + "\n\n" + json.dumps(row) + "\n")
     assert f"{path}:3: {message}" in failure(path)
+
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        {"answer": "B"},
+        {"answer": " b "},
+        {"answer": "(B)"},
+        {"answer": "yes"},
+        {"answer": 1.0},
+        {"choices": {"text": ["no", "yes"], "label": ["1", "2"]}, "answerKey": "2"},
+        {"choices": {"text": ["no", "yes"], "label": ["A", "B"]}, "answerKey": "B"},
+        {"choices": {"text": ["no", "yes"], "label": [0, 1]}, "answer": 1},
+        {"choices": [{"text": "no", "label": "A"}, {"text": "yes", "label": "B"}], "answerKey": "B"},
+        {"choices": ["no", "yes"], "answerKey": "B"},
+    ],
+)
+def test_other_forms_of_an_answer_are_taken(tmp_path: Path, form: dict[str, Any]) -> None:
+    row = {key: value for key, value in GOOD.items() if key != "answer"} | form
+    [read] = read_rows(write_rows(tmp_path / "rows.jsonl", [row]))
+    assert (read["choices"], read["answer"]) == (["no", "yes"], 1)
+
+
+@given(st.lists(texts, min_size=2, max_size=26, unique_by=str.strip), st.data())
+def test_answers_by_text_and_by_letter_mean_what_they_say(choices: list[str], data: st.DataObject) -> None:
+    right = data.draw(st.integers(0, len(choices) - 1))
+    letter = string.ascii_uppercase[right]
+    row = {"id": "1", "question": "q", "choices": choices}
+    by_text = accepted({**row, "answer": choices[right]})["answer"]
+    by_letter = accepted({**row, "answer": letter})["answer"]
+    assert by_text == right or choices[right].strip() in string.ascii_uppercase
+    assert by_letter == right or letter in [choice.strip() for choice in choices]
+
+
+def test_rows_without_id_get_one_of_file_and_line(tmp_path: Path) -> None:
+    notes: list[str] = []
+    rows = [{"question": "q", "answer": "a"}, {"id": 7, "question": "r", "answer": "a"}]
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert [row["id"] for row in read_rows(path, notes.append)] == ["rows.jsonl:1", "7"]
+    assert notes == [f"{path}: 1 rows without id; their ids are made of the file's name and their line"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    ["context", "Context", "input", "system", "system_prompt", "instruction", "background", "pasage",
+     "Passage", "options", "option_a", "inputText", "history"],
+)  # fmt: skip
+def test_keys_that_hold_what_would_be_lost_are_refused(tmp_path: Path, key: str) -> None:
+    rows = [{**GOOD, "id": place, key: f"Lab {place} is warm."} for place in range(12)]
+    found = failure(write_rows(tmp_path / "rows.jsonl", rows))
+    assert found.count(repr(key)) == 1
+    assert f"rows.jsonl:1: the key {key!r} is not read" in found and "12 rows hold text under it" in found
+    listed = [{**row, key: [{"said": "Lab."}]} for row in rows]
+    assert repr(key) in failure(write_rows(tmp_path / "rows.jsonl", listed))
+
+
+def test_other_keys_are_named_once(tmp_path: Path) -> None:
+    """Nothing is lost by a note, an empty text, or a text that the question or prompt repeats."""
+    more = {"source": "a book", "support": "why", "context_id": "c7", "input": "", "system": None, "hint": 3}
+    rows = [{**GOOD, "id": place, **more} for place in range(12)]
+    rows.append({"id": 12, "prompt": "Read: Once. Is it?", "context": "Once.", "answer": "yes"})
+    notes: list[str] = []
+    path = write_rows(tmp_path / "rows.jsonl", rows)
+    assert len(read_rows(path, notes.append)) == 13
+    [note] = notes
+    assert note.startswith(f"{path}: keys that are not read: 'source' (12 rows), 'support' (12 rows)")
+    assert "'context' (1 rows)" in note
+
+
+def test_what_is_said_of_files_is_in_the_manifest(tmp_path: Path) -> None:
+    write_rows(tmp_path / "train.jsonl", [{**GOOD, "source": "a book"}])
+    said: list[str] = []
+    manifest = run_data(run_on(tmp_path), tmp_path / "out", said.append)
+    notes = [f"{tmp_path / 'train.jsonl'}: keys that are not read: 'source' (1 rows)"]
+    assert manifest["training"]["datasets"][0]["notes"] == said == notes
 
 
 def test_lines_that_are_no_json_are_named(tmp_path: Path) -> None:

@@ -50,7 +50,19 @@ def test_the_manifest_accounts_for_every_row(tmp_path: Path) -> None:
             "rows": 20,
             "used": 7,
             "over_limit": 12,
-            "dropped": {"exact_question": {"count": 1, "ids": ["train/train/q2"]}},
+            "dropped": {
+                "exact_question": {
+                    "count": 1,
+                    "ids": ["train/train/q2"],
+                    "examples": [
+                        {
+                            "sample": "train/train/q2",
+                            "evaluation": "mine/test/q2",
+                            "words": "which of these is number 2 of the 3 things",
+                        }
+                    ],
+                }
+            },
         }
     ]
     evaluated = manifest["evaluation"]["datasets"][0]
@@ -101,6 +113,8 @@ def test_samples_that_are_not_there_are_named(tmp_path: Path) -> None:
         "data.train.0.answer=text",
         "data.train.0.split=b",
         "data.exclude=[boolq]",
+        "data.decontaminate=12",
+        "data.decontaminate=off",
         "eval.limit=2",
         "eval.tasks.0.limit=2",
         "eval.tasks.0.name=other",

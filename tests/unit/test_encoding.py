@@ -80,6 +80,51 @@ def test_special_tokens_stay_out_of_the_answer(special: dict[str, int]) -> None:
     assert prompt.target == (32, ord("y"))
 
 
+@pytest.mark.parametrize("own", ["", "\x01"])
+@pytest.mark.parametrize("special", [{}, {"first": 1}, {"last": 2}, {"first": 1, "last": 2}])
+def test_special_tokens_stand_once_before_the_prompt_and_never_behind(
+    special: dict[str, int], own: str
+) -> None:
+    """Character 1 stands for the text of BOS, which a prompt of a chat template begins with."""
+    sample = Sample("a", "t", "train", f"{own}P:", "P", ("x", "y"), 1, " y", (" x", " y"))
+    (prompt,) = encode([sample], Characters(**special), 100)
+    first = [1] if own or "first" in special else []
+    assert prompt.prompt == (*first, ord("P"), ord(":"))
+    assert prompt.target == (32, ord("y"))
+
+
+@given(st.lists(st.text("ab\x01", max_size=5), min_size=1, max_size=5), st.booleans(), st.booleans())
+def test_one_bos_for_any_prompt(texts: list[str], first: bool, last: bool) -> None:
+    samples = [
+        Sample(str(place), "t", "train", f"{text}Q:", "Q", (), -1, " y", ())
+        for place, text in enumerate(texts)
+    ]
+    for sample, prompt in zip(samples, encode(samples, Characters(first * 1, last * 2), 100), strict=True):
+        own = [ord(letter) for letter in sample.prompt]
+        assert list(prompt.prompt) == ([1, *own] if first and own[0] != 1 else own)
+
+
+@pytest.mark.parametrize("form", ["<bos> $A", "<bos> $A <eos>", "$A <eos>", "<bos> <bos> $A"])
+def test_tokenizers_that_add_special_tokens(form: str) -> None:
+    from tokenizers import Tokenizer, models, pre_tokenizers, processors
+    from transformers import PreTrainedTokenizerFast
+
+    words = {"<unk>": 0, "<bos>": 1, "<eos>": 2, "w": 3, "A": 4, "Answer:": 5}
+    made = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
+    made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    made.post_processor = processors.TemplateProcessing(
+        single=form, special_tokens=[("<bos>", 1), ("<eos>", 2)]
+    )
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=made, bos_token="<bos>", eos_token="<eos>", unk_token="<unk>"
+    )
+    before = [1] * form.count("<bos>")
+    for text in ("w Answer:", "<bos> " * len(before) + "w Answer:"):
+        sample = Sample("a", "t", "train", text, "w", ("x",), 0, " A", (" A",))
+        (prompt,) = encode([sample], tokenizer, 100)
+        assert prompt.prompt == (*before, 3, 5) and prompt.target == (4,)
+
+
 def test_an_answer_that_merges_with_the_prompt_is_tokenised_alone() -> None:
     sample = Sample("a", "t", "train", "P:", "P", ("x",), 0, " x", (" x",))
     (prompt,) = encode([sample], Characters(merges=": "), 100)
