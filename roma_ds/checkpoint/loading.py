@@ -113,8 +113,9 @@ def load_config(model: ModelConfig) -> Any:
             return CONFIG_MAPPING[kind].from_dict({**usable, "name_or_path": place})
         except Exception as error:
             named = mentioned(_said(error), values)
+            said = f"{_said(error)} ({named})" if named else _said(error)
             raise UnusableConfig(
-                f"{file} cannot be used: {_said(error)}{f' ({named})' if named else ''}",
+                f"{file}, of model type '{kind}', cannot be used: {said}",
                 "give the values that the checkpoint was saved with",
             ) from error
 

@@ -23,7 +23,7 @@ LEFT_OUT = (".git", ".cache")
 """Folders that say where a checkpoint is from, and are none of it."""
 OTHER_FORMATS = (
     *("*.gguf", "*.ggml", "*.bin", "*.pt", "*.pth", "*.ckpt", "*.h5", "*.msgpack", "*.ot", "*.npz", "*.nemo"),
-    *("*.onnx", "*.onnx_data", "*.onnx.data", "*.tflite", "*.llamafile", "*.distcp", "*.mlmodel"),
+    *("*.onnx", "*.onnx_data", "*.onnx.data", "*.tflite", "*.distcp", "*.mlmodel"),
 )
 """Names of files that may hold weights, and are not written here."""
 NO_WEIGHTS = ("training_args*", "optimizer*", "scheduler*", "scaler*", "rng_state*", "*token*", "*vocab*")
@@ -69,7 +69,9 @@ def base_folder(base: Path, routers: Mapping[str, torch.Tensor]) -> BaseFolder:
     shapes = {tuple(weight.shape) for weight in routers.values()}
     held = {name: [key for key in routers if key in open_shard(base / name).places] for name in weights}
     renamed = [
-        name for name in weights if name not in read and not held[name] and _is_copy(base, name, shapes)
+        name
+        for name in weights
+        if name not in read and not held[name] and _is_copy(base, name, shapes, placement)
     ]
     other = [
         name
@@ -144,12 +146,15 @@ def _may_hold_weights(name: str) -> bool:
     return known and not any(fnmatch(own, pattern) for pattern in NO_WEIGHTS)
 
 
-def _is_copy(base: Path, name: str, shapes: set[tuple[int, ...]]) -> bool:
+def _is_copy(base: Path, name: str, shapes: set[tuple[int, ...]], known: Mapping[str, str]) -> bool:
     """Whether a file seems to hold the network under other names."""
     if name.rpartition("/")[2].startswith("consolidated"):
         return True
     places = open_shard(base / name).places.items()
-    return any(place.shape in shapes and ("gate." in key or "router." in key) for key, place in places)
+    return any(
+        place.shape in shapes and ("gate." in key or "router." in key) and key not in known
+        for key, place in places
+    )
 
 
 def _differs(base: Path, name: str, read: str, key: str) -> bool:
@@ -168,6 +173,6 @@ def _second_copy(base: Path, foreign: list[str], renamed: list[str], other: list
     listed = "; ".join(f"{how} in {', '.join(found)}" for how, found in kinds if found)
     return UserError(
         f"{base} has weights a second time, {listed}: they would keep the routers of the base, and some "
-        "programs, vLLM and llama.cpp among them, read such files",
+        "programs (vLLM, and all that run GGUF) read such files",
         "move them out of the folder, or merge with a copy of it without them",
     )

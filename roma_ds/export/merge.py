@@ -52,15 +52,16 @@ def _link_or_copy(base: Path, name: str, target: Path) -> bool:
     """Whether a link was made: of a file of one's own, in no cache and reached by no link."""
     source = base / name
     own = source.stat().st_uid == os.geteuid() and source.resolve() == base.resolve() / name
-    if own and not _is_shared(base):
+    linked = own and not _is_shared(base)
+    if linked:
         try:
             os.link(source, target)
         except OSError:
-            pass
-        else:
-            return True
-    _copy(source, target)
-    return False
+            # Another file system, or one without links.
+            linked = False
+    if not linked:
+        _copy(source, target)
+    return linked
 
 
 def _copy(source: Path, target: Path) -> None:

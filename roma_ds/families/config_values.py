@@ -37,6 +37,10 @@ _COUNT = re.compile(
     r"|^(moe_k|max_position_embeddings)$"
 )
 _MAY_BE_0 = re.compile(r"shared|nextn|mtp|window_layers")
+_ADDED = re.compile(r"bias$|_replace$|_index$|^tie_|^use_qk")
+_GROUP_METHODS = ("greedy", "group_limited_greedy")
+_MAY_BE_NULL = re.compile(r"key_value_heads|head_dim|_id$|window|lora_rank|aux_loss|_tp$|shared|mtp")
+"""Numbers that classes declare as possibly null and do without; of others they only say so."""
 _SHARE = re.compile(r"(dropout|pdrop)$")
 _NOT_NEGATIVE = re.compile(r"(_eps|epsilon|_replace)$|^initializer_range$")
 _NOT_0 = re.compile(r"_scaling$")
@@ -59,19 +63,30 @@ def settled(kind: Any, values: Mapping[str, Any], file: str) -> dict[str, Any]:
         try:
             found[name] = value if name in unread and value in (0, None) else _taken(kind, name, value)
         except (TypeError, ValueError) as error:
-            problems.append(f"{name} is {shown(value)}, {error}")
+            problems.append(f"{name} must be {error}, not {shown(value)}")
     pad, size = found.get("pad_token_id"), found.get("vocab_size")
-    if not problems and isinstance(pad, int) and isinstance(size, int) and not -size <= pad < size:
-        problems.append(f"pad_token_id is {pad}, beyond the {size} of vocab_size")
+    known = _is_described(kind) and isinstance(pad, int) and isinstance(size, int)
+    if not problems and known and not -size <= pad < size:
+        problems.append(f"pad_token_id must be less than the {size} of vocab_size, not {pad}")
     if problems:
         raise UnusableConfig(
-            f"{file} cannot be used: {'; '.join(problems)}",
+            f"{file}, of model type '{kind.model_type}', cannot be used: {'; '.join(problems)}",
             "give the values that the checkpoint was saved with",
         )
     empty = {name for name in (*_DTYPES, "quantization_config") if not found.get(name)}
     left = {name for name in found if name in RUN_BY_US or _IMPLEMENTATION.match(name)}
     left.update(name for name in found if _is_machinery(kind, name))
     return {name: value for name, value in found.items() if name not in empty | left}
+
+
+def _turns_a_part(kind: Any) -> bool:
+    """Whether a class knows heads of which the rotary embedding turns a part; by its own default."""
+    own = getattr(kind(), "rope_parameters", None) or {}
+    return bool(own.get("partial_rotary_factor", 1.0) != 1)
+
+
+def _is_described(kind: Any) -> bool:
+    return any(kind.model_type in family.model_types for family in FAMILIES)
 
 
 def _is_machinery(kind: Any, name: str) -> bool:
@@ -83,34 +98,40 @@ def _is_machinery(kind: Any, name: str) -> bool:
 def sizes_in(config: Any) -> dict[str, int]:
     """The keys of a config that decide shapes and how many there are of something."""
     values = config.to_dict().items()
-    counted = {key: value for key, value in values if _COUNT.search(key) or key == "tie_word_embeddings"}
-    return {key: value for key, value in counted.items() if isinstance(value, int)}
+    deciding = {key: value for key, value in values if _COUNT.search(key) or _ADDED.search(key)}
+    return {key: value for key, value in deciding.items() if isinstance(value, int) and key not in RUN_BY_US}
 
 
 def _taken(kind: Any, name: str, value: Any) -> Any:
-    """The value as `kind` takes it. Raises TypeError or ValueError that goes on from "NAME is VALUE, "."""
+    """The value as `kind` takes it. Raises TypeError or ValueError that goes on from "NAME must be "."""
     if name in _DTYPES:
         return _dtype(value)
     if name == "quantization_config":
-        return _of(value, dict | None, "an object is meant")
+        return _of(value, dict | None, "an object")
     if _IMPLEMENTATION.match(name):
-        return _of(value, str | dict | bool | None, "a name is meant")
+        return _of(value, str | dict | bool | None, "a name")
     name = _declared_name(kind, name)
-    if name in RUN_BY_US or all(kind.model_type not in family.model_types for family in FAMILIES):
+    if name in RUN_BY_US or not _is_described(kind):
         return _typed(kind, name, value) if name in _declared(kind) else value
     if name in ("rope_parameters", "rope_scaling"):
-        _check_rope(_of(value, dict | None, "an object is meant"))
-    elif name == "rope_theta":
-        _check_number(value, least=0, over=True)
+        _check_rope(kind, _of(value, dict | None, "an object"))
+    elif name in ("rope_theta", "partial_rotary_factor"):
+        _check_rope(kind, {name: value}, at_top=True)
     elif name in _declared(kind):
         value = _typed(kind, name, value)
+        default = next(field.default for field in fields(kind) if field.name == name)
+        counts = isinstance(default, int | float) and not isinstance(default, bool)
+        if value is None and counts and not _MAY_BE_NULL.search(name):
+            raise TypeError("a number")
         _check(name, value)
     elif name in READ_EVERYWHERE:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         wrong = isinstance(value, bool) or not isinstance(value, READ_EVERYWHERE[name])
         if wrong:
-            raise TypeError(f"{_in_words(READ_EVERYWHERE[name])} is meant")
+            raise TypeError(_in_words(READ_EVERYWHERE[name]))
+        if name == "per_layer_config" and value:
+            raise ValueError("empty: layers that differ are not supported")
         _check(name, value)
     return value
 
@@ -140,12 +161,12 @@ def _dtype(value: Any) -> str | None:
     """Without `torch.`, None for `auto`: the weights are read in the dtype that the run names."""
     import torch
 
-    name = _of(value, str | None, "the name of a dtype is meant")
+    name = _of(value, str | None, "the name of a dtype")
     if name in (None, "auto"):
         return None
     name = str(name).removeprefix("torch.")
     if not isinstance(getattr(torch, name, None), torch.dtype):
-        raise ValueError("which is no dtype of torch")
+        raise ValueError("a dtype of torch")
     return name
 
 
@@ -164,10 +185,9 @@ def _typed(kind: Any, name: str, value: Any) -> Any:
             return way
         except (TypeError, ValueError) as error:
             said = said or error
-    declared = next(field.type for field in fields(kind) if field.name == name)
-    raise (
-        TypeError(f"{_in_words(declared)} is meant") if isinstance(said, TypeError) else ValueError(str(said))
-    )
+    if not isinstance(said, TypeError):
+        raise ValueError(f"otherwise ({said})")
+    raise TypeError(_in_words(next(field.type for field in fields(kind) if field.name == name)))
 
 
 def _check(name: str, value: Any) -> None:
@@ -176,57 +196,66 @@ def _check(name: str, value: Any) -> None:
         from transformers.activations import ACT2FN
 
         if value not in ACT2FN:
-            raise ValueError("which is no activation of transformers")
+            raise ValueError("an activation that transformers has")
+    if name == "topk_method" and value not in _GROUP_METHODS:
+        raise ValueError(f"one of {', '.join(_GROUP_METHODS)}")
     if isinstance(value, bool) or not isinstance(value, int | float):
         return
     if isinstance(value, int) and _COUNT.search(name):
         _check_number(value, least=0 if _MAY_BE_0.search(name) else 1)
         if name == "num_hidden_layers" and value > MOST_LAYERS:
-            raise ValueError(f"more than {MOST_LAYERS:,} layers")
+            raise ValueError(f"{MOST_LAYERS:,} or less")
     elif _SHARE.search(name):
         _check_number(value, least=0)
         if value > 1:
-            raise ValueError("it must be 1 or less")
+            raise ValueError("1 or less")
     elif name == "clip_qkv":
         _check_number(value, least=0, over=True)
     else:
         _check_number(value, least=0 if _NOT_NEGATIVE.search(name) else None)
         if _NOT_0.search(name) and value == 0:
-            raise ValueError("it must not be 0")
+            raise ValueError("other than 0")
 
 
 def _check_number(value: Any, least: int | None = None, over: bool = False) -> None:
     """Raises where it is no finite number, or less than `least`; over: or just that."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        raise TypeError("a number is meant")
+        raise TypeError("a number")
     if not math.isfinite(value):
-        raise ValueError("a finite number is meant")
+        raise ValueError("a finite number")
     if least is not None and (value < least or (over and value == least)):
-        raise ValueError(f"it must be {'more than ' if over else ''}{least}{'' if over else ' or more'}")
+        raise ValueError(f"more than {least}" if over else f"{least} or more")
     if isinstance(value, int) and abs(value) >= 2**62:
-        raise ValueError("which no tensor can have")
+        raise ValueError("of a size that a tensor can have")
 
 
-def _check_rope(value: dict[str, Any] | None) -> None:
-    """Raises where a rotary embedding cannot be made of these; what a type needs is left to transformers."""
+def _check_rope(kind: Any, value: dict[str, Any] | None, at_top: bool = False) -> None:
+    """Raises where a rotary embedding cannot be made of these; what a type needs is left to transformers.
+
+    at_top: whether `value` is a key of the config itself.
+    """
     from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
     for name, part in (value or {}).items():
         try:
             if isinstance(part, dict):
-                _check_rope(part)
+                _check_rope(kind, part)
             elif name in ("rope_type", "type"):
                 known = sorted({*ROPE_INIT_FUNCTIONS, "default"})
                 if part not in (*known, "mrope"):
-                    raise ValueError(f"it must be one of {', '.join(known)}")
+                    raise ValueError(f"one of {', '.join(known)}")
             elif name in ("rope_theta", "factor", "partial_rotary_factor"):
                 _check_number(part, least=0, over=True)
+                if name == "partial_rotary_factor" and (part > 1 or (part < 1 and not _turns_a_part(kind))):
+                    raise ValueError("1 or less" if part > 1 else "1 in this type of model")
             elif isinstance(part, list):
                 for one in part:
                     _check_number(one)
             elif isinstance(part, float):
                 _check_number(part)
             elif isinstance(part, str):
-                raise TypeError("a number is meant")
+                raise TypeError("a number")
         except (TypeError, ValueError) as error:
-            raise ValueError(f"where {name} is {shown(part)}: {error}") from error
+            if at_top:
+                raise
+            raise ValueError(f"an object whose {name} is {error}") from error

@@ -112,7 +112,11 @@ def _head_problems(config: Any) -> Iterator[str]:
 def _group_problems(family: Family, config: Any) -> Iterator[str]:
     """Groups of experts, of which a token goes to some, that the experts cannot be divided into."""
     groups, chosen = getattr(config, "n_group", None), getattr(config, "topk_group", None)
-    if not isinstance(groups, int) or getattr(config, "topk_method", None) == "greedy":
+    method = getattr(config, "topk_method", None)
+    if method == "greedy" or (groups is None and method != "group_limited_greedy"):
+        return
+    if not isinstance(groups, int):
+        yield f"n_group must be a number where topk_method is {method}, not {groups}"
         return
     experts, top_k = family.experts(config), family.top_k(config)
     if groups < 1 or experts % groups:
