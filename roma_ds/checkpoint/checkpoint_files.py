@@ -84,7 +84,8 @@ class CheckpointFiles:
 
     def _is_twin(self, key: str, placed: Mapping[str, str]) -> bool:
         """Whether an index places a tied head, or embedding, in a file that holds the other one alone."""
-        if "layers." in key or (other := tied_twin(self.config, key)) not in placed:
+        other = None if "layers." in key else tied_twin(self.config, key)
+        if other is None or other not in placed:
             return False
         try:
             return key not in self._header(placed[key]) and other in self._header(placed[other])

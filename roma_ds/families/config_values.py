@@ -65,8 +65,8 @@ def settled(kind: Any, values: Mapping[str, Any], file: str) -> dict[str, Any]:
         except (TypeError, ValueError) as error:
             problems.append(f"{name} must be {error}, not {shown(value)}")
     pad, size = found.get("pad_token_id"), found.get("vocab_size")
-    known = _is_described(kind) and isinstance(pad, int) and isinstance(size, int)
-    if not problems and known and not -size <= pad < size:
+    sized = not problems and _is_described(kind)
+    if sized and isinstance(pad, int) and isinstance(size, int) and not -size <= pad < size:
         problems.append(f"pad_token_id must be less than the {size} of vocab_size, not {pad}")
     if problems:
         raise UnusableConfig(

@@ -234,9 +234,7 @@ def test_a_tokenizer_that_reads_nothing_is_refused(tmp_path: Path) -> None:
     folder = changed("olmoe", tmp_path)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (folder / name).unlink()
-    PreTrainedTokenizerFast(
-        tokenizer_object=Tokenizer(models.WordLevel({"zz": 0}, unk_token=None))
-    ).save_pretrained(folder)
+    PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.BPE({"zz": 0}, []))).save_pretrained(folder)
     with pytest.raises(UserError, match="has no token for"):
         load_tokenizer(model_config(folder))
 
