@@ -18,6 +18,7 @@ import torch
 from roma_ds.checkpoint.loading import ask_hub, checkpoint, load_config, not_found
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
+from roma_ds.families import family_of
 from roma_ds.storage.atomic import read_json
 from roma_ds.storage.hub import why_unreachable
 from roma_ds.storage.raw_values import bytes_of, read_at
@@ -79,7 +80,18 @@ class CheckpointFiles:
         placed = content.get("weight_map") if isinstance(content, dict) else None
         if not isinstance(placed, dict) or not all(isinstance(name, str) for name in placed.values()):
             raise UserError(f"model.path: {index} has no weight_map", _COMPLETE)
-        self.keys = placed
+        self.keys = {key: name for key, name in placed.items() if not self._is_twin(key, placed)}
+
+    def _is_twin(self, key: str, placed: Mapping[str, str]) -> bool:
+        """Whether an index places a tied head, or embedding, in a file that holds the other one alone."""
+        other = None if "layers." in key else tied_twin(self.config, key)
+        if other is None or other not in placed:
+            return False
+        try:
+            return key not in self._header(placed[key]) and other in self._header(placed[other])
+        except UserError:
+            # `check_shards` names all files that are absent or damaged at once.
+            return False
 
     @cached_property
     def config(self) -> Any:
@@ -145,7 +157,7 @@ class CheckpointFiles:
         Raises UserError that names each file that is absent or damaged, and each that lacks a tensor which
         the index places there.
         """
-        problems = []
+        problems, untied = [], False
         for name in sorted(set(self.keys.values())):
             try:
                 header = self._header(name)
@@ -158,8 +170,10 @@ class CheckpointFiles:
                     f"model.path: {name} of {self.model.path} lacks {lost[0]}, which the index places there"
                     + (f", and {len(lost) - 1} more" if len(lost) > 1 else "")
                 )
+                untied = untied or any(key.endswith("head.weight") for key in lost)
         if problems:
-            raise UserError("\n".join(problems), _COMPLETE)
+            tie = ", or set tie_word_embeddings in config.json if its head is its embedding"
+            raise UserError("\n".join(problems), _COMPLETE + (tie if untied else ""))
 
     def read(self, key: str) -> torch.Tensor:
         """The tensor of that key, on the CPU in its stored type, in memory of its own.
@@ -181,6 +195,15 @@ class CheckpointFiles:
         except (OSError, EOFError) as error:
             raise UserError(f"model.path: {place.file} cannot be read: {error}", _COMPLETE) from error
         return tensor
+
+
+def tied_twin(config: Any, key: str) -> str | None:
+    """The key whose tensor `key` stands for where a model's head is its embedding; None for any other."""
+    if not getattr(config, "tie_word_embeddings", False):
+        return None
+    family = family_of(config)
+    ends = f"{family.embedding}.weight", f"{family.head}.weight"
+    return ends[1 - ends.index(key)] if key in ends else None
 
 
 def _typed_places(path: Path) -> dict[str, StoredTensor]:

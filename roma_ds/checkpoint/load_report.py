@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from roma_ds.errors import UserError
@@ -20,8 +21,11 @@ class LoadReport:
     unexpected: tuple[str, ...]
     """Checkpoint keys that belong nowhere in the network."""
 
-    def refuse(self, path: str) -> None:
-        """Raises UserError with all problems; path: of the checkpoint, as the user named it."""
+    def refuse(self, path: str, sizes: Mapping[str, int]) -> None:
+        """Raises UserError with all problems; path: of the checkpoint, as the user named it.
+
+        sizes: what its config.json says of them, by key.
+        """
         kinds = (
             ("tensors are missing", self.missing),
             ("tensors do not fit", self.unfit),
@@ -33,6 +37,7 @@ class LoadReport:
             if found
         ]
         if lines:
+            lines.append(f"  its config.json has {', '.join(f'{key} {size}' for key, size in sizes.items())}")
             raise UserError(
                 f"model.path: the weights of {path} are not those of its config.json:\n" + "\n".join(lines),
                 "use a complete checkpoint with the config.json that belongs to it",

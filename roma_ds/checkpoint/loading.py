@@ -11,11 +11,16 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 
 from roma_ds.config import ModelConfig
-from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.errors import EnvironmentFault, RomaError, UserError, full_disk, out_of_memory
+from roma_ds.families.config_values import settled
 from roma_ds.families.own_models import register_own_models
+from roma_ds.families.unusable_config import UnusableConfig, mentioned, shown
 from roma_ds.storage import fingerprint
 from roma_ds.storage.hub import why_unreachable
 
+PLAIN_TEXT = "Question: a"
+VOCABULARIES = ("tokenizer.json", "tokenizer.model", "*.spm", "*.tiktoken", "vocab.*", "tekken.json")
+"""Files, any of which may hold the vocabulary of a tokenizer."""
 PACKAGED = Path(__file__).parent.parent / "demo" / "model"
 
 
@@ -29,10 +34,14 @@ def is_local(path: str) -> bool:
     return path.startswith((".", "/", "~")) or path.count("/") > 1
 
 
-def _explain(error: Exception, model: ModelConfig) -> Exception:
+def _said(error: Exception) -> str:
     lines = [line.strip() for line in str(error).strip().splitlines()] or [type(error).__name__]
     # Of transformers' checks of a config the first line only names the check.
-    text = " ".join(lines) if isinstance(error, StrictDataclassError) else lines[0]
+    return " ".join(lines) if isinstance(error, StrictDataclassError) else lines[0]
+
+
+def _explain(error: Exception, model: ModelConfig) -> Exception:
+    text = _said(error)
     if Path(checkpoint(model)).exists():
         return UserError(
             f"model.path: {model.path} cannot be loaded: {text}", "check the files of the checkpoint"
@@ -60,20 +69,60 @@ def ask_hub(model: ModelConfig) -> None:
         why_unreachable()
 
 
+@contextmanager
+def reading_faults(model: ModelConfig) -> Iterator[None]:
+    """Turn whatever a library raises while it reads small files of a checkpoint into a UserError.
+
+    What the machine lacks is raised as it is. For nothing else: weights have faults of other kinds.
+    """
+    try:
+        yield
+    except RomaError:
+        raise
+    except Exception as error:
+        lack = full_disk(error) or out_of_memory(error)
+        raise lack or _explain(error, model) from error
+
+
 def load_config(model: ModelConfig) -> Any:
-    """The transformers config of the checkpoint, without weights. Raises UserError when it is not there."""
-    from transformers import AutoConfig
+    """The transformers config of the checkpoint, without weights, and without what says how to run it.
+
+    Raises UserError when it is not there, or has values of which no config can be made.
+    """
+    from transformers import AutoConfig, PreTrainedConfig
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
     register_own_models()
     ask_hub(model)
-    try:
-        return AutoConfig.from_pretrained(
-            checkpoint(model), revision=model.revision, trust_remote_code=model.trust_remote_code
-        )
-    except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise _explain(error, model) from error
-    except StrictDataclassError as error:
-        raise _explain(error, model) from error
+    place = checkpoint(model)
+    with reading_faults(model):
+        values, _ = PreTrainedConfig.get_config_dict(place, revision=model.revision)
+        if not isinstance(values, dict):
+            raise ValueError("its config.json is no JSON object")
+        kind = values.get("model_type", "")
+        if not isinstance(kind, str):
+            raise ValueError(f"model_type is {shown(kind)} in its config.json, the name of a type is meant")
+        own_code = model.trust_remote_code and "auto_map" in values
+        if own_code or kind not in CONFIG_MAPPING:
+            return AutoConfig.from_pretrained(
+                place, revision=model.revision, trust_remote_code=model.trust_remote_code
+            )
+        file = _config_file(model)
+        usable = settled(CONFIG_MAPPING[kind], values, file)
+        try:
+            return CONFIG_MAPPING[kind].from_dict({**usable, "name_or_path": place})
+        except Exception as error:
+            named = mentioned(_said(error), values)
+            said = f"{_said(error)} ({named})" if named else _said(error)
+            raise UnusableConfig(
+                f"{file}, of model type '{kind}', cannot be used: {said}",
+                "give the values that the checkpoint was saved with",
+            ) from error
+
+
+def _config_file(model: ModelConfig) -> str:
+    place = Path(checkpoint(model))
+    return f"model.path: {place if place.is_file() else f'{model.path}/config.json'}"
 
 
 def load_generation_config(model: ModelConfig, config: Any) -> Any:
@@ -85,7 +134,7 @@ def load_generation_config(model: ModelConfig, config: Any) -> Any:
 
     try:
         return GenerationConfig.from_pretrained(checkpoint(model), revision=model.revision)
-    except (OSError, ValueError):
+    except (OSError, AttributeError, LookupError, TypeError, ValueError):
         return GenerationConfig.from_model_config(config)
 
 
@@ -98,17 +147,46 @@ def checkpoint_hash(model: ModelConfig, config: Any) -> str:
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The checkpoint's tokenizer. Raises UserError when it is not there."""
+    """The checkpoint's tokenizer. Raises UserError when it is not there, or has no token for any text."""
     from transformers import AutoTokenizer
 
-    register_own_models()
-    ask_hub(model)
-    try:
-        return AutoTokenizer.from_pretrained(
-            checkpoint(model), revision=model.revision, trust_remote_code=model.trust_remote_code
+    # With a config of ours the class of a tokenizer does not depend on how a config.json is written.
+    config = load_config(model)
+    place = Path(checkpoint(model))
+    with reading_faults(model):
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(
+                str(place),
+                config=config,
+                revision=model.revision,
+                trust_remote_code=model.trust_remote_code,
+            )
+            usable = bool(tokenizer(PLAIN_TEXT, add_special_tokens=False)["input_ids"])
+        except Exception:
+            if _lacks_tokenizer(place):
+                raise _no_tokenizer(model) from None
+            raise
+    # Without its files transformers makes a tokenizer of special tokens alone, which reads nothing.
+    if not usable and _lacks_tokenizer(place):
+        raise _no_tokenizer(model)
+    if not usable:
+        raise UserError(
+            f"model.path: the tokenizer of {model.path}, a {type(tokenizer).__name__}, has no token for "
+            f"'{PLAIN_TEXT}'",
+            "copy all tokenizer files of the model there, tokenizer_config.json among them",
         )
-    except (OSError, ValueError, KeyError) as error:
-        raise _explain(error, model) from error
+    return tokenizer
+
+
+def _lacks_tokenizer(place: Path) -> bool:
+    return place.is_dir() and not any(any(place.glob(name)) for name in VOCABULARIES)
+
+
+def _no_tokenizer(model: ModelConfig) -> UserError:
+    return UserError(
+        f"model.path: {model.path} has no tokenizer files ({', '.join(VOCABULARIES)})",
+        "copy the tokenizer files of the model that the weights are from into the folder",
+    )
 
 
 @contextmanager

@@ -19,7 +19,8 @@ from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import Family, family_of
-from roma_ds.families.unusable_config import making_faults
+from roma_ds.families.config_values import sizes_in
+from roma_ds.families.unusable_config import making_faults, require_plain_weights
 from roma_ds.progress import Progress
 
 MB = 1_000_000
@@ -55,11 +56,7 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
 
     config = config or load_config(model)
     family = family_of(config)
-    if getattr(config, "quantization_config", None) is not None:
-        raise UserError(
-            f"model.path: {model.path} has quantized weights, which cannot be read layer by layer",
-            "use the checkpoint in bfloat16 or float32",
-        )
+    require_plain_weights(config, model.path)
     if span is not None:
         config = family.truncated(config, span.first, span.last, span.embedding)
     with making_faults(config), torch.device("meta"):
@@ -154,8 +151,9 @@ class SpanLoader:
         self.network = skeleton(model, span, self.files.config)
         self.family: Family = family_of(self.network.config)
         self.conversion = Conversion(self.network)
-        _make_rotary(self.network, self.family, device)
-        self.report().refuse(model.path)
+        self.report().refuse(model.path, sizes_in(self.files.config))
+        with making_faults(self.network.config):
+            _make_rotary(self.network, self.family, device)
 
     def load(self) -> Any:
         """The network with all its weights. Raises as `load_span` does."""

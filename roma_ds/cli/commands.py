@@ -227,6 +227,13 @@ def merge(options: argparse.Namespace) -> int:
         f"merged {facts['routers']} routers into {options.out}; {facts['tensors']} tensors verified, "
         f"{facts['shards_rewritten']} files rewritten"
     )
+    if facts["copies"]:
+        _say(f"the same routers were put into the second copy of the weights: {', '.join(facts['copies'])}")
+    if facts["linked"]:
+        _say(
+            f"{facts['linked']} unchanged weight files are hard links to those of the base, which "
+            "must not be changed in place; all other files are copies"
+        )
     return 0
 
 

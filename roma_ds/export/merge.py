@@ -2,50 +2,72 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TypedDict
 
 import torch
 
 from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.errors import UserError
+from roma_ds.export.base_folder import BaseFolder, base_folder, weight_map
 from roma_ds.export.shard import differing, open_shard, rewrite
 from roma_ds.storage.atomic import make_folder, read_json
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
+INDEX_NAMES = "*.safetensors.index*.json"
 
 
-def _shards(base: Path) -> dict[str, str]:
-    """Checkpoint key -> shard file name. Raises UserError when a shard or a tensor in it is missing."""
-    # Where there are both, transformers loads the single file.
-    if (base / SINGLE).exists():
-        return dict.fromkeys(open_shard(base / SINGLE).places, SINGLE)
-    if not (base / INDEX).exists():
-        raise UserError(
-            f"{base} has neither {SINGLE} nor {INDEX}", "give the folder of a safetensors checkpoint"
-        )
-    index = read_json(base / INDEX)
-    if not isinstance(index, dict) or not isinstance(index.get("weight_map"), dict):
-        raise UserError(f"{base / INDEX} has no weight_map", "complete the checkpoint")
-    placement: dict[str, str] = index["weight_map"]
-    held = {shard: open_shard(base / shard).places for shard in sorted(set(placement.values()))}
-    for key, shard in placement.items():
-        if key not in held[shard]:
-            raise UserError(
-                f"{base / INDEX} places {key} in {shard}, which lacks it", "complete the checkpoint"
-            )
-    return placement
+class Merged(TypedDict):
+    """What was done."""
+
+    routers: int
+    tensors: int
+    """Of the checkpoint that transformers reads."""
+    shards_rewritten: int
+    """Of its files."""
+    copies: list[str]
+    """Further files with a second copy of the weights, whose routers were changed too."""
+    linked: int
+    """Unchanged weight files that are hard links to those of the base."""
+    copied: int
+    """Unchanged weight files that are copies."""
 
 
-def _link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copy2(source, target)
+def _is_shared(folder: Path) -> bool:
+    """Whether a folder lies in a cache, whose files others rely on."""
+    from huggingface_hub import constants
+
+    place = folder.resolve()
+    caches = [os.environ.get("MODELSCOPE_CACHE"), os.environ.get("XDG_CACHE_HOME"), constants.HF_HUB_CACHE]
+    if any(cache and place.is_relative_to(Path(cache).expanduser().resolve()) for cache in caches):
+        return True
+    return any(part == ".cache" or part.startswith("models--") for part in place.parts)
+
+
+def _link_or_copy(base: Path, name: str, target: Path) -> bool:
+    """Whether a link was made: of a file of one's own, in no cache and reached by no link."""
+    source = base / name
+    own = source.stat().st_uid == os.geteuid() and source.resolve() == base.resolve() / name
+    linked = own and not _is_shared(base)
+    if linked:
+        try:
+            os.link(source, target)
+        except OSError:
+            # Another file system, or one without links.
+            linked = False
+    if not linked:
+        _copy(source, target)
+    return linked
+
+
+def _copy(source: Path, target: Path) -> None:
+    shutil.copy2(source, target)
+    # Files in a cache are often read-only, and this one is the user's to edit.
+    target.chmod(target.stat().st_mode | 0o200)
 
 
 def _rewrite(source: Path, target: Path, routers: Mapping[str, torch.Tensor]) -> None:
@@ -62,21 +84,54 @@ def _rewrite(source: Path, target: Path, routers: Mapping[str, torch.Tensor]) ->
     rewrite(shard, target, mine)
 
 
-def _verify(base: Path, out: Path, placement: Mapping[str, str], routers: Mapping[str, torch.Tensor]) -> None:
-    for name in sorted(set(placement.values())):
-        if os.path.samefile(base / name, out / name):
+def _verify(base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor]) -> None:
+    for name in (*base.changed, *base.unchanged):
+        if os.path.samefile(base.folder / name, out / name):
             continue
-        key = differing(open_shard(base / name), open_shard(out / name), routers)
+        key = differing(open_shard(base.folder / name), open_shard(out / name), routers)
         if key is not None:
             raise UserError(f"{key} differs after writing {out / name}", "check the disk and merge again")
 
 
-def merge(base: Path, router_file: Path, out: Path) -> dict[str, int]:
+def _settle_index(path: Path) -> None:
+    """Let an index say what is in the files that it names: which tensors, and their size in bytes."""
+    index = read_json(path)
+    placed = weight_map(index)
+    if placed is None or not all((path.parent / name).is_file() for name in placed.values()):
+        return
+    held = {name: open_shard(path.parent / name).places for name in set(placed.values())}
+    index["weight_map"] = {key: name for key, name in placed.items() if key in held[name]}
+    metadata = index.get("metadata")
+    size = sum(held[name][key].size for key, name in index["weight_map"].items())
+    index["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), "total_size": size}
+    path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+
+
+def _fill(base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+    """Numbers of unchanged weight files that were linked and copied."""
+    linked = 0
+    for name in (*base.changed, *base.unchanged, *base.others):
+        source, target = base.folder / name, out / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if name in base.changed:
+            _rewrite(source, target, routers)
+        elif name in base.unchanged:
+            linked += _link_or_copy(base.folder, name, target)
+        else:
+            _copy(source, target)
+    for path in sorted(out.rglob(INDEX_NAMES)):
+        _settle_index(path)
+    return linked, len(base.unchanged) - linked
+
+
+def merge(base: Path, router_file: Path, out: Path) -> Merged:
     """Write `out`: `base` with the routers of `router_file` in place, checked tensor by tensor.
 
-    Shards without a router are hard-linked where the file system allows, else copied; none is held in
-    memory. `out` appears whole or not at all. Raises UserError when a key or shape does not fit, or `out`
-    exists and is not empty.
+    Subfolders come along, and a second copy of the weights in the same form is changed too. Safetensors files
+    without a router are hard-linked where they are the user's own and in no cache, else copied; none is held
+    in memory. All other files are copied. `out` appears whole or not at all. Raises UserError when a key or
+    shape does not fit, when weights are there a second time in another form, or `out` exists and is not empty
+    or lies in `base`.
     """
     if out.is_file():
         raise UserError(f"{out} exists and is a file", "choose another --out")
@@ -84,26 +139,15 @@ def merge(base: Path, router_file: Path, out: Path) -> dict[str, int]:
         raise UserError(f"{out} exists and is not empty", "choose another --out")
     if not base.is_dir():
         raise UserError(f"{base} is no folder", "give the local folder of the base checkpoint")
+    if out.resolve().is_relative_to(base.resolve()):
+        raise UserError(f"{out} lies in {base}, which is merged whole", "choose another --out")
     routers = {key: weight.float() for key, weight in read_router_file(router_file).weights.items()}
-    placement = _shards(base)
-    unknown = sorted(key for key in routers if key not in placement)
-    if unknown:
-        raise UserError(
-            f"{router_file} has {unknown[0]}, which {base} does not have",
-            "merge with the base model that the routers were trained on",
-        )
+    found = base_folder(base, routers)
     make_folder(out.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        touched = {placement[key] for key in routers}
-        for source in sorted(base.iterdir()):
-            if not source.is_file():
-                continue
-            if source.name in touched:
-                _rewrite(source, temporary / source.name, routers)
-            else:
-                _link_or_copy(source, temporary / source.name)
-        _verify(base, temporary, placement, routers)
+        linked, copied = _fill(found, temporary, routers)
+        _verify(found, temporary, routers)
         os.chmod(temporary, 0o755)
         if out.exists():
             out.rmdir()
@@ -111,4 +155,11 @@ def merge(base: Path, router_file: Path, out: Path) -> dict[str, int]:
     finally:
         if temporary.exists():
             shutil.rmtree(temporary)
-    return {"routers": len(routers), "tensors": len(placement), "shards_rewritten": len(touched)}
+    return Merged(
+        routers=len(routers),
+        tensors=len(found.placement),
+        shards_rewritten=len(found.changed) - len(found.copies),
+        copies=list(found.copies),
+        linked=linked,
+        copied=copied,
+    )

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import re
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -18,26 +20,57 @@ class UnusableConfig(UserError):
     """No network can be made of a config, neither to train nor to evaluate."""
 
 
+def shown(value: Any) -> str:
+    """`value` as JSON, cut where it is long."""
+    text = json.dumps(value, default=str)
+    return text if len(text) <= 80 else f"{text[:77]}..."
+
+
+def mentioned(text: str, values: Mapping[str, Any]) -> str:
+    """The keys of `values` that a text names, each with its value; empty where it names none."""
+    words = dict.fromkeys(re.findall(r"\w+", text))
+    return "; ".join(f"{word} is {shown(values[word])}" for word in words if word in values)
+
+
 @contextmanager
 def making_faults(config: Any) -> Iterator[None]:
     """Turn what fails inside while a network is made of `config` into an UnusableConfig."""
     try:
         yield
     except _KINDS as error:
+        said = (str(error).strip().splitlines() or ["nothing more is said"])[0]
         places = [frame.line for frame in traceback.extract_tb(error.__traceback__) if _is_model(frame)]
         at = f", at `{places[-1]}`" if places and places[-1] else ""
-        said = (str(error).strip().splitlines() or ["nothing more is said"])[0]
+        values = config.to_dict() if hasattr(config, "to_dict") else vars(config)
+        found = (mentioned(f"{said} {_read_in(place)}", values) for place in reversed(places))
+        read = next((f"; {names}" for names in found if names), "")
         raise UnusableConfig(
             f"no network can be made of this config of model type '{getattr(config, 'model_type', '?')}': "
-            f"{type(error).__name__}: {said}{at}",
+            f"{type(error).__name__}: {said}{at}{read}",
             "use a model of text alone: this config has its sizes in text_config"
             if getattr(config, "text_config", None) is not None
             else "give the whole config.json of the checkpoint, with values that the model takes",
         ) from error
 
 
+def require_plain_weights(config: Any, path: str) -> None:
+    """Raises UserError where a checkpoint has quantized weights. path: of it, as the user named it."""
+    how = getattr(config, "quantization_config", None)
+    if how is not None:
+        raise UserError(
+            f"model.path: {path} has quantized weights, which cannot be read layer by layer "
+            f"(quantization_config is {shown(how)})",
+            "use the checkpoint in bfloat16 or float32",
+        )
+
+
+def _read_in(line: str | None) -> str:
+    """The config attributes that a line of a model's source reads, as words."""
+    return " ".join(re.findall(r"config\.(\w+)", line or ""))
+
+
 def _is_model(frame: traceback.FrameSummary) -> bool:
-    return "modeling_" in frame.filename
+    return "modeling_" in frame.filename or frame.filename.endswith("modelling.py")
 
 
 def require_numbers(family: Family, config: Any) -> None:
@@ -53,6 +86,8 @@ def require_numbers(family: Family, config: Any) -> None:
         experts, top_k = names[:2]
         problems.append(f"{top_k} is {values[top_k]}, more than the {values[experts]} of {experts}")
     problems.extend(_head_problems(config))
+    if not problems:
+        problems.extend(_group_problems(family, config))
     if problems:
         raise UnusableConfig(
             f"a config of model type '{config.model_type}' cannot be used: {'; '.join(problems)}",
@@ -72,3 +107,24 @@ def _head_problems(config: Any) -> Iterator[str]:
         yield f"num_attention_heads is {heads}, no multiple of the {shared} of num_key_value_heads"
     if hidden and not getattr(config, "head_dim", None) and hidden % heads:
         yield f"hidden_size is {hidden}, no multiple of the {heads} of num_attention_heads"
+
+
+def _group_problems(family: Family, config: Any) -> Iterator[str]:
+    """Groups of experts, of which a token goes to some, that the experts cannot be divided into."""
+    groups, chosen = getattr(config, "n_group", None), getattr(config, "topk_group", None)
+    method = getattr(config, "topk_method", None)
+    if method == "greedy" or (groups is None and method != "group_limited_greedy"):
+        return
+    if not isinstance(groups, int):
+        yield f"n_group must be a number where topk_method is {method}, not {groups}"
+        return
+    experts, top_k = family.experts(config), family.top_k(config)
+    if groups < 1 or experts % groups:
+        yield f"{family.experts_attribute} is {experts}, no multiple of the {groups} of n_group"
+    elif not isinstance(chosen, int) or not 1 <= chosen <= groups:
+        yield f"topk_group is {chosen}, which must be 1 to the {groups} of n_group"
+    elif top_k > chosen * (experts // groups):
+        yield (
+            f"{family.top_k_attribute} is {top_k}, more than the {chosen * (experts // groups)} experts of "
+            f"{chosen} groups (topk_group)"
+        )

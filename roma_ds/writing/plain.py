@@ -94,9 +94,9 @@ class PlainModel:
         if has_routers(config):
             span = Span.suffix(0, int(config.num_hidden_layers))
             return load_span(model, span, zero3, self.world.device, self.world)
-        return self._dense(model, zero3)
+        return self._dense(model, config, zero3)
 
-    def _dense(self, model: ModelConfig, zero3: dict[str, Any] | None) -> Any:
+    def _dense(self, model: ModelConfig, config: Any, zero3: dict[str, Any] | None) -> Any:
         from transformers import AutoModelForCausalLM
 
         partitioning: Any = None
@@ -108,6 +108,7 @@ class PlainModel:
         with agreement(self.world), loading_faults(model):
             network, report = AutoModelForCausalLM.from_pretrained(
                 checkpoint(model),
+                config=config,
                 revision=model.revision,
                 dtype=getattr(torch, model.dtype),
                 trust_remote_code=model.trust_remote_code,
