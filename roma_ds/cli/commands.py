@@ -59,7 +59,8 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
         flags, ranks = place_ranks(flags, ranks)
     elif ranks is None and not flags.hosts:
         ranks = likely_ranks()
-    resolve_deepspeed(run_config, max(1, flags.world_size or ranks or 1))
+    world_size = max(1, flags.world_size or ranks or 1)
+    resolve_deepspeed(run_config, world_size, judged=on_ranks)
     if on_ranks:
         flags = reach_hosts(flags)
         _forget_left_ranks(options.ranks, ranks, flags)
@@ -71,7 +72,6 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
             from roma_ds.pipeline.worker import calm_libraries
 
             calm_libraries()
-            world_size = max(1, flags.world_size or ranks or 1)
             embeds = variant != "base" and "embed" in needed
             accept_unread(run_config, world_size, goal, embeds)
 
