@@ -98,17 +98,25 @@ def checkpoint_hash(model: ModelConfig, config: Any) -> str:
 
 
 def load_tokenizer(model: ModelConfig) -> Any:
-    """The checkpoint's tokenizer. Raises UserError when it is not there."""
+    """The checkpoint's tokenizer. Raises UserError when it is not there, or is empty."""
     from transformers import AutoTokenizer
 
     register_own_models()
     ask_hub(model)
     try:
-        return AutoTokenizer.from_pretrained(
+        tokenizer = AutoTokenizer.from_pretrained(
             checkpoint(model), revision=model.revision, trust_remote_code=model.trust_remote_code
         )
     except (OSError, ValueError, KeyError) as error:
         raise _explain(error, model) from error
+    # Without its files transformers makes an empty one of the kind that the model type has.
+    if set(tokenizer.get_vocab().values()) <= set(tokenizer.all_special_ids):
+        raise UserError(
+            f"model.path: {model.path} has no tokenizer: its files (tokenizer.json, or tokenizer.model or "
+            "vocab.json with tokenizer_config.json) are not there, or empty",
+            "copy them into the folder from the checkpoint that this model came from",
+        )
+    return tokenizer
 
 
 @contextmanager
