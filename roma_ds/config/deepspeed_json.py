@@ -16,7 +16,7 @@ from roma_ds.config.deepspeed_keys import (
     ZERO_REMOVED,
     ZERO_UNSUPPORTED,
 )
-from roma_ds.config.deepspeed_switches import drop_switched_off, is_no_device, switched_off
+from roma_ds.config.deepspeed_switches import OFFLOADS, drop_switched_off, is_no_device, switched_off
 from roma_ds.config.packaged import deepspeed_file, deepspeed_names
 from roma_ds.config.schema import RunConfig
 from roma_ds.config.spelling import did_you_mean
@@ -179,7 +179,8 @@ class _Resolution:
                 zero.setdefault("stage3_param_persistence_threshold", "auto")
         for key, reason in ZERO_UNSUPPORTED.items():
             value = zero.get(key)
-            if value not in (None, False) and not (isinstance(value, dict) and is_no_device(value)):
+            offloads_nothing = key in OFFLOADS and isinstance(value, dict) and is_no_device(value)
+            if value not in (None, False) and not offloads_nothing:
                 self._problem(f"zero_optimization.{key}", f"not supported: {reason}; delete it")
         self._offload(zero, stage)
         group = zero.get("zero_hpz_partition_size", 1)

@@ -81,6 +81,9 @@ def _finds_within(faiss: Any, factory: str, dim: int) -> bool:
     small = re.sub(r"IVF\d+", "IVF2", small)
     small = re.sub(r"OPQ\d+(?:_(\d+))?,", lambda found: f"RR{found[1]}," if found[1] else "", small)
     vectors = np.random.default_rng(0).standard_normal((SMALL, dim), np.float32)
+    threads = faiss.omp_get_max_threads()
+    # Several threads fight over so little, and the setting is the whole library's.
+    faiss.omp_set_num_threads(1)
     try:
         index = faiss.index_factory(dim, small, faiss.METRIC_INNER_PRODUCT)
         index.train(vectors)
@@ -88,6 +91,8 @@ def _finds_within(faiss: Any, factory: str, dim: int) -> bool:
         index.range_search(vectors[:1], 1e30)
     except RuntimeError as error:
         return "range search" not in str(error) and "range_search" not in str(error)
+    finally:
+        faiss.omp_set_num_threads(threads)
     return True
 
 
@@ -144,7 +149,7 @@ def _unusable(factory: str, reason: str, total: int, dim: int) -> UserError:
 
 
 def _advice(total: int, dim: int) -> str:
-    lists = max(1, min(round(4 * total**0.5), total // POINTS_PER_CENTROID))
+    lists = str(max(1, min(round(4 * total**0.5), total // POINTS_PER_CENTROID))) if total else "<lists>"
     pieces = next(number for number in (48, 32, 16, 8, 4, 2, 1) if dim % number == 0)
     return f"set index.factory to Flat (exact), or for large sets to IVF{lists},Flat or IVF{lists},PQ{pieces}"
 

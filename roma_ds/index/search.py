@@ -35,17 +35,12 @@ def make_backend(
     """
     if name == "faiss":
         return FaissBackend(vectors, factory, refreshed)
-    refuse_approximate(factory)
-    return TorchBackend(vectors, device)
-
-
-def refuse_approximate(factory: str) -> None:
-    """Raises UserError on a factory that only FAISS has."""
     if factory != EXACT:
         raise UserError(
             f"index.factory is {factory}, which the torch backend does not have",
             f"set index.backend=faiss, or index.factory={EXACT}",
         )
+    return TorchBackend(vectors, device)
 
 
 def exact_products(

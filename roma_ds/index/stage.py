@@ -19,7 +19,6 @@ from roma_ds.index.candidates import Candidates
 from roma_ds.index.factories import EXACT, check_factory
 from roma_ds.index.live import LiveIndex, Snapshot
 from roma_ds.index.neighbourhood import ABSENT, Neighbourhood, prompt_groups
-from roma_ds.index.search import refuse_approximate
 from roma_ds.index.shard import measured_recall
 from roma_ds.storage.atomic import make_folder, write_npy
 
@@ -61,7 +60,6 @@ def check_index(run: RunConfig, world_size: int, width: int | None, samples: int
             "pip install 'roma_ds[mpi]', or set index.transport=torch",
         )
     if run.index.backend == "torch":
-        refuse_approximate(run.index.factory)
         return
     parts = world_size if run.index.placement == "sharded" else 1
     check_factory(
