@@ -96,15 +96,15 @@ def _held_against(model: type[BaseModel], section: Json, path: str, off: frozens
             return
         # What is left is tried again without the faults, so that all of them come at once.
         dropped = False
-        for error in errors:
-            keys = [part for part in error["loc"] if isinstance(part, str)]
+        for fault in errors:
+            keys = [part for part in fault["loc"] if isinstance(part, str)]
             where = ".".join([path, *keys] if path else keys)
             known = _drop(given, keys)
             dropped |= known
             if _within(where, off) and known:
                 _drop(section, keys)
             else:
-                yield where, _told(error, model, keys, path)
+                yield where, _told(fault, model, keys, path)
         if not dropped:
             return
 
