@@ -10,7 +10,7 @@ from data_files import question, run_on, write_rows
 
 from roma_ds.cli.main import main
 from roma_ds.config import to_yaml
-from roma_ds.embed.encoder import embedding_width
+from roma_ds.embed.encoder_files import embedding_width
 from roma_ds.embed.stage import OUTPUTS, embed_inputs
 from roma_ds.pipeline.acceptance import must_embed
 from roma_ds.pipeline.data import make_data
