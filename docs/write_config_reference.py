@@ -35,7 +35,12 @@ there, as in any DeepSpeed project. What the run config already says (batch size
 left out, set to `"auto"` or repeated; a value that contradicts the run config is an error that names both
 files and both keys. Every `"auto"` is resolved before DeepSpeed sees the file, and the result is kept as
 `ds_config.resolved.json` in the run folder. An `optimizer` or `scheduler` section with values of its own is
-refused: both are built from `train`. The packaged files are described in `ds_configs/README.md`.
+refused: both are built from `train`. What DeepSpeed's own models do not take (unknown keys of any section,
+types, ranges), and what only its engine or the optimizer of that stage refuses, is named with its key path by
+`roma-ds check`, and by a run before its first stage, all at once. A size written as text (`"5e8"`) or as a
+fraction is refused with the number to write. Sections that are switched off (`enabled: false`, a device of
+`none`, a size of 1) are no fault, whatever else is in them. The packaged files are described in
+`ds_configs/README.md`.
 """
 
 SECTIONS = (

@@ -6,6 +6,8 @@ shows, and so does a wrong cut over the ranks.
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -16,11 +18,14 @@ import torch
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.expert_keys import expert_keys
 from roma_ds.comm import World
-from roma_ds.errors import RomaError
+from roma_ds.errors import RomaError, UserError
 from roma_ds.families import MoELayout, RouterSite
 
 LAYERS = 4
 """In which an expert is compared."""
+
+NAMED = 4
+"""Parameters that a message names."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +74,28 @@ def check_loaded(network: Any, layout: MoELayout, files: CheckpointFiles, world:
             ways = (stored.reshape(-1), stored.T.reshape(-1))
             if not any(_somewhere(held, way, expert) for held in fused for way in ways):
                 raise _misplaced(key, files)
+
+
+def refuse_not_finite(network: Any, rank: int, first: int = 0) -> None:
+    """Look at all weights that are in this process, of a rank's share at ZeRO-3. No collective.
+
+    first: number of the first decoder layer of `network` in the whole model. Raises UserError that names the
+    parameters with a value that is not finite: an expert may be asked late, and its NaN come hours later.
+    """
+    bad = []
+    for name, parameter in network.named_parameters():
+        held = _Held.of(parameter, rank)
+        if held is None or not held.values.numel() or not held.values.is_floating_point():
+            continue
+        # No more memory than for two numbers, unlike a mask.
+        if not all(math.isfinite(float(end)) for end in held.values.aminmax()):
+            bad.append(re.sub(r"(?<=layers\.)\d+", lambda found: str(int(found[0]) + first), name))
+    if bad:
+        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
+        raise UserError(
+            f"values of the checkpoint are not finite (NaN or infinity): {', '.join(bad[:NAMED])}{more}",
+            "fetch or save the checkpoint anew; a merge or a conversion to another type may have made them",
+        )
 
 
 def _sampled(

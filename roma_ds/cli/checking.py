@@ -100,6 +100,19 @@ def _evaluation_data(subject: Subject) -> Iterator[str]:
         yield f"\n{preview(subject.evaluation, SHOWN)}\n"
 
 
+def _index(subject: Subject) -> Iterator[str]:
+    from roma_ds.embed.encoder_files import embedding_width
+    from roma_ds.index.stage import check_index
+
+    run = subject.run
+    try:
+        samples = len(subject.training)
+    except RomaError:
+        samples = None
+    check_index(run, subject.world_size, embedding_width(run.embed), samples)
+    yield f"{run.index.backend} can search as the run asks, with {run.index.factory}"
+
+
 def _tokens(subject: Subject) -> Iterator[str]:
     yield from _counted(subject, subject.prompts, "training")
 
@@ -135,13 +148,14 @@ LOOKS: dict[str, Callable[[Subject], Iterator[str]]] = {
     "weights": _weights,
     "training data": _training_data,
     "evaluation data": _evaluation_data,
+    "index": _index,
     "tokens": _tokens,
     "evaluation tokens": _evaluation_tokens,
     "memory": memory_lines,
 }
 
 
-FOR_TRAINING = ("weights", "training data", "tokens", "memory")
+FOR_TRAINING = ("weights", "training data", "index", "tokens", "memory")
 """Left out where nothing can be trained; weights are then read as the library has it."""
 
 

@@ -59,21 +59,27 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
         flags, ranks = place_ranks(flags, ranks)
     elif ranks is None and not flags.hosts:
         ranks = likely_ranks()
-    resolve_deepspeed(run_config, max(1, flags.world_size or ranks or 1))
+    world_size = max(1, flags.world_size or ranks or 1)
+    resolve_deepspeed(run_config, world_size, judged=False)
     if on_ranks:
         flags = reach_hosts(flags)
         _forget_left_ranks(options.ranks, ranks, flags)
 
     def accepted() -> None:
+        if not on_ranks:
+            return
+        world_size = max(1, flags.world_size or ranks or 1)
+        resolve_deepspeed(run_config, world_size)
         # Other hosts may see another checkpoint than this one does.
-        if on_ranks and not flags.hosts:
+        if not flags.hosts:
             from roma_ds.pipeline.acceptance import accept_unread
             from roma_ds.pipeline.worker import calm_libraries
 
             calm_libraries()
-            world_size = max(1, flags.world_size or ranks or 1)
-            embeds = variant != "base" and "embed" in needed
-            accept_unread(run_config, world_size, goal, embeds)
+            trains = variant != "base"
+            accept_unread(
+                run_config, world_size, goal, trains and "embed" in needed, trains and "index" in needed
+            )
 
     # With a command on every host, the first one does what is done once.
     first = flags.kind != NO_SSH or flags.node_rank == 0

@@ -27,6 +27,7 @@ CHECKS = (
     "weights",
     "training data",
     "evaluation data",
+    "index",
     "tokens",
     "evaluation tokens",
     "memory",

@@ -123,14 +123,19 @@ class Subject:
         return self._encoded(self.evaluation, new_tokens_of(self.run))
 
     def _encoded(self, samples: list[Sample], new_tokens: Mapping[str, int]) -> list[Prompt]:
+        from roma_ds.checkpoint.loading import load_config
         from roma_ds.sequences.encoding import encode
 
         refuse = self.run.data.long_prompts == "refuse"
+        vocabulary = getattr(load_config(self.run.model), "vocab_size", None)
+        highest = max(self.tokenizer.get_vocab().values(), default=0)
+        more_tokens = vocabulary is not None and highest >= vocabulary
         return encode(
-            samples if refuse else samples[:FIRST_ROWS],
+            samples if refuse or more_tokens else samples[:FIRST_ROWS],
             self.tokenizer,
             self.run.data.max_tokens,
             self.context,
             new_tokens,
             refuse,
+            vocabulary,
         )

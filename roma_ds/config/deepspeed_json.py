@@ -16,6 +16,7 @@ from roma_ds.config.deepspeed_keys import (
     ZERO_REMOVED,
     ZERO_UNSUPPORTED,
 )
+from roma_ds.config.deepspeed_switches import OFFLOADS, drop_switched_off, is_no_device, switched_off
 from roma_ds.config.packaged import deepspeed_file, deepspeed_names
 from roma_ds.config.schema import RunConfig
 from roma_ds.config.spelling import did_you_mean
@@ -27,20 +28,25 @@ _OPTIMIZERS = ("auto", "Adam", "AdamW")
 _SCHEDULERS = ("auto", "WarmupLR", "WarmupDecayLR", "WarmupCosineLR")
 
 
-def resolve_deepspeed(run: RunConfig, world_size: int) -> Json:
+def resolve_deepspeed(run: RunConfig, world_size: int, judged: bool = True) -> Json:
     """The JSON that `run.deepspeed` names, resolved for `world_size` ranks: what deepspeed.initialize takes.
+
+    judged: also hold it against DeepSpeed's own models, which takes the seconds that its import takes.
 
     Batch sizes, clipping, precision and the TensorBoard folder come from the run config wherever the JSON
     says "auto" or nothing. `optimizer` and `scheduler` sections with nothing but "auto" are dropped, because
     the routers' optimizer is built from `train`.
 
     Raises UserError that lists every problem at once: unknown, removed or unsupported keys, values that
-    contradict the run config (with both files and both keys), and an "auto" that nothing decides.
+    contradict the run config (with both files and both keys), an "auto" that nothing decides, and whatever
+    DeepSpeed would refuse when training begins. Sections that are switched off are no problem.
     """
     path = deepspeed_file(run.deepspeed)
     content = _read(path)
     resolution = _Resolution(run, world_size, path.name, content)
     resolution.resolve()
+    if judged:
+        resolution.judge()
     if resolution.problems:
         count = len(resolution.problems)
         title = "" if count == 1 else f"{path.name}: {count} problems:\n"
@@ -56,8 +62,11 @@ class _Resolution:
         self.run, self.world_size, self.name = run, world_size, name
         self.content = content
         self.problems: list[str] = []
+        self.reported: set[str] = set()
+        self.off = switched_off(content)
 
     def resolve(self) -> None:
+        drop_switched_off(self.content, self.off)
         self._check_keys(self.content, "", KNOWN, REMOVED)
         self._refuse_unsupported()
         self._drop_all_auto("optimizer", _OPTIMIZERS)
@@ -68,7 +77,19 @@ class _Resolution:
         self._tensorboard()
         self._fill_auto(self.content, "")
 
+    def judge(self) -> None:
+        """Add what DeepSpeed refuses, in its models and in the engine alone."""
+        from roma_ds.config.deepspeed_models import judge, refused_by_engine, whole_config_problem
+
+        for problems in (judge(self.content, self.off), refused_by_engine(self.content, self.run)):
+            for key, message in problems:
+                if key not in self.reported:
+                    self._problem(key, message)
+        if not self.problems and (said := whole_config_problem(self.content)):
+            self.problems.append(f"{self.name}: DeepSpeed refuses it: {said}")
+
     def _problem(self, key: str, message: str) -> None:
+        self.reported.add(key)
         self.problems.append(f"{self.name}: {key}: {message}")
 
     def _section(self, key: str) -> Json:
@@ -158,7 +179,8 @@ class _Resolution:
                 zero.setdefault("stage3_param_persistence_threshold", "auto")
         for key, reason in ZERO_UNSUPPORTED.items():
             value = zero.get(key)
-            if value not in (None, False) and not (isinstance(value, dict) and _is_off(value)):
+            offloads_nothing = key in OFFLOADS and isinstance(value, dict) and is_no_device(value)
+            if value not in (None, False) and not offloads_nothing:
                 self._problem(f"zero_optimization.{key}", f"not supported: {reason}; delete it")
         self._offload(zero, stage)
         group = zero.get("zero_hpz_partition_size", 1)
@@ -170,7 +192,7 @@ class _Resolution:
 
     def _offload(self, zero: Json, stage: Any) -> None:
         offload = zero.get("offload_param")
-        if not isinstance(offload, dict) or _is_off(offload):
+        if not isinstance(offload, dict) or is_no_device(offload):
             return
         if stage != 3:
             self._problem("zero_optimization.offload_param", f"needs stage 3, not {json.dumps(stage)}")
@@ -200,10 +222,6 @@ class _Resolution:
                 content[key] = AUTO[here]
             elif value == "auto":
                 self._problem(here, '"auto" is decided by nothing here; write a value or delete the key')
-
-
-def _is_off(offload: Json) -> bool:
-    return offload.get("device") in (None, "none")
 
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:

@@ -56,7 +56,9 @@ ZERO_REMOVED = frozenset({"mics_shard_size", "mics_hierarchical_params_gather", 
 """Keys of zero_optimization in older versions."""
 
 UNSUPPORTED = {
+    "autotuning": "no experiments are started from here",
     "data_efficiency": "the order of samples is that of train.seed",
+    "datastates_ckpt": "what a run resumes from is written by roma_ds",
     "expert_parallel": "DeepSpeed's expert parallelism does not take an optimizer over routers alone",
     "hybrid_engine": "nothing is generated during training",
     "pipeline": "the model is not cut into pipeline stages",
@@ -74,8 +76,20 @@ ZERO_UNSUPPORTED = {
     "zero_quantized_weights": "frozen weights would no longer be those that were collected from",
     "zero_quantized_nontrainable_weights": "frozen weights would no longer be those that were collected from",
     "zero_quantized_gradients": "gradients of routers alone are a few megabytes",
+    "zenflow": "it needs offload_optimizer, which is not supported",
 }
 """Keys of zero_optimization that are refused, each with the reason."""
+
+MUST_BE = {
+    "managed_gradient_accumulation": (True, "the last micro-batch of a step is known here"),
+    "bf16.check_grad_overflow": (True, "a gradient that is not finite would get into the routers"),
+    "compile.deepcompile": (False, "nothing is compiled"),
+    "zero_optimization.compute_grad_norm": (True, "the norm says whether a gradient is finite"),
+}
+"""Keys with the one value that they may have, and why."""
+
+SIZES = frozenset({"autotp_size", "tp_size", "stages"})
+"""Keys that switch their section off where they are 1 or less."""
 
 AUTO = {
     "zero_optimization.reduce_bucket_size": 20_000_000,

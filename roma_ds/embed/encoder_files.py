@@ -54,6 +54,19 @@ def check_encoder(config: EmbedConfig) -> None:
             )
 
 
+def embedding_width(config: EmbedConfig) -> int | None:
+    """Numbers of an embedding, from the files of a local model; None where they do not say so plainly."""
+    try:
+        folder = Path(location(config.model))
+        modules = json.loads((folder / "modules.json").read_text(encoding="utf-8"))
+        kinds = {str(module["type"]).rpartition(".")[2] for module in modules}
+        path = next(str(module["path"]) for module in modules)
+        width = json.loads((folder / path / "config.json").read_text(encoding="utf-8"))["hidden_size"]
+    except (OSError, ValueError, LookupError, TypeError, StopIteration, EnvironmentFault):
+        return None
+    return width if kinds <= {"Transformer", "Pooling", "Normalize"} and isinstance(width, int) else None
+
+
 def _check_code(config: EmbedConfig, place: str, modules: list[dict[str, Any]]) -> None:
     if config.trust_remote_code:
         return

@@ -11,7 +11,7 @@ import torch
 
 from roma_ds.checkpoint.blueprint import blueprint
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
-from roma_ds.checkpoint.loaded_weights import check_loaded
+from roma_ds.checkpoint.loaded_weights import check_loaded, refuse_not_finite
 from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
@@ -29,6 +29,8 @@ from roma_ds.sequences.request_set import read_results, requests_of
 from roma_ds.sequences.scores import Scores
 
 MONITORS = ("tensorboard", "csv_monitor", "wandb", "comet")
+OF_TRAINING = (*MONITORS, "wall_clock_breakdown", "flops_profiler", "memory_breakdown")
+"""Sections of a DeepSpeed config that speak of training steps, of which a frozen network has none."""
 
 
 def is_zero3(ds: Mapping[str, Any]) -> bool:
@@ -49,6 +51,7 @@ def load_part(
     with agreement(world):
         layout = detect(network).shifted(first or 0)
         check_loaded(network, layout, CheckpointFiles(model), world)
+        refuse_not_finite(network, world.rank, first or 0)
     return network, layout
 
 
@@ -70,7 +73,7 @@ class FrozenModel:
         if self.partitioned:
             import deepspeed
 
-            plain = {key: deepcopy(value) for key, value in ds.items() if key not in MONITORS}
+            plain = {key: deepcopy(value) for key, value in ds.items() if key not in OF_TRAINING}
             with exact_buffers(self.routed):
                 self._call, *_ = deepspeed.initialize(model=self.routed, config=plain)
         self.routed.attach()

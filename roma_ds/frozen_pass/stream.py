@@ -20,6 +20,7 @@ import torch
 
 from roma_ds.checkpoint.blueprint import Blueprint
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.loaded_weights import refuse_not_finite
 from roma_ds.checkpoint.read_ahead import ReadAhead
 from roma_ds.checkpoint.span import Span, SpanLoader
 from roma_ds.comm import World
@@ -184,6 +185,7 @@ class _Run:
     def _through(self, step: int, network: Any) -> None:
         """All batches through the embedding or a decoder layer, and what that gave on disk."""
         job, layer, cache = self.job, step - 1, self.job.cache
+        refuse_not_finite(network, job.world.rank, max(0, layer))
         work = self._embedding(network) if step == 0 else self._layer(network, layer)
         rows = self._rows(step)
         routings = []
@@ -256,6 +258,7 @@ class _Run:
         return work
 
     def _head(self, network: Any) -> list[Record]:
+        refuse_not_finite(network, self.job.world.rank)
         use_frozen_modules(network)
         records: list[Record] = []
         experts = self.job.whole.layout.experts

@@ -10,9 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from roma_ds.errors import EnvironmentFault
 from roma_ds.index.backend import Found
-from roma_ds.index.factories import EXACT, filled_index, inverted_lists, restricts
+from roma_ds.index.factories import EXACT, faiss_module, filled_index, inverted_lists, restricts
 
 GPU_MOST = 2048
 """Most results that FAISS gives for a query on a GPU."""
@@ -32,13 +31,7 @@ class FaissBackend:
     """A FAISS index on the CPU; a flat one also on the GPU where FAISS is built for it and sees one."""
 
     def __init__(self, vectors: NDArray[np.float32], factory: str = EXACT, refreshed: bool = False) -> None:
-        try:
-            import faiss
-        except ImportError as error:
-            raise EnvironmentFault(
-                "index.backend is faiss, and no FAISS is installed",
-                "pip install 'roma_ds[cpu]' (or [gpu], never both), or set index.backend=torch",
-            ) from error
+        faiss = faiss_module()
         import torch
 
         self._faiss = faiss

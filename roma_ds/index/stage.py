@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,9 @@ from numpy.typing import NDArray
 from roma_ds.comm import Transport, World, agreement, open_transport
 from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
-from roma_ds.errors import UserError
+from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.index.candidates import Candidates
-from roma_ds.index.factories import EXACT
+from roma_ds.index.factories import EXACT, check_factory
 from roma_ds.index.live import LiveIndex, Snapshot
 from roma_ds.index.neighbourhood import ABSENT, Neighbourhood, prompt_groups
 from roma_ds.index.shard import measured_recall
@@ -46,6 +47,28 @@ def check_successful(run: RunConfig, successful: NDArray[np.bool_]) -> None:
             f"roma.neighbours is {run.roma.neighbours}, but only {size} training samples are answered right",
             f"set roma.neighbours to {size} or less, or add training samples",
         )
+
+
+def check_index(run: RunConfig, world_size: int, width: int | None, samples: int | None) -> None:
+    """Raises a RomaError where the index cannot be made or asked as the run wants it, before there is one.
+
+    width: numbers of an embedding, samples: those of training, None while they are not known.
+    """
+    if run.index.transport == "mpi" and world_size > 1 and find_spec("mpi4py") is None:
+        raise EnvironmentFault(
+            "index.transport is mpi, and the package mpi4py is not installed",
+            "pip install 'roma_ds[mpi]', or set index.transport=torch",
+        )
+    if run.index.backend == "torch":
+        return
+    parts = world_size if run.index.placement == "sharded" else 1
+    check_factory(
+        run.index.factory,
+        width,
+        None if samples is None else samples // parts,
+        run.roma.refresh != "never",
+        run.roma.epsilon is not None,
+    )
 
 
 def open_index(

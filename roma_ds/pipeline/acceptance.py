@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from roma_ds.checkpoint.blueprint import Blueprint, blueprint, check_checkpoint
-from roma_ds.checkpoint.loading import load_config
+from roma_ds.checkpoint.loading import load_config, load_tokenizer
 from roma_ds.config import RunConfig, resolve_deepspeed
 from roma_ds.data.store import data_inputs
-from roma_ds.embed.encoder_files import check_encoder
+from roma_ds.embed.encoder_files import check_encoder, embedding_width
 from roma_ds.embed.stage import embed_inputs
 from roma_ds.families import has_routers
+from roma_ds.index.stage import check_index
 from roma_ds.pipeline.folders import Folders
+from roma_ds.pipeline.held_model import EVALUATED, HeldModel
 from roma_ds.pipeline.machine_support import check_machine
 from roma_ds.training.loop import check_batches
 
 
-def accept(run: RunConfig, whole: Blueprint, world_size: int, embeds: bool) -> None:
-    """Raises UserError where model and settings do not go together, or there is nothing to embed with.
+def accept(run: RunConfig, whole: Blueprint, world_size: int, embeds: bool, indexes: bool = True) -> None:
+    """Raises a RomaError where model and settings do not go together, or what a stage needs is not there.
 
-    whole: of the run's model. embeds: whether embeddings are to be made.
+    whole: of the run's model. embeds: whether embeddings are to be made; indexes: whether neighbours are.
     """
     whole.layout.choose(run.roma.layers)
     check_batches(run, world_size)
@@ -25,6 +27,8 @@ def accept(run: RunConfig, whole: Blueprint, world_size: int, embeds: bool) -> N
         whole.layout.family.require_parts()
     if embeds:
         check_encoder(run.embed)
+    if indexes:
+        check_index(run, world_size, embedding_width(run.embed), None)
 
 
 def must_embed(run: RunConfig, folders: Folders) -> bool:
@@ -38,13 +42,26 @@ def must_embed(run: RunConfig, folders: Folders) -> bool:
     return embed.why_stale(embed_inputs(run, data.read()["fingerprint"])) is not None
 
 
-def accept_unread(run: RunConfig, world_size: int, goal: str, embeds: bool) -> None:
-    """The same where neither machine nor checkpoint were looked at yet. Weights are not read.
+def accept_data(run: RunConfig, held: HeldModel, indexes: bool) -> None:
+    """What shows once the data are there: raises UserError where they are too few for the index, or where a
+    token of theirs has no row in the model's embedding. Local work.
+    """
+    if indexes:
+        samples = int(held.folders.record("data").read()["extra"]["training"])
+        check_index(run, held.world.size, embedding_width(run.embed), samples)
+    if held.has_more_tokens:
+        for name in ("samples.parquet", EVALUATED):
+            held.prompts(name)
+
+
+def accept_unread(run: RunConfig, world_size: int, goal: str, embeds: bool, indexes: bool) -> None:
+    """As `accept` where neither machine nor checkpoint were looked at yet. Weights are not read.
 
     goal: the last stage; a model without routers can be evaluated.
     """
+    load_tokenizer(run.model)
     if goal == "eval" and not has_routers(load_config(run.model)):
         return
     check_machine(resolve_deepspeed(run, world_size))
     check_checkpoint(run.model)
-    accept(run, blueprint(run.model), world_size, embeds)
+    accept(run, blueprint(run.model), world_size, embeds, indexes)

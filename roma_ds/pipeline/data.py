@@ -18,7 +18,7 @@ def make_data(
 ) -> None:
     """Read, check and render all data unless it is up to date. Raises UserError on bad input.
 
-    before_change: called before data that an earlier run left are made anew; may refuse that.
+    before_change: called before anything is made or made anew; may refuse that.
     """
     record = folders.record("data")
     inputs = data_inputs(run)
@@ -26,8 +26,7 @@ def make_data(
     if reason is None:
         say("data: up to date")
         return
-    if record.path.exists():
-        before_change()
+    before_change()
     say(f"data: {reason}")
     started = time.monotonic()
     manifest = run_data(run, folders.root, lambda line: say(f"data: {line}"))

@@ -48,6 +48,7 @@ class HeldModel:
             self.whole = blueprint(run.model)
         if self.family.limits:
             self.say(f"model: family {self.family.name} is {self.family.support}: {self.family.reason}")
+        self.vocabulary = int(model_config.vocab_size)
         self.context: int | None = getattr(model_config, "max_position_embeddings", None)
         self.model_hash: str = world.from_first(checkpoint_hash(run.model, model_config))
         self._refuse_changed_weights()
@@ -84,6 +85,11 @@ class HeldModel:
         """Print on rank 0."""
         if self.world.is_first:
             print(text, flush=True)
+
+    @property
+    def has_more_tokens(self) -> bool:
+        """Whether the tokenizer has ids without a row in the embedding; texts need not contain them."""
+        return max(self.tokenizer.get_vocab().values(), default=0) >= self.vocabulary
 
     @property
     def generates(self) -> bool:
@@ -145,6 +151,7 @@ class HeldModel:
                 self.context,
                 new_tokens_of(self.run) if name == EVALUATED else None,
                 self.run.data.long_prompts == "refuse",
+                self.vocabulary,
             )
         return self._prompts[name]
 

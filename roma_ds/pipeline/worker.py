@@ -154,7 +154,7 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
     from roma_ds.comm import agreement
     from roma_ds.monitor.services import send_results
     from roma_ds.pipeline import stages
-    from roma_ds.pipeline.acceptance import accept, must_embed
+    from roma_ds.pipeline.acceptance import accept, accept_data, must_embed
     from roma_ds.pipeline.evaluating import eval_stage
 
     run = session.run
@@ -165,9 +165,10 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
             embeds = must_embed(run, session.folders)
     embeds = world.from_first(embeds)
     with agreement(world):
-        accept(run, session.whole, world.size, embeds)
+        accept(run, session.whole, world.size, embeds, "index" in needed)
     stages.data_stage(session)
     with agreement(world):
+        accept_data(run, session, "index" in needed)
         # Of a run that is there already only once something of it changes: a stage may still refuse.
         if not session.folders.is_described:
             session.describe()

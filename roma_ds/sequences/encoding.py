@@ -100,14 +100,15 @@ def encode(
     context: int | None = None,
     new_tokens: Mapping[str, int] | None = None,
     refuse_long: bool = False,
+    vocabulary: int | None = None,
 ) -> list[Prompt]:
     """Token ids of all samples; prompts longer than `max_tokens` lose their middle.
 
     context: tokens that the model reads at most: a prompt is also cut where its answer would not fit behind
-    it, or as many generated tokens as `new_tokens` has for its task.
+    it, or as many generated tokens as `new_tokens` has for its task. vocabulary: rows of the embedding.
     Special tokens stand before the prompt, once, and never between prompt and answer.
     Raises UserError naming the sample when an answer tokenises to nothing or leaves no room for a prompt,
-    and with `refuse_long` when a prompt would be cut.
+    when a token has no row in the embedding, and with `refuse_long` when a prompt would be cut.
     """
     encoded = []
     special = SpecialTokens.of(tokenizer, next((one.prompt for one in samples if one.prompt), ""))
@@ -128,6 +129,9 @@ def encode(
             raise UserError(
                 f"sample {sample.id}: {what} has no tokens for this tokenizer", "change the row, or drop it"
             )
+        highest = max(map(max, (*whole, target, *options)))
+        if vocabulary is not None and highest >= vocabulary:
+            raise _without_row(sample, highest, tokenizer, vocabulary)
         limit = max_tokens
         if context is not None:
             # The last token of an answer is predicted and never read.
@@ -149,6 +153,14 @@ def encode(
             )
         )
     return encoded
+
+
+def _without_row(sample: Sample, token: int, tokenizer: Any, vocabulary: int) -> UserError:
+    return UserError(
+        f"sample {sample.id}: its token {token} ({tokenizer.decode([token])!r}) has no row in the model's "
+        f"embedding, which has {vocabulary}",
+        "put the tokenizer's files that belong to this checkpoint into model.path, or take that text out",
+    )
 
 
 def _too_long(sample: Sample, longest: int, limit: int, context: int | None) -> UserError:

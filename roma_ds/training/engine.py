@@ -94,7 +94,17 @@ class RouterEngine:
         # An infinite loss may have a finite gradient: as NaN it stops the update, on every rank.
         factor = torch.where(torch.isfinite(loss.detach()), 1.0, float("nan"))
         self.engine.set_gradient_accumulation_boundary(last)
+        self._start_backward_timers()
         self.engine.backward(loss * factor, scale_wrt_gas=False)
+
+    def _start_backward_timers(self) -> None:
+        """DeepSpeed stops them after its backward pass, and starts them in hooks on the root's outputs.
+
+        The root's output is opaque to it (see `RoutedOutput`), so that nothing would start them.
+        """
+        timers = self.engine.engine_timers
+        for name in (*timers.backward_timers, *timers.backward_inner_timers):
+            self.engine.timers(name).start()
 
     def step(self, learning_rate: float) -> float:
         """Clip, update the routers, clear gradients. Returns the norm of the gradient before clipping.

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 from torch import nn
 
+from roma_ds.checkpoint.loaded_weights import refuse_not_finite
 from roma_ds.checkpoint.loading import checkpoint, load_config, load_generation_config, loading_faults
 from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import detect, has_routers
-from roma_ds.frozen_pass.frozen_model import MONITORS, is_zero3
+from roma_ds.frozen_pass.frozen_model import OF_TRAINING, is_zero3
 from roma_ds.network.release import release, return_freed_memory
 from roma_ds.network.routed import exact_buffers
 from roma_ds.network.router_weights import RouterWeights
@@ -70,6 +71,8 @@ class PlainModel:
         with agreement(world):
             config = load_config(model)
         network = self._whole(model, config, ds)
+        with agreement(world):
+            refuse_not_finite(network, world.rank)
         network.config.use_cache = True
         self.network = network
         self.config = network.config
@@ -80,7 +83,7 @@ class PlainModel:
         if self.partitioned:
             import deepspeed
 
-            plain = {key: deepcopy(value) for key, value in ds.items() if key not in MONITORS}
+            plain = {key: deepcopy(value) for key, value in ds.items() if key not in OF_TRAINING}
             with exact_buffers(self._root):
                 self._call, *_ = deepspeed.initialize(model=self._root, config=plain)
         self._weights = None

@@ -189,7 +189,7 @@ def test_a_config_of_the_transformers_trainer_is_completed(resolve: Resolve) -> 
         ),
         ({"zero_optimization": {"mics_shard_size": 2}}, ["mics_shard_size: was removed from DeepSpeed 0.19"]),
         ({"elasticity": {}}, ["ds.json: elasticity: was removed from DeepSpeed 0.19"]),
-        ({"amp": {"enabled": False}}, ["ds.json: amp: was removed"]),
+        ({"amp": {"enabled": True}}, ["ds.json: amp: was removed"]),
         (
             {"tensor_parallel": {"autotp_size": 2}},
             ["ds.json: tensor_parallel: not supported: weights are sharded"],

@@ -150,3 +150,14 @@ def test_a_sample_without_tokens_is_named(tokenizer: Any, change: dict[str, Any]
 @pytest.mark.parametrize(("continuation", "length"), [((), 3), ((7,), 3), ((7, 8, 9), 5)])
 def test_the_last_answer_token_is_predicted_and_not_read(continuation: tuple[int, ...], length: int) -> None:
     assert Encoded(0, (1, 2, 3), continuation).length == length
+
+
+def test_a_token_without_a_row_in_the_embedding_is_named(tokenizer: Any) -> None:
+    samples = [letter_sample(place, random.Random(place)) for place in range(4)]
+    ids = [set(tokenizer(sample.prompt + sample.target)["input_ids"]) for sample in samples]
+    highest = max(max(found) for found in ids)
+    first = next(place for place, found in enumerate(ids) if highest in found)
+    assert encode(samples, tokenizer, 500, vocabulary=highest + 1) == encode(samples, tokenizer, 500)
+    with pytest.raises(UserError, match=f"sample {samples[first].id}: its token {highest} ") as caught:
+        encode(samples, tokenizer, 500, vocabulary=highest)
+    assert f"which has {highest}" in caught.value.message and "model.path" in str(caught.value.fix)

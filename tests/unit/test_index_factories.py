@@ -1,13 +1,15 @@
 from __future__ import annotations
 
+import sys
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from roma_ds.errors import UserError
-from roma_ds.index.factories import filled_index, inverted_lists, restricts
+from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.index.factories import check_factory, filled_index, inverted_lists, restricts
 from roma_ds.index.neighbourhood import ABSENT
 from roma_ds.index.shard import Shard, measured_recall
 
@@ -21,7 +23,7 @@ USED_WHILE_REFRESHED = (
     "PCA8,IVF8,Flat",
     "SQ8",
 )
-USED_WHEN_NOT = ("HNSW8", "PQ4x4")
+USED_WHEN_NOT = ("HNSW8", "PQ4x4", "IVF8,RQ2x4")
 
 
 def clustered(rows: int, dim: int = 16, seed: int = 0) -> NDArray[np.float32]:
@@ -92,7 +94,7 @@ def test_graphs_are_refused_for_sets_that_change(factory: str) -> None:
     filled_index(clustered(800), "HNSW8", refreshed=False)
 
 
-@pytest.mark.parametrize("factory", ["PQ4x4", "IVF8,PQ4x4,RFlat", "Flat,RFlat"])
+@pytest.mark.parametrize("factory", ["PQ4x4", "IVF8,PQ4x4,RFlat", "Flat,RFlat", "IVF8,RQ2x4"])
 def test_types_without_selection_are_refused_for_sets_that_change(factory: str) -> None:
     with pytest.raises(UserError, match="cannot search among the members") as caught:
         filled_index(clustered(800), factory, refreshed=True)
@@ -200,3 +202,30 @@ def test_a_better_index_has_a_better_recall() -> None:
         for factory in ("Flat", "IVF32,Flat", "IVF32,PQ4x4")
     }
     assert recall["Flat"] == 1.0 >= recall["IVF32,Flat"] > 0.9 > recall["IVF32,PQ4x4"]
+
+
+@pytest.mark.parametrize("factory", ["PQ8x4fs", "PCA8,PQ4x4fs", "OPQ8,PQ8x4fs", "NSG8,Flat"])
+def test_types_without_a_radius_are_refused_before_there_are_vectors(factory: str) -> None:
+    with pytest.raises(UserError, match=r"cannot search by roma\.epsilon") as caught:
+        check_factory(factory, 16, None, refreshed=False, has_radius=True)
+    assert "use roma.neighbours" in str(caught.value.fix)
+    check_factory(factory, 16, None, refreshed=False, has_radius=False)
+
+
+@pytest.mark.parametrize("factory", [*USED_WHILE_REFRESHED, "OPQ8_16,IVF512,PQ8"])
+def test_types_that_can_are_let_through(factory: str) -> None:
+    check_factory(factory, 16, None, refreshed=True, has_radius=True)
+    check_factory(factory, None, None, refreshed=True, has_radius=False)
+
+
+def test_what_is_known_of_the_vectors_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    check_factory("IVF8,PQ5", 20, None, refreshed=False, has_radius=False)
+    with pytest.raises(UserError, match="multiple of the number of subquantizers"):
+        check_factory("IVF8,PQ5", 16, None, refreshed=False, has_radius=False)
+    check_factory("IVF8,Flat", 16, 312, refreshed=False, has_radius=False)
+    with pytest.raises(UserError, match="takes 312 vectors, and there are 311"):
+        check_factory("IVF8,Flat", 16, 311, refreshed=False, has_radius=False)
+    monkeypatch.setitem(sys.modules, "faiss", None)
+    with pytest.raises(EnvironmentFault, match="no FAISS is installed") as caught:
+        check_factory("Flat", None, None, refreshed=False, has_radius=False)
+    assert "roma_ds[cpu]" in str(caught.value.fix)

@@ -11,12 +11,12 @@ from family_models import MODEL_TYPES
 
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.checksums import checksums, sampled_keys
-from roma_ds.checkpoint.loaded_weights import check_loaded
+from roma_ds.checkpoint.loaded_weights import check_loaded, refuse_not_finite
 from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.config import ModelConfig
-from roma_ds.errors import RomaError
+from roma_ds.errors import RomaError, UserError
 from roma_ds.families import detect
 from roma_ds.testing.tiny_models import save_tiny
 
@@ -55,3 +55,17 @@ def test_a_tensor_of_the_experts_of_each_layer_has_a_digest(model_type: str, tmp
     named = (".experts.", ".input_linear.", ".output_linear.")
     assert all(any(part in key for part in named) for key in others)
     assert set(checksums(files, keys)) == set(keys)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
+    network = torch.nn.ModuleDict(
+        {"layers": torch.nn.ModuleList([torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)])}
+    ).to(torch.bfloat16)
+    refuse_not_finite(network, 0)
+    network["layers"][1].weight.data[1, 2] = value  # type: ignore[index]
+    with pytest.raises(UserError, match=r"not finite \(NaN or infinity\): layers\.1\.weight\n") as caught:
+        refuse_not_finite(network, 0)
+    assert "checkpoint" in str(caught.value.fix)
+    with pytest.raises(UserError, match=r"layers\.8\.weight"):
+        refuse_not_finite(network, 0, first=7)

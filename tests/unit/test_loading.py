@@ -144,3 +144,12 @@ def test_a_hub_id_is_read_from_the_hub_s_own_folder(
     lost.unlink()
     with pytest.raises(UserError, match=f"{lost.name} of 'owner/tiny' is neither here nor on the hub"):
         check_checkpoint(model)
+
+
+def test_a_folder_without_tokenizer_files_is_named(copy: Path) -> None:
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json"):
+        (copy / name).unlink(missing_ok=True)
+    with pytest.raises(UserError) as caught:
+        load_tokenizer(ModelConfig(path=str(copy)))
+    assert str(copy) in caught.value.message
+    assert "tokenizer.json" in caught.value.message and "copy them" in str(caught.value.fix)

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+import json
 import math
 import os
 import random
+import re
 from collections.abc import Iterator, Mapping
 from itertools import pairwise
 from pathlib import Path
@@ -406,3 +408,24 @@ def test_lambda_zero_is_router_tuning_bit_for_bit(
         optimizer.zero_grad()
     for found, gate in zip(one.engine.masters().values(), learned, strict=True):
         assert torch.equal(found, gate.detach())
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_timings_and_the_profile_of_training_are_shown(
+    bench: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str], stage: int
+) -> None:
+    """DeepSpeed starts its timers in hooks that our opaque output does not have."""
+    profile = {"enabled": True, "profile_step": 1, "output_file": str(tmp_path / "profile.txt")}
+    content = {
+        "wall_clock_breakdown": True,
+        "flops_profiler": profile,
+        "zero_optimization": {"stage": stage, "reduce_bucket_size": 10000},
+    }
+    (tmp_path / "timed.json").write_text(json.dumps(content))
+    one = bench(f"deepspeed={tmp_path / 'timed.json'}")
+    for number in range(2):
+        assert math.isfinite(one.step(number, 1.0, 0.01, norms=number == 1).grad_norm)
+    shown = capfd.readouterr().out
+    for name in ("fwd_microstep", "bwd_microstep", "bwd_inner", "step_microstep"):
+        assert len(re.findall(rf"{name}: [0-9.]+", shown)) >= 2
+    assert "Flops Profiler" in (tmp_path / "profile.txt").read_text()
