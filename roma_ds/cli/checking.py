@@ -19,10 +19,12 @@ SHOWN = 2
 
 
 def _deepspeed(subject: Subject) -> Iterator[str]:
+    from roma_ds.training.batch_order import batch_line
+
     train, ranks = subject.run.train, subject.world_size
     zero = subject.ds["zero_optimization"]
-    total = train.micro_batch * train.gradient_accumulation * ranks
-    yield f"ZeRO stage {zero['stage']}, {ranks} ranks, global batch {total}"
+    yield f"ZeRO stage {zero['stage']}, {ranks} ranks, global batch {train.split(ranks).samples}"
+    yield f"  {batch_line(train, ranks)}"
     device = (zero.get("offload_param") or {}).get("device", "none")
     if device != "none":
         yield f"weights wait in {device}"

@@ -149,7 +149,7 @@ def demo(options: argparse.Namespace) -> int:
     from roma_ds.demo.project import write_project
 
     ranks = options.ranks if options.ranks is not None else most_ranks(DEMO_RANKS)
-    config = write_project(options.out, options.seed, options.zero_stage, ranks)
+    config = write_project(options.out, options.seed, options.zero_stage)
     _say(f"demo: config {config}")
     run_options = argparse.Namespace(
         command="run", config=config, overrides=options.overrides, ranks=ranks, ds=None

@@ -27,11 +27,15 @@ from roma_ds.pipeline.targets import is_refreshed, make_targets
 from roma_ds.pipeline.watchers import watchers
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import read_parquet
-from roma_ds.training.batch_order import chosen_rows
+from roma_ds.training.batch_order import batch_line, chosen_rows
 from roma_ds.training.stage import ROUTER_FILE, train
 from roma_ds.training.targets import Targets
 
-WITHOUT_EFFECT = ("save_every", "log_every", "keep_states", "keep_best", "on_non_finite", "prefix_cache")
+WITHOUT_EFFECT = (
+    *("save_every", "log_every", "keep_states", "keep_best", "on_non_finite", "prefix_cache"),
+    # The size of an update decides the result, not how ranks and micro-batches share it.
+    *("batch", "micro_batch", "gradient_accumulation"),
+)
 """Keys of `train` that do not decide the result: a run resumes though they changed."""
 
 
@@ -158,8 +162,6 @@ def _train_one(session: Session, name: str) -> None:
     folders, variant = session.folders, TRAINED[name]
     run = variant.config(session.run)
     settings = asdict(run.train)
-    # The size of a global batch decides the result, not how ranks and micro-batches share it.
-    per_rank = settings.pop("micro_batch") * settings.pop("gradient_accumulation")
     for without_effect in WITHOUT_EFFECT:
         settings.pop(without_effect)
     inputs = {
@@ -172,12 +174,14 @@ def _train_one(session: Session, name: str) -> None:
         "layer_reduction": run.roma.layer_reduction,
         "refresh": [run.roma.refresh, run.index.payload] if is_refreshed(run, variant) else "never",
         "train": settings,
-        "global_batch": per_rank * session.world.size,
+        "global_batch": run.train.split(session.world.size).samples,
     }
     folder = folders.training(name)
 
     def work() -> Mapping[str, Any]:
         session.release_frozen()
+        if not session.is_cell:
+            session.say(f"train {name}: {batch_line(run.train, session.world.size)}")
         with agreement(session.world):
             prompts = session.prompts("samples.parquet")
         successful = neighbour_pool(session, variant.pool)
