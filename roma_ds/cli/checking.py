@@ -93,6 +93,14 @@ def _training_data(subject: Subject) -> Iterator[str]:
 def _evaluation_data(subject: Subject) -> Iterator[str]:
     from roma_ds.data import preview
 
+    if not subject.run.eval.tasks:
+        if subject.evaluation_only:
+            raise UserError(
+                f"eval.tasks is empty, and nothing can be trained: {subject.evaluation_only}",
+                "name tasks to evaluate the model as it is, or take a model that can be trained",
+            )
+        yield "eval.tasks is empty: nothing is evaluated"
+        return
     yield f"{len(subject.evaluation)} evaluation samples"
     if subject.evaluation_only:
         yield f"\n{preview(subject.evaluation, SHOWN)}\n"
@@ -103,7 +111,10 @@ def _tokens(subject: Subject) -> Iterator[str]:
 
 
 def _evaluation_tokens(subject: Subject) -> Iterator[str]:
-    yield from _counted(subject, subject.questions, "evaluation")
+    if subject.questions:
+        yield from _counted(subject, subject.questions, "evaluation")
+    else:
+        yield "none, since nothing is evaluated"
 
 
 def _counted(subject: Subject, prompts: list[Prompt], kind: str) -> Iterator[str]:

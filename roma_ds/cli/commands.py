@@ -51,7 +51,7 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     _refuse_inside_ranks()
     run_config = load_for(options.config, options.overrides, options.ds)
     flags = read_launcher_flags(launcher_flags, options.ranks)
-    needed = stages_until(goal)
+    needed = stages_until(goal, run_config)
     folders = Folders(Path(run_config.output_dir))
     on_ranks = any(stage in ON_ALL_RANKS for stage in needed)
     ranks: int | None = options.ranks

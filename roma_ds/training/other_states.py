@@ -62,6 +62,12 @@ def take_over(folder: Path, inputs: str, say: Callable[[str], None]) -> None:
         own.rmdir()
 
 
+def has_states(folder: Path, inputs: str) -> bool:
+    """Whether the run with fingerprint `inputs` left states, in `folder` or put aside there."""
+    places = (folder, folder / OTHERS / inputs)
+    return any(owner_of(path) == inputs for place in places for _, path in states_in(place))
+
+
 def put_damaged_aside(folder: Path, inputs: str, last: int, say: Callable[[str], None]) -> None:
     """Put aside what is no state of a training that goes on from step `last`, of those in its folder."""
     for step, path in states_in(folder):
