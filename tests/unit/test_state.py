@@ -5,12 +5,19 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roma_ds.comm import World
+from roma_ds.comm.ranks import Ranks
+from roma_ds.config import TrainConfig
+from roma_ds.pipeline.stages import _say_if_stopped_on_others
+from roma_ds.storage import fingerprint
 from roma_ds.training.other_states import DAMAGED, OTHERS, put_damaged_aside, take_over
 from roma_ds.training.state import (
     INDEX,
@@ -449,3 +456,24 @@ def test_a_damaged_state_is_kept_too(tmp_path: Path) -> None:
     assert switch(state, "run")[0] is None
     names = {path.name for path in (state / OTHERS / DAMAGED).iterdir()}
     assert names == {"step-6", "step-9", "step-9.2"}
+
+
+def test_a_training_that_stopped_on_other_ranks_is_named_with_its_batch(tmp_path: Path) -> None:
+    """Two ranks of 8 were stopped; the same config on one rank is told which batch goes on."""
+    made: dict[str, object] = {"data": "same"}
+    save(tmp_path, 3, fingerprint.of_json({**made, "global_batch": 16}))
+
+    def told(ranks: int, **train: int) -> list[str]:
+        said: list[str] = []
+        config = TrainConfig(**train)
+        session = SimpleNamespace(
+            world=World(Ranks(), torch.device("cpu")), run=SimpleNamespace(train=config), say=said.append
+        )
+        inputs = {**made, "global_batch": config.split(ranks).samples}
+        _say_if_stopped_on_others(session, tmp_path, inputs)  # type: ignore[arg-type]
+        return said
+
+    note = f"{tmp_path} is of the same training with 16 samples an update: train.batch=16 goes on from it"
+    assert told(1) == [note]
+    assert told(1, micro_batch=16) == told(2) == told(1, batch=8) == []
+    assert told(1, micro_batch=5) == [], "no number of ranks makes 16 of it"
