@@ -52,7 +52,7 @@ class Seed:
 
         self.seed, self.world = seed, world
         folder = out / f"seed-{seed}"
-        config = write_project(folder, seed, 0, 1, training_rows=rows)
+        config = write_project(folder, seed, 0, training_rows=rows)
         self.overrides = [
             f"data.train.0.path={folder.resolve() / 'train.jsonl'}",
             "eval.tasks=[{name: validation, path: validation.jsonl}, {name: test, path: test.jsonl}]",

@@ -1,13 +1,13 @@
 """What a study saves against its variants one by one, each by a command and in a folder of its own, uncached.
 
-    python benchmarks/study_speed.py --ranks 2 --set train.micro_batch=24 --out runs/study_speed
+    python benchmarks/study_speed.py --ranks 2 --out runs/study_speed
 
 Runs the packaged demo study by `roma-ds study` into `OUT/study`, then each of its variants with one seed as a
 study of that one cell: its own data (as many questions as a seed takes), embeddings, frozen pass and base
 evaluation, `train.prefix_cache=off`. Both are timed as whole commands, by the clock and in processor seconds,
-on the same number of ranks and with the same settings of the run (`--set`: on two ranks half the micro-batch
-gives the steps that one rank takes). A variant's time is taken for each of its seeds. What is there is not
-run again, but a study that was begun and not finished here is begun anew. Writes `study_speed.json`.
+on the same number of ranks and with the same settings of the run (`--set`). A variant's time is taken for
+each of its seeds. What is there is not run again, but a study that was begun and not finished here is begun
+anew. Writes `study_speed.json`.
 """
 
 from __future__ import annotations

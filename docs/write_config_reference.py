@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from roma_ds.config import embedding, guards, schema, study
+from roma_ds.config import embedding, guards, optimisation, schema, study
 
 TARGET = Path(__file__).with_name("config.md")
 
 HEAD = """# Run config
 
 One YAML file describes a run. This page is written by `python docs/write_config_reference.py` from
-`roma_ds/config/schema.py`, `embedding.py` and `guards.py`; a test fails when the two differ.
+`roma_ds/config/schema.py`, `embedding.py`, `optimisation.py` and `guards.py`; a test fails when the two differ.
 
 - `roma-ds init NAME` prints a packaged config with comments; `roma-ds ls configs` lists them.
 - Unknown keys, wrong types and contradictions are refused, all of them in one message, with exit code 2.
@@ -52,7 +52,7 @@ SECTIONS = (
     ("roma", schema.RomaConfig),
     ("collect", schema.CollectConfig),
     ("index", schema.IndexConfig),
-    ("train", schema.TrainConfig),
+    ("train", optimisation.TrainConfig),
     ("eval", schema.EvalConfig),
     ("eval.tasks[]", schema.TaskConfig),
     ("guards", guards.GuardsConfig),
@@ -75,7 +75,9 @@ STUDY_SECTIONS = (
 
 def class_nodes() -> dict[str, ast.ClassDef]:
     """The classes of the schema's modules by name."""
-    trees = [ast.parse(inspect.getsource(module)) for module in (schema, embedding, guards, study)]
+    trees = [
+        ast.parse(inspect.getsource(module)) for module in (schema, embedding, optimisation, guards, study)
+    ]
     return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
 

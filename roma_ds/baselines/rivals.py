@@ -77,8 +77,7 @@ def train_rival(
 
     rows: the samples that are trained on. Raises RomaError when the loss is not finite.
     """
-    size = config.micro_batch * config.gradient_accumulation
-    order = BatchOrder(len(rows), config.epochs, size, config.seed, rows)
+    order = BatchOrder(len(rows), config.epochs, config.split(1).samples, config.seed, rows)
     lengths = [requests.lengths[target] for target in requests.targets]
     optimizer = torch.optim.AdamW(rival.trained, lr=config.lr, weight_decay=config.weight_decay)
     losses: list[float] = []

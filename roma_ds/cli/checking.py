@@ -21,10 +21,12 @@ ENDS = 3
 
 
 def _deepspeed(subject: Subject) -> Iterator[str]:
+    from roma_ds.training.batch_order import batch_line
+
     train, ranks = subject.run.train, subject.world_size
     zero = subject.ds["zero_optimization"]
-    total = train.micro_batch * train.gradient_accumulation * ranks
-    yield f"ZeRO stage {zero['stage']}, {ranks} ranks, global batch {total}"
+    yield f"ZeRO stage {zero['stage']}, {ranks} ranks, global batch {train.split(ranks).samples}"
+    yield f"  {batch_line(train, ranks)}"
     device = (zero.get("offload_param") or {}).get("device", "none")
     if device != "none":
         yield f"weights wait in {device}"
@@ -94,6 +96,14 @@ def _training_data(subject: Subject) -> Iterator[str]:
 def _evaluation_data(subject: Subject) -> Iterator[str]:
     from roma_ds.data import preview
 
+    if not subject.run.eval.tasks:
+        if subject.evaluation_only:
+            raise UserError(
+                f"eval.tasks is empty, and nothing can be trained: {subject.evaluation_only}",
+                "name tasks to evaluate the model as it is, or take a model that can be trained",
+            )
+        yield "eval.tasks is empty: nothing is evaluated"
+        return
     yield f"{len(subject.evaluation)} evaluation samples"
     yield from (f"  {line}" for line in subject.evaluated[1])
     if subject.evaluation_only:
@@ -118,7 +128,10 @@ def _tokens(subject: Subject) -> Iterator[str]:
 
 
 def _evaluation_tokens(subject: Subject) -> Iterator[str]:
-    yield from _counted(subject, subject.questions, "evaluation")
+    if subject.questions:
+        yield from _counted(subject, subject.questions, "evaluation")
+    else:
+        yield "none, since nothing is evaluated"
 
 
 def _counted(subject: Subject, prompts: list[Prompt], kind: str) -> Iterator[str]:

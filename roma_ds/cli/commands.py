@@ -51,7 +51,7 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     _refuse_inside_ranks()
     run_config = load_for(options.config, options.overrides, options.ds)
     flags = read_launcher_flags(launcher_flags, options.ranks)
-    needed = stages_until(goal)
+    needed = stages_until(goal, run_config)
     folders = Folders(Path(run_config.output_dir))
     on_ranks = any(stage in ON_ALL_RANKS for stage in needed)
     ranks: int | None = options.ranks
@@ -155,7 +155,7 @@ def demo(options: argparse.Namespace) -> int:
     from roma_ds.demo.project import write_project
 
     ranks = options.ranks if options.ranks is not None else most_ranks(DEMO_RANKS)
-    config = write_project(options.out, options.seed, options.zero_stage, ranks)
+    config = write_project(options.out, options.seed, options.zero_stage)
     _say(f"demo: config {config}")
     run_options = argparse.Namespace(
         command="run", config=config, overrides=options.overrides, ranks=ranks, ds=None

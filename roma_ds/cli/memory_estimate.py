@@ -29,7 +29,8 @@ def memory_lines(subject: Subject) -> Iterator[str]:
     sizes = sizes_of(subject.network, subject.layout)
     marked, first = sizes.training(subject.layers), min(subject.layers)
     yield f"estimates of one rank on {device}, for prompts of {longest} tokens"
-    training, scoring = setting(run.train.micro_batch), setting(run.eval.batch_size)
+    training = setting(run.train.split(subject.world_size).micro_batch)
+    scoring = setting(run.eval.batch_size)
     if first and run.train.prefix_cache != "off":
         yield _line("training with the prefix cache", training_bytes(marked.suffix(first), training))
     if not first or run.train.prefix_cache != "on":

@@ -127,11 +127,15 @@ class _Resolution:
                     f"{self.run.source.name}; delete the section {key}",
                 )
 
-    def _decide(self, section: Json, path: str, value: Any, origin: str) -> None:
-        """Set the last part of `path` to `value`, which comes from `origin`; refuse another value there."""
+    def _decide(self, section: Json, path: str, value: Any, origin: str, also: Any = None) -> None:
+        """Set the last part of `path` to `value`, which comes from `origin`; refuse another value there.
+
+        also: a second value that says the same.
+        """
         key = path.rpartition(".")[2]
         given = section.get(key, "auto")
-        if given != "auto" and (given != value or isinstance(given, bool) != isinstance(value, bool)):
+        same = given == value or (also is not None and given == also)
+        if given != "auto" and (not same or isinstance(given, bool) != isinstance(value, bool)):
             self._problem(
                 path,
                 f"is {json.dumps(given)}, but {self.run.source.name}: {origin} makes it {json.dumps(value)}",
@@ -139,14 +143,24 @@ class _Resolution:
         section[key] = value
 
     def _batch(self) -> None:
-        train, ranks = self.run.train, self.world_size
+        train, split = self.run.train, self.run.train.split(self.world_size)
+        ranks = f"{self.world_size} {'rank' if self.world_size == 1 else 'ranks'}"
         micro = f"train.micro_batch {train.micro_batch}"
-        accumulation = f"train.gradient_accumulation {train.gradient_accumulation}"
-        total = train.micro_batch * train.gradient_accumulation * ranks
-        product = f"{micro} x {accumulation} x {ranks} {'rank' if ranks == 1 else 'ranks'}"
-        self._decide(self.content, "train_micro_batch_size_per_gpu", train.micro_batch, micro)
-        self._decide(self.content, "gradient_accumulation_steps", train.gradient_accumulation, accumulation)
-        self._decide(self.content, "train_batch_size", total, product)
+        if train.batch is None:
+            passes = f"train.gradient_accumulation {train.gradient_accumulation}"
+            samples, part = f"{micro} x {passes} x {ranks}", micro
+        else:
+            samples = f"train.batch {train.batch}"
+            passes = part = f"{samples} with {micro} on {ranks}"
+        # A rank runs no more than train.micro_batch, and less where the batch is small.
+        self._decide(
+            self.content, "train_micro_batch_size_per_gpu", split.micro_batch, part, train.micro_batch
+        )
+        self._decide(self.content, "gradient_accumulation_steps", split.passes, passes)
+        self._decide(self.content, "train_batch_size", split.samples, samples)
+        # DeepSpeed wants the product of these, also where an update has fewer samples, and only counts with
+        # it: a sample's weight in the loss is our own.
+        self.content["train_batch_size"] = split.micro_batch * split.passes * self.world_size
         self._decide(self.content, "gradient_clipping", train.clip, f"train.clip {train.clip}")
 
     def _precision(self) -> None:

@@ -24,6 +24,7 @@ from roma_ds.config.constraints import (
 )
 from roma_ds.config.embedding import EmbedConfig
 from roma_ds.config.guards import GuardsConfig
+from roma_ds.config.optimisation import TrainConfig
 
 AnswerForm = Literal["letter", "text"]
 Scoring = Literal["letter", "cloze", "generate"]
@@ -179,57 +180,6 @@ class IndexConfig:
 
 
 @dataclass(frozen=True)
-class TrainConfig:
-    """Optimisation of the routers."""
-
-    epochs: Count = 3
-    """Passes over the training samples."""
-    samples: Count | None = None
-    """Train on this many of the collected samples, chosen by train.seed, and take neighbours from them alone;
-    null takes all. Unlike data.train.limit it changes no cache."""
-    micro_batch: Count = 8
-    """Samples per rank and forward pass, on average: a step's samples are grouped by length and dealt out
-    such that all micro-batches have about as many tokens."""
-    gradient_accumulation: Count = 1
-    """Micro-batches per optimizer step."""
-    lr: Positive = 1e-3
-    """Peak learning rate of AdamW."""
-    lr_schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Course of the learning rate after the warm-up; cosine and linear end at 0."""
-    warmup: Share = 0.1
-    """Fraction of the steps over which the learning rate rises linearly from 0."""
-    weight_decay: NotNegative = 0.01
-    """Decoupled weight decay of AdamW."""
-    clip: NotNegative = 1.0
-    """Largest norm of the whole gradient; 0 does not clip."""
-    seed: Annotated[int, Range(at_least=0, below=2**32)] = 0
-    """The one seed: choice of rows, order of batches, random neighbours."""
-    save_every: Count = 200
-    """Optimizer steps between resume states."""
-    log_every: Count = 10
-    """Optimizer steps between lines of metrics.jsonl."""
-    keep_states: Count = 2
-    """Resume states kept on disk; older ones are deleted."""
-    keep_best: bool = True
-    """Keep also the state with the smallest training loss since the state before it."""
-    result: Literal["last", "best"] = "last"
-    """Which routers training ends with: those of the last step, or of the best state that is kept."""
-    on_non_finite: Literal["stop", "skip"] = "stop"
-    """What follows where a loss or gradient is not finite on any rank: stop, or leave the step out on all.
-    Either names the samples."""
-    task_loss: bool = True
-    """False trains on the manifold term alone."""
-    prefix_cache: Literal["auto", "on", "off"] = "auto"
-    """Train and evaluate from cached hidden states that enter the first trained layer; auto does where some
-    layers come before it and the disk has room, and says why not otherwise."""
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """(key, message) of what the fields contradict together."""
-        if self.result == "best" and not self.keep_best:
-            yield "result", "the best state is not kept; set keep_best to true"
-
-
-@dataclass(frozen=True)
 class TaskConfig:
     """One evaluation task. In YAML a plain name stands for {name: NAME}."""
 
@@ -257,8 +207,9 @@ class TaskConfig:
 class EvalConfig:
     """What the base model and every variant are measured on."""
 
-    tasks: Annotated[tuple[TaskConfig, ...], NotEmpty()]
-    """Tasks, each by name or as {name, path, split, limit, scoring, shots, shots_path, shots_split}."""
+    tasks: tuple[TaskConfig, ...]
+    """Tasks, each by name or as {name, path, split, limit, scoring, shots, shots_path, shots_split}. An empty
+    list evaluates nothing."""
     limit: Count | None = None
     """Samples per task where the task sets none; null takes all."""
     shots: Annotated[int, Range(at_least=0)] = 0

@@ -20,9 +20,7 @@ TEST_SEED = 1
 """The test rows are the same for every seed, so that runs can be compared pair by pair."""
 
 
-def write_project(
-    out: Path, seed: int, zero_stage: int, ranks: int, training_rows: int = TRAINING_ROWS
-) -> Path:
+def write_project(out: Path, seed: int, zero_stage: int, training_rows: int = TRAINING_ROWS) -> Path:
     """Write `train.jsonl`, `validation.jsonl`, `test.jsonl` and `run.yaml`; returns the config's path.
 
     seed chooses the training rows and the order of training. Files that would not change are left alone, so
@@ -39,7 +37,6 @@ def write_project(
     config = preset_text("demo")
     for old, new in (
         ("seed: 0", f"seed: {seed}"),
-        ("micro_batch: 48", f"micro_batch: {max(1, 48 // ranks)}"),
         ("ds_configs/zero3.json", f"ds_configs/zero{zero_stage}.json"),
     ):
         if config.count(old) != 1:

@@ -38,6 +38,8 @@ def model_card(run: RunConfig, router: Path, evaluations: Mapping[str, Path]) ->
         for name, result in found.items():
             cells = [_cell(result["tasks"].get(task)) for task in tasks]
             lines.append(f"| {name} | {100 * result['average']:.2f} | " + " | ".join(cells) + " |")
+    elif not run.eval.tasks:
+        lines.append("Not evaluated: `eval.tasks` of the run is empty.")
     return "\n".join(lines) + "\n"
 
 

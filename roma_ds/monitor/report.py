@@ -12,7 +12,7 @@ from roma_ds.evaluation import alignment as geometry
 from roma_ds.monitor.comparison import Comparison, cautions, compare_all, verdict
 from roma_ds.monitor.figures import draw_all, routing_pair
 from roma_ds.monitor.page import render
-from roma_ds.monitor.run_folder import Run, read_run
+from roma_ds.monitor.run_folder import NOT_EVALUATED, Run, names_no_task, read_run
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import write_json, write_text
 
@@ -37,7 +37,7 @@ def build_report(run_dir: Path) -> dict[str, Any]:
         "variants": _variants(run, comparisons),
         "alignment": aligned,
         "training": _training(run),
-        "verdict": verdict(run.variants, comparisons),
+        "verdict": [f"{NOT_EVALUATED}."] if names_no_task(run.config) else verdict(run.variants, comparisons),
         "cautions": cautions(run.variants, comparisons),
         "notes": [*run.notes, *alignment_notes, *picture_notes],
         "commands": commands(run),

@@ -21,6 +21,7 @@ from roma_ds.storage.atomic import read_json, read_parquet
 
 Columns = Mapping[str, list[Any]]
 Found = TypeVar("Found")
+NOT_EVALUATED = "Nothing was evaluated, since eval.tasks is empty"
 MAX_KINDS = 40
 """Pictures have a row or a colour a kind of sample."""
 
@@ -138,13 +139,19 @@ def read_run(folder: Path) -> Run:
     tensorboard = any((folder / "train" / "tensorboard").rglob("*tfevents*"))
     if not tensorboard:
         notes.append("no TensorBoard files in train/tensorboard; the curves below come from metrics.jsonl")
+    config = _mapping(config_text, notes)
+    stages = _stages(folder, notes)
+    if names_no_task(config):
+        # What an earlier config of this folder measured is none of this run.
+        stages = {name: record for name, record in stages.items() if not name.startswith("eval/")}
+        notes.append(NOT_EVALUATED)
     return Run(
         folder=folder,
-        config=_mapping(config_text, notes),
+        config=config,
         config_text=config_text,
         environment=_read(folder / "environment.json", read_json, notes) or {},
-        stages=_stages(folder, notes),
-        variants=_variants(folder, notes),
+        stages=stages,
+        variants={} if names_no_task(config) else _variants(folder, notes),
         metrics=metrics,
         samples=_read(folder / "data" / "samples.parquet", read_parquet, notes) or {},
         outcome=_read(folder / "collect" / "outcome.parquet", read_parquet, notes) or {},
@@ -153,6 +160,12 @@ def read_run(folder: Path) -> Run:
         tensorboard=tensorboard,
         notes=tuple(notes),
     )
+
+
+def names_no_task(config: Mapping[str, Any]) -> bool:
+    """Whether a run evaluates nothing by its own config."""
+    section = config.get("eval")
+    return isinstance(section, Mapping) and section.get("tasks") == []
 
 
 def _mapping(config_text: str, notes: list[str]) -> dict[str, Any]:

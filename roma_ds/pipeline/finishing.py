@@ -23,7 +23,9 @@ def export(run: RunConfig, folders: Folders, say: Say) -> None:
     if not router.exists():
         raise UserError(f"{router} does not exist", "run roma-ds train first")
     record = folders.record("export")
-    inputs = {"router": fingerprint.of_file(router), "results": _results(folders)}
+    evaluations = _evaluations(run, folders)
+    results = {name: fingerprint.of_file(path) for name, path in evaluations.items()}
+    inputs = {"router": fingerprint.of_file(router), "results": results}
     if record.why_stale(inputs) is None:
         say("export: up to date")
         return
@@ -31,23 +33,23 @@ def export(run: RunConfig, folders: Folders, say: Say) -> None:
     folder = make_folder(folders.stage("export"))
     with writing(folder / router.name) as temporary:
         shutil.copyfile(router, temporary)
-    write_text(folder / "README.md", model_card(run, folder / router.name, _evaluations(folders)))
+    write_text(folder / "README.md", model_card(run, folder / router.name, evaluations))
     record.finish(inputs, [router.name, "README.md"], time.monotonic() - started, {})
     say(f"export: {folder / router.name}")
 
 
-def _evaluations(folders: Folders) -> dict[str, Path]:
-    return {name: folders.root / "eval" / f"{name}.json" for name in ("base", "router_tuning", "roma")}
-
-
-def _results(folders: Folders) -> dict[str, str]:
-    return {name: fingerprint.of_file(path) for name, path in _evaluations(folders).items() if path.exists()}
+def _evaluations(run: RunConfig, folders: Folders) -> dict[str, Path]:
+    """What an earlier config of this folder measured is none of a run without tasks."""
+    names = ("base", "router_tuning", "roma") if run.eval.tasks else ()
+    paths = {name: folders.root / "eval" / f"{name}.json" for name in names}
+    return {name: path for name, path in paths.items() if path.exists()}
 
 
 def write_report(run: RunConfig, folders: Folders, say: Say) -> None:
     """Write report.json, report.html, the pictures, and the TensorBoard images; print the table."""
     from roma_ds.monitor.console import next_commands, summary_table
     from roma_ds.monitor.report import build_report
+    from roma_ds.monitor.run_folder import NOT_EVALUATED
     from roma_ds.monitor.tensorboard_images import add_images
     from roma_ds.monitor.tensorboard_results import add_results
 
@@ -57,6 +59,9 @@ def write_report(run: RunConfig, folders: Folders, say: Say) -> None:
         for path in sorted((folders.root / "eval").glob("*.json"))
         if not path.name.endswith(".stage.json")
     }
+    router = folders.training("roma") / "router.safetensors"
+    if router.exists():
+        inputs["router"] = fingerprint.of_file(router)
     inputs["config"] = fingerprint.of_file(folders.root / "config.resolved.yaml")
     if record.why_stale(inputs) is None:
         say("report: up to date")
@@ -67,5 +72,5 @@ def write_report(run: RunConfig, folders: Folders, say: Say) -> None:
         add_images(folders.root)
         add_results(folders.root)
         record.finish(inputs, ["report.json", "report.html"], time.monotonic() - started, {})
-    say(summary_table(variants))
+    say(summary_table(variants) if run.eval.tasks else f"report: {NOT_EVALUATED}")
     say(next_commands(folders.root))

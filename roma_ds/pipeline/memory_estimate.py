@@ -49,7 +49,8 @@ def training_estimate(session: Session, engine: RouterEngine) -> RankBytes:
     lengths = [
         len(prompt.prompt) + max(1, len(prompt.target)) - 1 for prompt in session.prompts("samples.parquet")
     ]
-    tokens = max(max(lengths), run.train.micro_batch * sum(lengths) // len(lengths))
+    samples = run.train.split(session.world.size).micro_batch
+    tokens = max(max(lengths), samples * sum(lengths) // len(lengths))
     sizes = sizes_of(skeleton(run.model), session.whole.layout).training(engine.layers)
     if engine.cached:
         sizes = sizes.suffix(engine.routed.first)

@@ -6,6 +6,7 @@ from typing import get_args
 
 from roma_ds.config import RunConfig
 from roma_ds.config.schema import Control
+from roma_ds.errors import UserError
 
 ORDER = ("data", "embed", "collect", "index", "train", "eval", "export", "report")
 ON_ALL_RANKS = ("embed", "collect", "index", "train", "eval")
@@ -22,8 +23,16 @@ _NEEDS = {
 }
 
 
-def stages_until(goal: str) -> tuple[str, ...]:
-    """`goal` and all that it needs, in order."""
+def stages_until(goal: str, run: RunConfig) -> tuple[str, ...]:
+    """`goal` and all that it needs, in order; no evaluation where the run has no tasks.
+
+    Raises UserError where that is the goal.
+    """
+    if goal == "eval" and not run.eval.tasks:
+        raise UserError(
+            f"{run.source.name}: eval.tasks is empty: there is nothing to evaluate",
+            "name tasks, or use `roma-ds run`, which trains and goes without an evaluation",
+        )
     needed = {goal}
     pending = [goal]
     while pending:
@@ -31,7 +40,7 @@ def stages_until(goal: str) -> tuple[str, ...]:
             if stage not in needed:
                 needed.add(stage)
                 pending.append(stage)
-    return tuple(stage for stage in ORDER if stage in needed)
+    return tuple(stage for stage in ORDER if stage in needed and (stage != "eval" or run.eval.tasks))
 
 
 def trained_variants(run: RunConfig, only: str | None) -> tuple[str, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,20 @@ from roma_ds.pipeline.targets import is_refreshed, make_targets
 from roma_ds.pipeline.watchers import watchers
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import read_parquet
-from roma_ds.training.batch_order import chosen_rows
-from roma_ds.training.stage import ROUTER_FILE, train
+from roma_ds.training.batch_order import batch_line, chosen_rows
+from roma_ds.training.other_states import has_states
+from roma_ds.training.stage import ROUTER_FILE, STATES, train
+from roma_ds.training.state_manifest import owner_of, states_in
 from roma_ds.training.targets import Targets
 
-WITHOUT_EFFECT = ("save_every", "log_every", "keep_states", "keep_best", "on_non_finite", "prefix_cache")
+WITHOUT_EFFECT = (
+    *("save_every", "log_every", "keep_states", "keep_best", "on_non_finite", "prefix_cache"),
+    # The size of an update decides the result, not how ranks and micro-batches share it.
+    *("batch", "micro_batch", "gradient_accumulation"),
+)
 """Keys of `train` that do not decide the result: a run resumes though they changed."""
+MOST_RANKS = 1024
+"""Numbers of ranks that an earlier training is looked for under."""
 
 
 def data_stage(session: Session) -> None:
@@ -160,8 +169,6 @@ def _train_one(session: Session, name: str) -> None:
     folders, variant = session.folders, TRAINED[name]
     run = variant.config(session.run)
     settings = asdict(run.train)
-    # The size of a global batch decides the result, not how ranks and micro-batches share it.
-    per_rank = settings.pop("micro_batch") * settings.pop("gradient_accumulation")
     for without_effect in WITHOUT_EFFECT:
         settings.pop(without_effect)
     inputs = {
@@ -174,12 +181,15 @@ def _train_one(session: Session, name: str) -> None:
         "layer_reduction": run.roma.layer_reduction,
         "refresh": [run.roma.refresh, run.index.payload] if is_refreshed(run, variant) else "never",
         "train": settings,
-        "global_batch": per_rank * session.world.size,
+        "global_batch": run.train.split(session.world.size).samples,
     }
     folder = folders.training(name)
 
     def work() -> Mapping[str, Any]:
         session.release_frozen()
+        if not session.is_cell:
+            session.say(f"train {name}: {batch_line(run.train, session.world.size)}")
+            _say_if_stopped_on_others(session, folder / STATES, inputs)
         with agreement(session.world):
             prompts = session.prompts("samples.parquet")
         successful = neighbour_pool(session, variant.pool)
@@ -219,6 +229,22 @@ def _train_one(session: Session, name: str) -> None:
         }
 
     session.stage(f"train {name}", folders.training_record(name), inputs, [ROUTER_FILE], work)
+
+
+def _say_if_stopped_on_others(session: Session, states: Path, inputs: Mapping[str, Any]) -> None:
+    """Without train.batch another number of ranks is another training: say how the one there would go on."""
+    train = session.run.train
+    with agreement(session.world):
+        if train.batch is not None or not session.world.is_first:
+            return
+        if has_states(states, fingerprint.of_json(inputs)):
+            return
+        owners = {owner_of(path) for _, path in states_in(states)}
+        for ranks in range(1, MOST_RANKS + 1) if owners else ():
+            samples = train.split(ranks).samples
+            if fingerprint.of_json({**inputs, "global_batch": samples}) in owners:
+                there = f"{states} is of the same training with {samples} samples an update"
+                session.say(f"{there}: train.batch={samples} goes on from it")
 
 
 def _monitored(session: Session, name: str) -> dict[str, Any]:

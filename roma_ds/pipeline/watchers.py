@@ -16,6 +16,7 @@ from roma_ds.pipeline.session import Session
 from roma_ds.training.callbacks import Callback, LogEntry
 from roma_ds.training.engine import RouterEngine
 from roma_ds.training.loop import load_entropy
+from roma_ds.training.other_states import METRICS
 
 SCALARS = (
     "loss",
@@ -144,6 +145,6 @@ def watchers(session: Session, variant: str, engine: RouterEngine) -> Sequence[C
     folder, banner = session.folders.training(variant), _banner(session, engine)
     return (
         ConsoleWatcher(banner),
-        FileWatcher(folder / "metrics.jsonl"),
+        FileWatcher(folder / METRICS),
         MonitorWatcher(engine, flat({**to_dict(session.run), "variant": variant}), _texts(session, banner)),
     )

@@ -158,7 +158,9 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
     from roma_ds.pipeline.evaluating import eval_stage
 
     run = session.run
-    needed = stages_until(goal) if variant != "base" else ("data", "eval")
+    needed = stages_until(goal, run)
+    if variant == "base":
+        needed = ("data", "eval")
     embeds = False
     with agreement(world):
         if world.is_first and "embed" in needed:

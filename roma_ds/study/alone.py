@@ -231,8 +231,8 @@ class Alone:
         prompts = session.prompts("samples.parquet")
         feed = self._feed(prompts, caches.training if cached else None)
         # A step has as many samples as one of the routers' cells has on all ranks together.
-        parts = run.train.gradient_accumulation * self.work.session.world.size
-        train = replace(run.train, gradient_accumulation=parts)
+        samples = run.train.split(self.work.session.world.size).samples
+        train = replace(run.train, batch=samples, gradient_accumulation=1)
         result = train_rival(rival, train, requests_of(prompts), feed, self.trained_rows(), session.say)
         seconds = time.monotonic() - started
         asked = self._prompts(self.work.rows)

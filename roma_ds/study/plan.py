@@ -166,8 +166,14 @@ class Planner:
         self.entries = entries(study)
 
     def shared_run(self) -> RunConfig:
-        """The run whose data all cells share. Raises UserError where it is no run config."""
-        return self._load(self.study.set, self.root / "shared", self.study.seeds[0])
+        """The run whose data all cells share. Raises UserError where it is no run config or has no tasks."""
+        run = self._load(self.study.set, self.root / "shared", self.study.seeds[0])
+        if not run.eval.tasks:
+            raise UserError(
+                f"{self.study.source.name}: eval.tasks of the run {self.config.name} is empty",
+                "name tasks in the run config or in `set`: a study compares what variants answer",
+            )
+        return run
 
     def cell(self, entry: Entry, point: Point, seed: int, purpose: Purpose) -> Cell:
         """One cell. Raises UserError where its settings are no run config."""

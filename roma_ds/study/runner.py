@@ -28,6 +28,7 @@ from roma_ds.study.cell_work import OUTCOME, run_cell
 from roma_ds.study.plan import Cell, Planner, Point
 from roma_ds.study.shared import Shared, Tasks, settle_tasks, with_text
 from roma_ds.study.work import Work
+from roma_ds.training.batch_order import batch_line
 from roma_ds.training.interruption import Interruption
 
 CHOSEN = "chosen.json"
@@ -56,6 +57,7 @@ class Runner:
         with agreement(world):
             if world.is_first:
                 describe_run(self.session.folders, run, ds, world.size, str(world.device))
+        self.session.say(f"cells: {batch_line(run.train, world.size)}")
         stages.data_stage(self.session)
         with agreement(world):
             samples = load_samples(self.session.folders.stage("data") / "eval.parquet")
@@ -160,8 +162,10 @@ class Runner:
         run = asdict(cell.run)
         for without_effect in ("output_dir", "source", "eval", "data"):
             run.pop(without_effect)
-        # The size of a global batch decides the result, not how ranks and micro-batches share it.
-        batch = run["train"].pop("micro_batch") * run["train"].pop("gradient_accumulation") * self.world.size
+        # The size of an update decides the result, not how ranks and micro-batches share it.
+        for without_effect in ("batch", "micro_batch", "gradient_accumulation"):
+            run["train"].pop(without_effect)
+        batch = cell.run.train.split(self.world.size).samples
         return {
             "run": fingerprint.of_json(_plain(run)),
             "variant": cell.entry.method.name,

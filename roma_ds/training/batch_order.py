@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from roma_ds.config import TrainConfig
 from roma_ds.errors import UserError
 
 
@@ -36,6 +37,20 @@ def deal(rows: Sequence[int], lengths: Sequence[int], groups: int) -> list[list[
         low, high = (low, middle) if len(cut(middle)) <= groups else (middle + 1, high)
     parts = cut(low)
     return parts + [[] for _ in range(groups - len(parts))]
+
+
+def batch_line(train: TrainConfig, ranks: int) -> str:
+    """One update in words; of a config without train.batch with the note that ranks decide it."""
+    split = train.split(ranks)
+    shared = f"{ranks} {'rank' if ranks == 1 else 'ranks'} x {split.passes}"
+    parts = "micro-batch" if split.passes == 1 else "micro-batches"
+    text = f"an update has {split.samples} samples: {shared} {parts} of at most {split.micro_batch}"
+    if train.batch is not None:
+        return text
+    return (
+        f"{text}. train.batch is not set: another number of ranks changes what is trained, unless you set "
+        f"train.batch={train.micro_batch * train.gradient_accumulation * ranks}"
+    )
 
 
 def chosen_rows(total: int, count: int | None, seed: int) -> tuple[int, ...]:
@@ -90,11 +105,11 @@ class BatchOrder:
     def share(
         self, step: int, rank: int, world_size: int, micro_batch: int, lengths: Sequence[int]
     ) -> list[list[int]]:
-        """The micro-batches of one rank, of `micro_batch` rows on average; of a short batch some are empty.
+        """The micro-batches of one rank, of at most `micro_batch` rows on average; some may be empty.
 
         lengths: tokens of every row. At each turn the ranks work on sequences of similar length. Every rank
         gets the same number of micro-batches, because each forward pass is a collective.
         """
-        count = self.global_batch // (world_size * micro_batch)
+        count = -(-self.global_batch // (world_size * micro_batch))
         parts = deal(self.rows(step), lengths, count * world_size)
         return parts[rank::world_size]

@@ -13,7 +13,9 @@ from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.storage.free_disk import free_bytes, require_room
 from roma_ds.training.engine import MASTER, RouterEngine
-from roma_ds.training.state import SavedState, StateFacts, StateWriter, load_best, load_newest
+from roma_ds.training.other_states import put_damaged_aside, take_over
+from roma_ds.training.state import SavedState, StateWriter, load_best, load_newest
+from roma_ds.training.state_manifest import StateFacts, owner_of, states_in
 from roma_ds.training.targets import Targets
 
 GIB = 1 << 30
@@ -48,8 +50,17 @@ class Checkpoints:
         self._sums[1] += samples
 
     def resume(self) -> int:
-        """Go on from the newest whole state; the steps that are done, 0 without one."""
-        found = load_newest(self.folder, self.inputs, self.say) if self.world.is_first else None
+        """Go on from the newest whole state; the steps that are done, 0 without one.
+
+        States of other runs and damaged ones are put aside.
+        """
+        found = None
+        with agreement(self.world):
+            if self.world.is_first:
+                take_over(self.folder, self.inputs, self.say)
+                found = load_newest(self.folder, self.inputs, self.say)
+                last = found.facts.step if found is not None else 0
+                put_damaged_aside(self.folder, self.inputs, last, self.say)
         facts: StateFacts | None = self.world.from_first(found.facts if found is not None else None)
         if facts is None:
             return 0
@@ -114,7 +125,8 @@ class Checkpoints:
             if self.world.is_first:
                 # One more than is kept, since the new one is whole before an old one is deleted.
                 kept = self.run.train.keep_states + self.run.train.keep_best + 1
-                lacking = max(1, kept - len(list(self.folder.glob("step-*"))))
+                there = sum(owner_of(path) == self.inputs for _, path in states_in(self.folder))
+                lacking = max(1, kept - there)
                 reserve = int(self.run.guards.free_disk * GIB)
                 what = f"training, for {lacking} resume states,"
                 require_room(self.folder, lacking * self.bytes(), reserve, what)

@@ -134,7 +134,7 @@ class Training:
             self.requests,
             self.feed,
             self.lengths,
-            self.run.train.micro_batch,
+            self.run.train.split(self.world.size).micro_batch,
             self.say,
         )
 
@@ -248,10 +248,10 @@ class Training:
 
 
 def check_batches(run: RunConfig, world_size: int) -> int:
-    """The global batch in samples. Raises UserError when nothing would be trained."""
+    """Samples of an update. Raises UserError when nothing would be trained."""
     if not run.train.task_loss and run.roma.lambda_ == 0:
         raise UserError(
             "train.task_loss is false and roma.lambda is 0: there is nothing to train on",
             "set roma.lambda above 0 or train.task_loss to true",
         )
-    return run.train.micro_batch * run.train.gradient_accumulation * world_size
+    return run.train.split(world_size).samples

@@ -25,6 +25,8 @@ from roma_ds.training.step import StepSettings
 from roma_ds.training.targets import Targets
 
 ROUTER_FILE = "router.safetensors"
+STATES = "state"
+"""Folder of the resume states, beside the router file."""
 
 
 def write_router_file(
@@ -77,7 +79,7 @@ def train(
         targets=targets(engine.layers, order.steps_per_epoch),
         settings=StepSettings(run.roma.layer_reduction, run.train.task_loss, penalty),
         order=order,
-        folder=folder / "state",
+        folder=folder / STATES,
         inputs=inputs,
         names=names,
         interruption=interruption,

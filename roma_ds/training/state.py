@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import os
-import re
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -17,31 +15,20 @@ from numpy.typing import NDArray
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, sync_folder, write_bytes
 from roma_ds.storage.tensor_file import TensorFile, TensorReader
+from roma_ds.training.other_states import put_aside
+from roma_ds.training.state_manifest import (
+    MANIFEST,
+    DamagedState,
+    StateFacts,
+    manifest_bytes,
+    owner_of,
+    read_manifest,
+    states_in,
+)
 
 ROUTERS = "routers.safetensors"
 INDEX = "index.safetensors"
-MANIFEST = "state.json"
-FORMAT = 2
-_NAME = re.compile(r"step-(\d+)$")
 Entries = Mapping[str, tuple[Any, tuple[int, ...]]]
-
-
-@dataclass(frozen=True)
-class StateFacts:
-    """What a state says of itself."""
-
-    step: int
-    """Optimizer steps that are done"""
-    updates: int
-    """Steps among them that changed the routers: fewer where steps were skipped"""
-    inputs: str
-    """Fingerprint of what the run is made from: another run's state is never resumed"""
-    loss: float | None = None
-    """Mean training loss over the steps since the state before, by which the best is kept"""
-
-
-class DamagedState(Exception):
-    """A state that cannot be resumed from; the message names the file and its fault."""
 
 
 class StateWriter:
@@ -65,7 +52,8 @@ class StateWriter:
     def finish(
         self, facts: StateFacts, index: Mapping[str, NDArray[Any]], keep: int, keep_best: bool
     ) -> Path:
-        """Write the rest, put the state in its place, then delete all but the newest `keep` and the best.
+        """Write the rest, put the state in its place, then delete all of its run but the newest `keep` and
+        the best.
 
         index: S, its routing weights and what waits to be applied, where they follow training.
         """
@@ -78,14 +66,14 @@ class StateWriter:
                 for name, array in index.items():
                     file.add(name, array)
                 files[INDEX] = file.finish()
-        write_bytes(self._temporary / MANIFEST, _manifest(facts, files))
+        write_bytes(self._temporary / MANIFEST, manifest_bytes(facts, files))
         sync_folder(self._temporary)
         final = self.folder / f"step-{facts.step}"
         if final.exists():
-            _remove(final)
+            put_aside(final, facts.inputs)
         os.replace(self._temporary, final)
         sync_folder(self.folder)
-        _delete_others(self.folder, facts, keep, keep_best)
+        _delete_older(self.folder, facts, keep, keep_best)
         return final
 
     def abandon(self) -> None:
@@ -111,35 +99,9 @@ class SavedState:
         return {key: reader.read(key) for key in reader.keys}
 
 
-def _manifest(facts: StateFacts, files: Mapping[str, Any]) -> bytes:
-    content = {"format": FORMAT, **asdict(facts), "files": dict(files)}
-    content["sha256"] = fingerprint.of_json(content)
-    return (json.dumps(content, indent=2, allow_nan=False) + "\n").encode()
-
-
-def _read_manifest(path: Path) -> tuple[StateFacts, dict[str, Any]]:
-    """Facts and files. Every bit counts: what is read must be what these facts are written as."""
-    try:
-        raw = path.read_bytes()
-    except OSError as error:
-        raise DamagedState(f"{path.name} cannot be read: {error.strerror}") from error
-    try:
-        content = json.loads(raw)
-        if content["format"] != FORMAT:
-            raise DamagedState(f"{path.name} has the format {content['format']}, not {FORMAT}")
-        facts = StateFacts(*(content[name] for name in ("step", "updates", "inputs", "loss")))
-        files = dict(content["files"])
-        whole = _manifest(facts, files) == raw
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DamagedState(f"{path.name} is no record of a state: {error}") from error
-    if not whole:
-        raise DamagedState(f"{path.name} does not match its checksum")
-    return facts, files
-
-
 def read_state(path: Path) -> SavedState:
     """The state in `path`, every file compared with its checksum. Raises DamagedState."""
-    facts, files = _read_manifest(path / MANIFEST)
+    facts, files = read_manifest(path / MANIFEST)
     if path.name != f"step-{facts.step}":
         raise DamagedState(f"{MANIFEST} names step {facts.step}")
     for name, written in files.items():
@@ -163,7 +125,7 @@ def load_newest(folder: Path, inputs: str, say: Callable[[str], None]) -> SavedS
     A damaged state is reported through `say` and the one before it is tried.
     """
     damaged = 0
-    for step, path in reversed(_states(folder)):
+    for step, path in reversed(states_in(folder)):
         try:
             state = read_state(path)
         except DamagedState as error:
@@ -193,21 +155,12 @@ def load_best(folder: Path, inputs: str, say: Callable[[str], None]) -> SavedSta
     return None
 
 
-def _states(folder: Path) -> list[tuple[int, Path]]:
-    found = []
-    for path in folder.glob("step-*") if folder.is_dir() else []:
-        match = _NAME.search(path.name)
-        if match:
-            found.append((int(match.group(1)), path))
-    return sorted(found)
-
-
 def _best_first(folder: Path, inputs: str, say: Callable[[str], None] | None = None) -> list[int]:
     """Steps of a run's states that know their loss, the smallest first, of equals the later one."""
     found = []
-    for step, path in _states(folder):
+    for step, path in states_in(folder):
         try:
-            facts, _ = _read_manifest(path / MANIFEST)
+            facts, _ = read_manifest(path / MANIFEST)
         except DamagedState as error:
             if say is not None:
                 say(f"state of step {step} is damaged ({error}); whether it is the best cannot be known")
@@ -217,16 +170,16 @@ def _best_first(folder: Path, inputs: str, say: Callable[[str], None] | None = N
     return [-step for _, step in sorted(found)]
 
 
-def _delete_others(folder: Path, facts: StateFacts, keep: int, keep_best: bool) -> None:
-    # Later steps are left from another run in this folder: kept, they would pass for the newest.
-    states = _states(folder)
-    kept = {step for step, _ in states if step <= facts.step}
-    kept = set(sorted(kept)[-keep:])
+def _delete_older(folder: Path, facts: StateFacts, keep: int, keep_best: bool) -> None:
+    own = [(step, path) for step, path in states_in(folder) if owner_of(path) == facts.inputs]
+    # A later one is none that this training saved or came from.
+    own = [(step, path) for step, path in own if step <= facts.step]
+    kept = {step for step, _ in own[-keep:]}
     if keep_best:
         kept |= set(_best_first(folder, facts.inputs)[:1])
-    for step, other in states:
+    for step, path in own:
         if step not in kept:
-            _remove(other)
+            _remove(path)
 
 
 def _remove(path: Path) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -50,6 +52,30 @@ def results(project: Project, variant: str) -> tuple[dict[str, Any], dict[str, l
     folder = project.out / "eval"
     content = json.loads((folder / f"{variant}.json").read_text())
     return content["tasks"], read_parquet(folder / f"{variant}.samples.parquet")
+
+
+def test_a_run_without_tasks_trains_exports_and_says_so(project: Project, tmp_path: Path) -> None:
+    """Training here, evaluation elsewhere."""
+    only = replace(project, out=tmp_path / "out")
+    words = ("eval.tasks=[]", "train.batch=8", "train.micro_batch=3")
+    done = here(only, "run", *words)
+    assert done.code == 0 and "Nothing was evaluated, since eval.tasks is empty" in done.out, done
+    assert "an update has 8 samples: 1 rank x 3 micro-batches of at most 3" in done.out, done
+    assert not (only.out / "eval").exists() and only.routers()
+    assert "Not evaluated" in (only.out / "export" / "README.md").read_text()
+    report = json.loads((only.out / "report" / "report.json").read_text())
+    assert report["verdict"] == ["Nothing was evaluated, since eval.tasks is empty."]
+    again = here(only, "run", *words)
+    assert again.code == 0 and "train roma: up to date" in again.out and "report: up to date" in again.out
+
+    checked = here(only, "check", *words)
+    assert checked.code == 0 and "eval.tasks is empty: nothing is evaluated" in checked.out, checked
+    refusal(here(only, "eval", *words), "eval.tasks is empty: there is nothing to evaluate", "name tasks")
+    (tmp_path / "study.yaml").write_text(
+        f"run: {only.config}\nset: ['eval.tasks=[]']\nvariants: [base, roma]\noutput_dir: study\n"
+    )
+    study = roma_ds_here(["study", str(tmp_path / "study.yaml"), "--ranks", "1"])
+    refusal(study, "eval.tasks of the run run.yaml is empty", "name tasks")
 
 
 def test_base_and_tuned_model_write_answers_beside_scored_ones(project: Project) -> None:

@@ -43,6 +43,7 @@ def test_the_packaged_config_stopped_and_run_again(tmp_path: Path) -> None:
         f"eval.data_root={DATA}",
         f"data.train.0.limit={TRAINING}",
         f"eval.limit={EVALUATION}",
+        "train.batch=4",
         "train.micro_batch=2",
         "train.save_every=5",
         "train.log_every=1",

@@ -220,3 +220,6 @@ def test_another_global_batch_is_not_resumed(long_run: Project, tmp_path: Path) 
     done = project.run("train", *words, "train.micro_batch=16", ranks=1)
     assert done.code == 0, done
     assert "belongs to another config, data or global batch; not resumed" in done.out
+    # Nothing of the run before is lost: with its batch it is done.
+    again = project.run("train", *words, "train.batch=8", ranks=1)
+    assert "resumed after step 8 of 8" in again.out, again

@@ -12,9 +12,23 @@ from roma_ds.cli.main import main
 from roma_ds.config import to_yaml
 from roma_ds.embed.encoder_files import embedding_width
 from roma_ds.embed.stage import OUTPUTS, embed_inputs
+from roma_ds.errors import UserError
 from roma_ds.pipeline.acceptance import must_embed
 from roma_ds.pipeline.data import make_data
 from roma_ds.pipeline.folders import Folders
+from roma_ds.pipeline.plan_of_stages import stages_until
+from roma_ds.pipeline.worker import GOALS
+
+
+def test_no_tasks_are_no_evaluation(tmp_path: Path) -> None:
+    run, without = run_on(tmp_path), run_on(tmp_path, "eval.tasks=[]")
+    for goal in GOALS:
+        if goal != "eval":
+            wanted = [stage for stage in stages_until(goal, run) if stage != "eval"]
+            assert stages_until(goal, without) == tuple(wanted)
+    assert "eval" in stages_until("report", run)
+    with pytest.raises(UserError, match=r"eval\.tasks is empty: there is nothing to evaluate"):
+        stages_until("eval", without)
 
 
 def test_embeddings_that_are_there_need_no_model(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from roma_ds.training.batch_order import BatchOrder, deal
+from roma_ds.config import BatchSplit, TrainConfig
+from roma_ds.training.batch_order import BatchOrder, batch_line, deal
 from roma_ds.training.learning_rate import learning_rate_at
 
 # (ranks, micro batch, gradient accumulation) of one global batch of 8
@@ -50,6 +51,36 @@ def test_ranks_and_micro_batches_share_the_same_global_batch(
         assert all(len(rows) <= micro for share in shares for rows in share)
         together = [row for share in shares for rows in share for row in rows]
         assert sorted(together) == sorted(order.rows(step)), "each row once"
+
+
+@given(st.integers(1, 40), st.integers(1, 9), st.integers(1, 7), st.data())
+def test_a_batch_is_shared_by_any_number_of_ranks(
+    batch: int, micro: int, ranks: int, data: st.DataObject
+) -> None:
+    """Exactly so many samples an update, none twice; on no rank more at once than micro_batch on average, nor
+    more tokens than so many of the longest; and no forward pass too many."""
+    train = TrainConfig(batch=batch, micro_batch=micro)
+    split = train.split(ranks)
+    assert split.samples == batch and split.micro_batch <= micro
+    assert (split.passes - 1) * ranks * micro < batch <= split.passes * ranks * split.micro_batch
+    lengths = data.draw(st.lists(st.integers(1, 30), min_size=2 * batch, max_size=2 * batch))
+    order = BatchOrder(2 * batch, 1, batch, 0)
+    shares = [order.share(1, rank, ranks, micro, lengths) for rank in range(ranks)]
+    assert {len(share) for share in shares} == {split.passes}
+    parts = [rows for share in shares for rows in share]
+    assert sorted(row for rows in parts for row in rows) == sorted(order.rows(1))
+    most = sum(sorted(lengths, reverse=True)[: split.micro_batch])
+    assert all(sum(lengths[row] for row in rows) <= most for rows in parts)
+
+
+def test_batches_in_words() -> None:
+    given = TrainConfig(batch=32)
+    assert given.split(3) == BatchSplit(samples=32, passes=2, micro_batch=6)
+    assert batch_line(given, 3) == "an update has 32 samples: 3 ranks x 2 micro-batches of at most 6"
+    assert batch_line(given, 4) == "an update has 32 samples: 4 ranks x 1 micro-batch of at most 8"
+    before = TrainConfig(micro_batch=4, gradient_accumulation=3)
+    assert before.split(2) == BatchSplit(samples=24, passes=3, micro_batch=4)
+    assert batch_line(before, 2).endswith("changes what is trained, unless you set train.batch=24")
 
 
 def test_a_short_last_batch_leaves_empty_micro_batches() -> None:

@@ -177,7 +177,11 @@ def test_a_deepspeed_json_of_ones_own_wins_over_the_packaged_one(write: Write, t
         ("roma.refresh=epochs", "roma.refresh: expected a whole number or 'never' or 'epoch', got 'epochs'"),
         ("roma.refresh=0", "roma.refresh: must be at least 1, got 0"),
         ("eval.shots=-1", "eval.shots: must be at least 0, got -1"),
-        ("eval.tasks=[]", "eval.tasks: must not be empty"),
+        (
+            "train={batch: 32, gradient_accumulation: 4}",
+            "train.gradient_accumulation: is 4, but follows from train.batch 32, train.micro_batch and the",
+        ),
+        ("train.batch=0", "train.batch: must be at least 1, got 0"),
         ("eval.tasks=[a, a]", "eval.tasks: names a more than once"),
         ("eval.tasks=[{path: x}]", "eval.tasks.0.name: missing; it takes text"),
         ("eval.tasks.0.splt=test", "eval.tasks.0.splt: unknown key; did you mean 'split'?"),
@@ -309,8 +313,9 @@ def test_yaml_merge_keys_work(write: Write) -> None:
 @pytest.mark.parametrize("name", sorted(path.stem for path in ROOT.glob("roma_ds/config/presets/*")))
 def test_packaged_configs_load_and_resolve(name: str, write: Write) -> None:
     run = load_run_config(write(preset_text(name)))
+    assert run.train.batch == {"demo": 48, "olmoe": 32, "real_data": 16}[name]
     for ranks in (1, 2, 4):
-        assert resolve_deepspeed(run, ranks)["train_batch_size"] == run.train.micro_batch * ranks
+        assert resolve_deepspeed(run, ranks)["train_batch_size"] == run.train.batch
 
 
 def test_all_packaged_configs_are_tested() -> None:

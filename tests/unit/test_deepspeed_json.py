@@ -81,6 +81,32 @@ def test_the_batch_follows_the_number_of_ranks(resolve: Resolve, ranks: int) -> 
     assert resolve({"train_batch_size": "auto"}, ranks=ranks)["train_batch_size"] == 8 * ranks
 
 
+BATCH = ("train={batch: 32, micro_batch: 8, clip: 0.5}",)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "passes", "micro"), [(1, 4, 8), (2, 2, 8), (3, 2, 6), (4, 1, 8), (8, 1, 4), (5, 1, 7)]
+)
+def test_accumulation_follows_the_batch(resolve: Resolve, ranks: int, passes: int, micro: int) -> None:
+    """DeepSpeed wants a product; a JSON that names the batch agrees whether it divides or not."""
+    keys = ("gradient_accumulation_steps", "train_micro_batch_size_per_gpu", "train_batch_size")
+    wanted = [passes, micro, passes * micro * ranks]
+    for content in ({}, {"train_batch_size": 32}, dict(zip(keys, (passes, 8, 32), strict=True))):
+        resolved = resolve(content, *BATCH, ranks=ranks)
+        assert [resolved[key] for key in keys] == wanted
+
+
+def test_a_json_that_says_another_batch_is_refused(refusal: Callable[..., str]) -> None:
+    found = refusal({"train_batch_size": 64, "gradient_accumulation_steps": 4}, *BATCH, ranks=3)
+    assert "ds.json: train_batch_size: is 64, but run.yaml: train.batch 32 makes it 32" in found
+    how = "train.batch 32 with train.micro_batch 8 on 3 ranks makes it 2"
+    assert f"ds.json: gradient_accumulation_steps: is 4, but run.yaml: {how}" in found
+    # What DeepSpeed is told is not what an update has.
+    assert "train_batch_size: is 36" in refusal({"train_batch_size": 36}, *BATCH, ranks=3)
+    assert "gpu: is 7, but" in refusal({"train_micro_batch_size_per_gpu": 7}, *BATCH, ranks=3)
+    assert "train_batch_size: is null, but" in refusal({"train_batch_size": None}, *BATCH, ranks=3)
+
+
 def test_precision_follows_the_model(resolve: Resolve) -> None:
     assert resolve({"bf16": {"enabled": "auto"}}, "model.dtype=bfloat16")["bf16"] == {"enabled": True}
     assert resolve({"bfloat16": {"enabled": "auto"}}, "model.dtype=bfloat16")["bf16"] == {"enabled": True}

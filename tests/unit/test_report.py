@@ -211,6 +211,21 @@ def test_damaged_files_are_noted(copy: Path, name: str) -> None:
     assert any(Path(name).name in note for note in report["notes"]), report["notes"]
 
 
+def test_a_run_without_tasks_says_so(copy: Path) -> None:
+    """Also where an earlier config of the folder was evaluated: its numbers are none of this run."""
+    config = copy / "config.resolved.yaml"
+    tasks = "tasks: [{name: test, path: test.jsonl}]"
+    assert tasks in config.read_text()
+    config.write_text(config.read_text().replace(tasks, "tasks: []"))
+    report = build_report(copy)
+    assert report["verdict"] == ["Nothing was evaluated, since eval.tasks is empty."]
+    assert not any(entry["evaluated"] for entry in report["variants"].values())
+    assert report["training"]["seconds"]["eval"] is None and report["training"]["successful_after"] is None
+    assert report["training"]["steps"] is not None
+    page = (copy / "report" / "report.html").read_text()
+    assert page.count("Nothing was evaluated, since eval.tasks is empty") == 2
+
+
 def test_routing_of_another_shape_is_not_mixed_in(copy: Path) -> None:
     np.save(copy / "eval" / "roma.routing.npy", np.ones((5, 6, 16), dtype=np.float16))
     report = build_report(copy)

@@ -1,15 +1,24 @@
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from roma_ds.comm import World
+from roma_ds.comm.ranks import Ranks
+from roma_ds.config import TrainConfig
+from roma_ds.pipeline.stages import _say_if_stopped_on_others
+from roma_ds.storage import fingerprint
+from roma_ds.training.other_states import DAMAGED, OTHERS, put_damaged_aside, take_over
 from roma_ds.training.state import (
     INDEX,
     MANIFEST,
@@ -127,11 +136,14 @@ def test_nothing_saved_is_nothing_to_resume(tmp_path: Path) -> None:
     assert load(tmp_path / "absent") == (None, [])
 
 
-def test_later_steps_of_another_run_do_not_push_out_new_states(tmp_path: Path) -> None:
-    for step in (200, 400):
-        save(tmp_path, step, "another run", 2)
-    save(tmp_path, 50, "run", 2)
-    assert is_state_of(load(tmp_path)[0], 50)
+def test_saving_deletes_no_state_of_another_run(tmp_path: Path) -> None:
+    for step in (5, 200, 400):
+        save(tmp_path, step, "another run", 9, loss=0.0)
+    for step in (50, 60, 70):
+        save(tmp_path, step, "run", 1, loss=0.5 if step < 60 else 0.7)
+    assert is_state_of(load(tmp_path)[0], 70)
+    assert is_state_of(load(tmp_path, "another run")[0], 400)
+    assert sorted(int(name[5:]) for name in os.listdir(tmp_path)) == [5, 50, 70, 200, 400]
 
 
 def test_what_a_killed_save_left_is_removed(tmp_path: Path) -> None:
@@ -152,7 +164,6 @@ def test_the_newest_are_kept(tmp_path: Path, keep: int) -> None:
 
 @pytest.mark.parametrize(("keep_best", "kept"), [(True, [20, 40, 50]), (False, [40, 50])])
 def test_the_best_is_kept_beside_the_newest(tmp_path: Path, keep_best: bool, kept: list[int]) -> None:
-    save(tmp_path, 5, "another run", loss=0.0, keep=9)
     for step, loss in ((10, 0.9), (20, 0.3), (30, 0.5), (40, 0.4), (50, None)):
         save(tmp_path, step, keep=2, loss=loss, keep_best=keep_best)
     assert sorted(int(name[5:]) for name in os.listdir(tmp_path)) == kept
@@ -191,11 +202,12 @@ def test_of_equally_good_states_the_later_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_step_may_be_saved_again(tmp_path: Path) -> None:
-    save(tmp_path, 5, "other")
+    save(tmp_path, 5, "other", arrays=routers(1))
     assert save(tmp_path, 5) == tmp_path / "step-5"
     found, said = load(tmp_path)
     assert is_state_of(found, 5)
     assert not said
+    assert is_state_of(load(tmp_path / OTHERS / "other", "other")[0], 5, routers(1))
 
 
 def test_states_of_another_run_are_not_resumed(tmp_path: Path) -> None:
@@ -328,3 +340,140 @@ def test_a_write_that_fails_leaves_the_older_states(
     assert is_state_of(found, 5)
     assert not said
     assert os.listdir(tmp_path) == ["step-5"], "no half state left behind"
+
+
+def switch(state: Path, inputs: str) -> tuple[SavedState | None, list[str]]:
+    """As a training begins: the folder becomes that of the run, and the newest state is loaded."""
+    said: list[str] = []
+    take_over(state, inputs, said.append)
+    found = load_newest(state, inputs, said.append)
+    put_damaged_aside(state, inputs, found.facts.step if found is not None else 0, said.append)
+    return found, said
+
+
+def log(state: Path, text: str) -> None:
+    (state.parent / "metrics.jsonl").write_text(text)
+
+
+def logged(state: Path) -> str | None:
+    path = state.parent / "metrics.jsonl"
+    return path.read_text() if path.exists() else None
+
+
+RUNS = st.lists(
+    st.tuples(st.sampled_from(["one", "two", "three"]), st.integers(1, 4), st.integers(1, 2)), max_size=6
+)
+
+
+@settings(max_examples=10, deadline=None)
+@given(RUNS)
+def test_runs_that_take_turns_in_a_folder_each_go_on_where_they_were(
+    tmp_path_factory: pytest.TempPathFactory, turns: list[tuple[str, int, int]]
+) -> None:
+    """Each turn saves some steps of one run and logs; its newest state, best state and log wait for it."""
+    state = tmp_path_factory.mktemp("turns") / "state"
+    done: dict[str, int] = {}
+    logs: dict[str, str] = {}
+    for run, steps, keep in turns:
+        found, _ = switch(state, run)
+        assert (found.facts.step if found is not None else 0) == done.get(run, 0)
+        assert logged(state) == logs.get(run)
+        for step in range(done.get(run, 0) + 1, done.get(run, 0) + steps + 1):
+            save(state, step, run, keep, loss=float(step))
+        done[run] = done.get(run, 0) + steps
+        logs[run] = f"{run} to {done[run]}"
+        log(state, logs[run])
+        assert f"step-{done[run]}" in os.listdir(state)
+    for run, last in done.items():
+        assert is_state_of(switch(state, run)[0], last)
+        best = load_best(state, run, print)
+        assert best is not None and best.facts.step == 1, "however often others were in between"
+
+
+def test_states_of_another_run_are_named_and_kept_and_come_back(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    for step in (2, 3):
+        save(state, step, "two ranks")
+    log(state, "two ranks")
+    found, said = switch(state, "one rank")
+    assert found is None
+    assert said == [
+        f"state of step {step} belongs to another config, data or global batch; not resumed, "
+        f"kept as {state / OTHERS / 'two ranks' / f'step-{step}'}"
+        for step in (2, 3)
+    ]
+    assert logged(state) is None
+    save(state, 3, "one rank", keep=1)
+    found, said = switch(state, "two ranks")
+    assert is_state_of(found, 3) and logged(state) == "two ranks"
+    assert sorted(os.listdir(state / OTHERS)) == ["one rank"]
+    assert is_state_of(switch(state, "one rank")[0], 3)
+
+
+@pytest.mark.parametrize("moves", range(4))
+def test_a_kill_between_two_moves_loses_nothing(
+    tmp_path: Path, moves: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    state, rename = tmp_path / "state", os.replace
+    for step in (1, 2):
+        save(state, step, "two ranks")
+    log(state, "two ranks")
+    left = moves
+
+    def killed(source: Path, target: Path) -> None:
+        nonlocal left
+        if not left:
+            raise KeyboardInterrupt
+        left -= 1
+        rename(source, target)
+
+    for run in ("one rank", "two ranks"):
+        left = moves
+        monkeypatch.setattr(os, "replace", killed)
+        with contextlib.suppress(KeyboardInterrupt):
+            switch(state, run)
+        monkeypatch.undo()
+        monkeypatch.setattr(os, "fsync", lambda _: None)
+    assert is_state_of(switch(state, "two ranks")[0], 2)
+    assert logged(state) == "two ranks"
+    assert sorted(name for name in os.listdir(state) if name != OTHERS) == ["step-1", "step-2"]
+
+
+def test_a_damaged_state_is_kept_too(tmp_path: Path) -> None:
+    state = tmp_path / "state"
+    for step in (3, 6, 9):
+        save(state, step, keep=9, arrays=routers(step))
+    (state / "step-6" / MANIFEST).write_bytes(b"{")
+    (state / "step-9" / ROUTERS).write_bytes(b"")
+    found, said = switch(state, "run")
+    assert is_state_of(found, 3)
+    assert {path.name for path in (state / OTHERS / DAMAGED).iterdir()} == {"step-6", "step-9"}
+    kept = next(line for line in said if "kept as" in line)
+    assert kept.startswith("state of step 6 is not gone on from")
+    for step in (6, 9):
+        save(state, step, keep=1)
+    (state / "step-9" / ROUTERS).write_bytes(b"")
+    assert switch(state, "run")[0] is None
+    names = {path.name for path in (state / OTHERS / DAMAGED).iterdir()}
+    assert names == {"step-6", "step-9", "step-9.2"}
+
+
+def test_a_training_that_stopped_on_other_ranks_is_named_with_its_batch(tmp_path: Path) -> None:
+    """Two ranks of 8 were stopped; the same config on one rank is told which batch goes on."""
+    made: dict[str, object] = {"data": "same"}
+    save(tmp_path, 3, fingerprint.of_json({**made, "global_batch": 16}))
+
+    def told(ranks: int, **train: int) -> list[str]:
+        said: list[str] = []
+        config = TrainConfig(**train)
+        session = SimpleNamespace(
+            world=World(Ranks(), torch.device("cpu")), run=SimpleNamespace(train=config), say=said.append
+        )
+        inputs = {**made, "global_batch": config.split(ranks).samples}
+        _say_if_stopped_on_others(session, tmp_path, inputs)  # type: ignore[arg-type]
+        return said
+
+    note = f"{tmp_path} is of the same training with 16 samples an update: train.batch=16 goes on from it"
+    assert told(1) == [note]
+    assert told(1, micro_batch=16) == told(2) == told(1, batch=8) == []
+    assert told(1, micro_batch=5) == [], "no number of ranks makes 16 of it"

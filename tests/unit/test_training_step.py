@@ -76,9 +76,7 @@ class Bench:
         self.feed = Feed(self.requests.sequences, run.roma.tokens)
         self.engine = RouterEngine(world, run, ds)
         train = run.train
-        self.order = BatchOrder(
-            SAMPLES, train.epochs, train.micro_batch * train.gradient_accumulation, train.seed
-        )
+        self.order = BatchOrder(SAMPLES, train.epochs, train.split(1).samples, train.seed)
 
     def step(
         self, number: int, weight: float, rate: float, task: bool = True, norms: bool = False
@@ -320,16 +318,27 @@ def test_norms_of_a_term_that_is_off(bench: Any) -> None:
     assert alone.grad_norm == pytest.approx(0.5 * alone.grad_norm_manifold, rel=1e-5)
 
 
-@pytest.mark.parametrize("split", [("8", "1"), ("4", "2"), ("2", "4"), ("5", "4")])
-def test_micro_batches_of_any_size_give_the_same_gradient(bench: Any, split: tuple[str, str]) -> None:
-    """Each sample counts the same, also in the short last batch of an epoch."""
-    wide = bench("train.micro_batch=20")
-    one = bench(f"train.micro_batch={split[0]}", f"train.gradient_accumulation={split[1]}")
+@pytest.mark.parametrize(
+    "split",
+    [
+        ("micro_batch=8",),
+        ("micro_batch=4", "gradient_accumulation=2"),
+        ("micro_batch=2", "gradient_accumulation=4"),
+        ("micro_batch=5", "gradient_accumulation=4"),
+        ("batch=8", "micro_batch=3"),
+        ("batch=11", "micro_batch=5"),
+    ],
+)
+def test_micro_batches_of_any_size_give_the_same_gradient(bench: Any, split: tuple[str, ...]) -> None:
+    """Each sample counts the same, also in the short last batch of an epoch, and in uneven micro-batches."""
+    wide, one = bench("train.micro_batch=20"), bench(*(f"train.{word}" for word in split))
     last = one.order.steps_per_epoch - 1
-    wide.step_on([one.order.rows(last)], 1.0, 1e-3)
-    one.step(last, 1.0, 1e-3)
+    together = wide.step_on([one.order.rows(last)], 1.0, 1e-3).sums
+    parted = one.step(last, 1.0, 1e-3).sums
     for a, b in zip(accumulated(wide), accumulated(one), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-8)
+    assert (parted.samples, parted.tokens) == (together.samples, together.tokens)
+    assert parted.task == pytest.approx(together.task, rel=1e-5)
 
 
 def test_clipping_shortens_the_gradient_and_reports_its_length_before(bench: Any) -> None:
