@@ -28,6 +28,7 @@ from roma_ds.config.optimisation import TrainConfig
 
 AnswerForm = Literal["letter", "text"]
 Scoring = Literal["letter", "cloze", "generate"]
+Answers = Literal["roma", "strict-match", "flexible-extract"]
 Control = Literal["router_tuning", "random_neighbours"]
 
 
@@ -222,7 +223,12 @@ class EvalConfig:
     max_new_tokens: Count = 512
     """Longest generated answer."""
     stop: tuple[Text, ...] = ()
-    """Texts at which a generated answer ends; none takes those of the task."""
+    """Texts at which a generated answer ends; none takes those of the task. They do not count while the model
+    thinks, nor before it has said anything."""
+    answers: Answers = "roma"
+    """How generated answers are read. roma: options, numbers and formulas in any notation, as
+    docs/evaluation.md says. strict-match, flexible-extract: the filters of lm-evaluation-harness of these
+    names, so that numbers agree with it; stop sequences then count anywhere, as there."""
     data_root: Text | None = None
     """Folder with TASK/SPLIT.jsonl[.gz], used in place of the hub."""
     batch_size: Count = 16

@@ -14,8 +14,9 @@ from roma_ds.config.schema import RunConfig, Scoring, TaskConfig
 Layout = Literal["question", "bare", "gap", "letters"]
 Metric = Literal["acc", "acc_norm"]
 
-STOP = ("\n\n", "Question:")
-"""What ends a generated answer where a task names nothing: the start of a further question."""
+STOP = ("\nQuestion:", "</s>", "<|im_end|>")
+"""What ends a generated answer where a task names nothing: the start of a further question, and the texts of
+end tokens that a tokenizer does not know. No blank line: models begin with one, and think in paragraphs."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """What a generated text says: an option, a number, or a text; and whether that is the right answer.
 
-A model may think aloud before it answers, so the last thing stated counts, not the first letter.
+A model may think aloud before it answers and explain behind it, so neither the first nor the last letter or
+number counts, but what is stated.
 """
 
 from __future__ import annotations
@@ -8,21 +9,24 @@ from __future__ import annotations
 import re
 import string
 from dataclasses import dataclass
-from decimal import Decimal, InvalidOperation
 
+from roma_ds.config.schema import Answers
 from roma_ds.data.sample import Sample
 from roma_ds.data.templates import letters
+from roma_ds.evaluation.reading import harness_filters
+from roma_ds.evaluation.reading.expressions import boxed, is_expression, same_expression
+from roma_ds.evaluation.reading.option_letters import option_letter
+from roma_ds.evaluation.reading.option_texts import option_text
+from roma_ds.evaluation.reading.prose import flowing, marked, readable, said
+from roma_ds.evaluation.reading.quantities import Quantity, quantity, same
+from roma_ds.evaluation.reading.stated_numbers import final_number
+from roma_ds.evaluation.reading.wording import ANSWER, COPULA, FINAL
 
-_NUMBER = re.compile(r"(?:(?<![\w.])-)?\$?\d[\d,]*(?:\.\d+)?")
-_OPENING = r"[\s:=\-*\"'(\[]*"
-_STATED = re.compile(
-    rf"(?:\b[Aa]nswers?(?:\s+(?:is|was|are|would be|should be|must be))?|\b(?:[Oo]ption|[Cc]hoice)){_OPENING}"
-    r"(?:(?:[Oo]ption|[Cc]hoice)\s+)?([A-Z])(?![\w'’])"
-)
-# A text that begins with a word: "A dog", "I think".
-_LEADING = re.compile(rf"^{_OPENING}([AI](?!\s+[a-z])|[B-HJ-Z])(?![\w'’])")
-_MARK = "####"
 NONE = -1
+_ARTICLES = ("a", "an", "the")
+_FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
+_EMPHASIS = re.compile(r"\*\*|`|~~|\"")
+_SENTENCE = re.compile(r"[.!?](?=\s|$)|\n")
 
 
 @dataclass(frozen=True)
@@ -32,68 +36,108 @@ class Answer:
     predicted: int
     """Number of the option, -1 where none was given or there are none."""
     extracted: str
-    """The letter, number or text that counts; empty where there is none."""
+    """The letter, number or text that counts; empty where there is none: the text could not be read."""
     correct: bool
 
 
-def read_answer(sample: Sample, text: str) -> Answer:
-    """The answer that `text`, generated after the prompt of `sample`, gives.
+def read_answer(sample: Sample, text: str, how: Answers = "roma") -> Answer:
+    """The answer that `text`, generated after the prompt of `sample`, gives; for any text.
 
-    Options by letter: the last letter that is stated ("the answer is C", "Answer: C", "option C"), else one
-    that the text begins with. Options by text: the longest one that the text begins with. A reference that
-    is a number: the number after `####`, the mark of gsm8k's solutions, else the last number. Any other
-    reference: the first line, without case, articles, punctuation and extra space.
+    how: `roma` reads it as `roma_ds/evaluation/reading/` says: options by letter, else by their texts; a
+    reference that is a number by its value; a formula by math-verify; any other reference by the stated
+    answer or the first line, without case, articles, punctuation and extra space. `strict-match` and
+    `flexible-extract` are the filters of lm-evaluation-harness.
     """
+    if how != "roma":
+        return _as_the_harness(sample, text, strict=how == "strict-match")
     if sample.options:
         named = sample.options == letters(len(sample.options))
-        place = option_letter(text, len(sample.options)) if named else _option_text(text, sample.options)
-        extracted = sample.options[place].strip() if place != NONE else ""
-        return Answer(place, extracted, place == sample.answer)
+        place = (
+            option_letter(text, len(sample.options), sample.choices)
+            if named
+            else _option(text, [option.strip() for option in sample.options])
+        )
+        return _of_option(sample, place)
     reference = sample.target.strip()
-    if (wanted := _whole_number(reference)) is not None:
-        number = final_number(text)
-        return Answer(NONE, "" if number is None else format(number.normalize(), "f"), number == wanted)
-    line = text.strip().split("\n")[0].strip()
-    return Answer(NONE, line, bool(line) and plain(line) == plain(reference))
-
-
-def option_letter(text: str, count: int) -> int:
-    """Number of the option among the first `count` letters that `text` settles on, -1 where it does not."""
-    allowed = string.ascii_uppercase[:count]
-    stated = [letter for letter in _STATED.findall(text) if letter in allowed]
-    if stated:
-        return allowed.index(stated[-1])
-    leading = _LEADING.match(text)
-    return allowed.index(leading[1]) if leading and leading[1] in allowed else NONE
-
-
-def final_number(text: str) -> Decimal | None:
-    """The number that a worked solution ends in: after the first `####`, else the last one."""
-    _, marked, after = text.partition(_MARK)
-    if marked and (first := _NUMBER.search(after)):
-        return _value(first[0])
-    numbers = _NUMBER.findall(text)
-    return _value(numbers[-1]) if numbers else None
+    if (wanted := quantity(marked(readable(reference)))) is not None:
+        return _of_number(reference, wanted, text)
+    return _of_text(reference, text)
 
 
 def plain(text: str) -> str:
     """Lower case words without articles and punctuation, one space between them."""
     kept = text.casefold().translate(str.maketrans("", "", string.punctuation))
-    return " ".join(word for word in kept.split() if word not in ("a", "an", "the"))
+    return " ".join(word for word in kept.split() if word not in _ARTICLES)
 
 
-def _option_text(text: str, options: tuple[str, ...]) -> int:
-    said = text.strip().casefold()
-    fitting = [place for place, option in enumerate(options) if said.startswith(option.strip().casefold())]
-    return max(fitting, key=lambda place: len(options[place]), default=NONE)
+def _of_option(sample: Sample, place: int) -> Answer:
+    return Answer(place, sample.options[place].strip() if place != NONE else "", place == sample.answer)
 
 
-def _whole_number(text: str) -> Decimal | None:
-    return _value(text) if _NUMBER.fullmatch(text) else None
+def _option(text: str, options: list[str]) -> int:
+    """Options by text; where all are numbers, by value."""
+    values = [quantity(marked(readable(option))) for option in options]
+    numbers = [value for value in values if value is not None]
+    if len(numbers) == len(options) and (found := final_number(text)):
+        fitting = [place for place, value in enumerate(numbers) if same(value, found)]
+        return fitting[0] if len(fitting) == 1 else NONE
+    return option_text(text, options)
 
 
-def _value(number: str) -> Decimal | None:
-    try:
-        return Decimal(number.replace("$", "").replace(",", ""))
-    except InvalidOperation:
-        return None
+def _of_number(reference: str, wanted: Quantity, text: str) -> Answer:
+    box = boxed(said(readable(text))[0])
+    if box and is_expression(box) and quantity(marked(readable(box))) is None:
+        return Answer(NONE, box, same_expression(reference, box))
+    found = final_number(text)
+    return Answer(NONE, "" if found is None else str(found), found is not None and same(wanted, found))
+
+
+def _of_text(reference: str, text: str) -> Answer:
+    outside, only_thought = said(readable(text))
+    lines = [] if only_thought else [line.strip() for line in outside.split("\n") if line.strip()][:1]
+    statements = _statements(outside)
+    wanted = readable(reference)
+    if is_expression(wanted):
+        formulas = [found[1] or found[2] for found in _FORMULA.finditer(outside)][-1:]
+        formula = boxed(outside) or (statements[-1:] or formulas or lines or [""])[0].strip()
+        return Answer(NONE, formula, same_expression(wanted, formula))
+    given = [*statements[-1:], *lines]
+    right = any(_alike(one, wanted) for one in given)
+    return Answer(NONE, given[0] if given else "", right)
+
+
+def _alike(one: str, other: str) -> bool:
+    said_plain, wanted = plain(one), plain(other)
+    if said_plain == wanted:
+        return bool(wanted)
+    return any(map(str.isdigit, wanted)) and said_plain.replace(" ", "") == wanted.replace(" ", "")
+
+
+def _statements(text: str) -> list[str]:
+    """What stands behind "the answer is" in its sentence; what is marked as final alone, if anything is."""
+    prose = _EMPHASIS.sub("", flowing(marked(text)))
+    found, final = [], []
+    for word in list(ANSWER.finditer(prose))[-100:]:
+        if word[0] == FINAL:
+            final.append(prose[word.end() : word.end() + 2000].split("\n")[0].strip())
+            continue
+        sentence = _SENTENCE.split(prose[word.end() : word.end() + 400], maxsplit=1)[0]
+        if copula := COPULA.search(sentence[:60]):
+            found.append(sentence[copula.end() :].strip())
+    return [one for one in final or found if one]
+
+
+def _as_the_harness(sample: Sample, text: str, strict: bool) -> Answer:
+    if sample.options:
+        if strict:
+            place = harness_filters.strict_option(text, sample.options)
+        else:
+            place = harness_filters.flexible_option(text, sample.choices)
+        return _of_option(sample, place)
+    reference = sample.target.strip()
+    if quantity(reference) is not None:
+        said_number = harness_filters.strict_number(text) if strict else harness_filters.flexible_number(text)
+        right = harness_filters.exact_number(reference, said_number)
+        return Answer(NONE, "" if said_number == harness_filters.INVALID else said_number, right)
+    line = harness_filters.first_line(text)
+    return Answer(NONE, line, bool(line) and harness_filters.exact_text(reference, line))

@@ -74,6 +74,11 @@ def _has_norm(task: str) -> bool:
     return task not in TASKS or "acc_norm" in TASKS[task].metrics
 
 
+def unread_shares(results: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """By task whose answers are generated: the share of them in which no answer was found."""
+    return {task: result["unread"] for task, result in results.items() if "unread" in result}
+
+
 def average(results: dict[str, dict[str, Any]]) -> float:
     """Mean accuracy over tasks, each task counting the same."""
     return float(np.mean([result["accuracy"] for result in results.values()]))

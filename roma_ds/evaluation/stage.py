@@ -10,10 +10,11 @@ from typing import Any
 
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
+from roma_ds.config.schema import Answers
 from roma_ds.data.sample import Sample
 from roma_ds.data.tasks import scoring_of, shots_of
 from roma_ds.evaluation.answers import read_answer
-from roma_ds.evaluation.results import average, task_results
+from roma_ds.evaluation.results import average, task_results, unread_shares
 from roma_ds.sequences.encoding import Prompt
 from roma_ds.sequences.scores import Scores
 from roma_ds.storage.atomic import make_folder, write_json, write_npy, write_parquet
@@ -43,7 +44,7 @@ def evaluate(
     prompts: of the samples, in their order; score: runs the variant over them; write: generates an answer to
     each, which is then what counts; both are collectives, complete on rank 0. rows: of each task, how many
     its split has. Every sample is scored exactly once, whatever the number of ranks. Returns {"average":
-    accuracy, "tasks": accuracies}.
+    accuracy, "tasks": accuracies, "unread": by task with generated answers the share that could not be read}.
     """
     started = time.monotonic()
     scores = score(prompts)
@@ -53,7 +54,7 @@ def evaluate(
         if scores is not None:
             columns: dict[str, Any] = {}
             if written is not None:
-                scores, columns = judged(samples, scores, written)
+                scores, columns = judged(samples, scores, written, run.eval.answers)
             scoring = {task.name: scoring_of(run, task) for task in run.eval.tasks}
             results = task_results(samples, scores, scoring)
             for task in run.eval.tasks:
@@ -65,10 +66,16 @@ def evaluate(
                     "truncated": sum(prompts[row].truncated for row in own),
                 }
                 if ends := [one.ended for row in own if written and (one := written[row])]:
-                    results[task.name]["unfinished"] = ends.count(False)
+                    unread = [not columns["extracted"][row] for row in own if written and written[row]]
+                    results[task.name] |= {
+                        "unfinished": ends.count(False),
+                        "unread": sum(unread) / len(unread),
+                        "answers": run.eval.answers,
+                    }
             facts = {
                 "average": average(results),
                 "tasks": {task: result["accuracy"] for task, result in results.items()},
+                "unread": unread_shares(results),
             }
             make_folder(folder)
             write_npy(folder / f"{variant}.routing.npy", scores.routing)
@@ -102,16 +109,16 @@ def evaluate(
 
 
 def judged(
-    samples: Sequence[Sample], scores: Scores, written: Sequence[Written | None]
+    samples: Sequence[Sample], scores: Scores, written: Sequence[Written | None], how: Answers = "roma"
 ) -> tuple[Scores, dict[str, Any]]:
     """The scores with what generated texts say in place of what is most likely, and further columns.
 
-    written: by sample, None where the answer is scored.
+    written: by sample, None where the answer is scored; how: `eval.answers`.
     """
     predicted, correct = scores.predicted.copy(), scores.correct.copy()
     extracted: list[str | None] = []
     for row, (sample, one) in enumerate(zip(samples, written, strict=True)):
-        answer = read_answer(sample, one.text) if one is not None else None
+        answer = read_answer(sample, one.text, how) if one is not None else None
         extracted.append(answer.extracted if answer is not None else None)
         if answer is not None:
             predicted[row], correct[row] = answer.predicted, answer.correct

@@ -127,6 +127,7 @@ def cautions(variants: Mapping[str, Variant], comparisons: Sequence[Comparison])
         )
     for variant in variants.values():
         notes += _one_answer(variant)
+        notes += _unread(variant)
     below = [v for v in variants.values() if _at_chance(v)]
     if below:
         names = ", ".join(variant_title(variant.name) for variant in below)
@@ -158,6 +159,16 @@ def _one_answer(variant: Variant) -> list[str]:
         return []
     more = f" and so on in {len(found) - 4} more tasks" if len(found) > 4 else ""
     return [f"{_capital(variant_title(variant.name))} answers {', '.join(found[:4])}{more}."]
+
+
+def _unread(variant: Variant) -> list[str]:
+    """A note that names the tasks in which generated answers could not be read."""
+    found = {task: result.get("unread") for task, result in variant.result["tasks"].items()}
+    shares = [f"{percent(share, 1)}% of {task}" for task, share in found.items() if share]
+    if not shares:
+        return []
+    name = _capital(variant_title(variant.name))
+    return [f"{name}: no answer could be read in {', '.join(shares)}; they count as wrong."]
 
 
 def _at_chance(variant: Variant) -> bool:

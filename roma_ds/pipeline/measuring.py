@@ -23,7 +23,11 @@ def scoring_inputs(run: RunConfig) -> dict[str, Any]:
         "shots": run.eval.shots,
     }
     if generated := new_tokens_of(run):
-        inputs["generate"] = {"max_new_tokens": generated, "stop": list(run.eval.stop)}
+        inputs["generate"] = {
+            "max_new_tokens": generated,
+            "stop": list(run.eval.stop),
+            "answers": run.eval.answers,
+        }
     return inputs
 
 
@@ -46,7 +50,10 @@ def written_answers(
     A collective.
     """
     rows = [row for row, sample in enumerate(samples) if sample.task in new_tokens_of(run)]
-    asked = [Asked(prompts[row].prompt, run.eval.stop or task_of(samples[row].task).stop) for row in rows]
+    anywhere = run.eval.answers != "roma"
+    asked = [
+        Asked(prompts[row].prompt, run.eval.stop or task_of(samples[row].task).stop, anywhere) for row in rows
+    ]
     writer = Writer(model, tokenizer, run.eval.max_new_tokens)
     written = writer.write(asked, run.eval.batch_size, title)
     if written is None:
@@ -63,3 +70,6 @@ def say_accuracies(say: Callable[[str], None], name: str, facts: Mapping[str, An
         f"eval {name}: average accuracy {100 * facts['average']:.2f}%"
         + (f" ({each})" if len(tasks) > 1 else "")
     )
+    if unread := {task: share for task, share in facts.get("unread", {}).items() if share}:
+        each = ", ".join(f"{task} {100 * share:.2f}%" for task, share in unread.items())
+        say(f"eval {name}: no answer could be read in {each} of the generated texts, which count as wrong")

@@ -138,6 +138,7 @@ def _row(
                 "examples",
                 "truncated",
                 "unfinished",
+                "unread",
                 "merges",
             )
             if key in records[0]

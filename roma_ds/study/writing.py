@@ -26,8 +26,8 @@ def with_written_answers(
     """The scores, where tasks of `samples` are generated with what the written answers say; and facts.
 
     A collective of the decoder's ranks, complete where `scores` is given. decoder: made when it is needed.
-    The facts are `written`, columns of the samples, and `unfinished`, by generated task how many answers
-    the limit of new tokens cut off; none where nothing is generated.
+    The facts are `written`, columns of the samples, `unfinished`, by generated task how many answers were cut
+    off, and `unread`, the share in which no answer was found; none where nothing is generated.
     """
     generated = [task for task in new_tokens_of(session.run) if any(one.task == task for one in samples)]
     if not generated:
@@ -39,5 +39,13 @@ def with_written_answers(
     if cut:
         limit = session.run.eval.max_new_tokens
         session.say(f"write {title}: {len(cut)} answers were cut off at {limit} tokens (eval.max_new_tokens)")
-    scores, columns = judged(samples, scores, written)
-    return scores, {"written": columns, "unfinished": {task: cut.count(task) for task in generated}}
+    scores, columns = judged(samples, scores, written, session.run.eval.answers)
+    found: dict[str, list[bool]] = {task: [] for task in generated}
+    for sample, extracted in zip(samples, columns["extracted"], strict=True):
+        if extracted is not None:
+            found[sample.task].append(bool(extracted))
+    return scores, {
+        "written": columns,
+        "unfinished": {task: cut.count(task) for task in generated},
+        "unread": {task: some.count(False) / len(some) for task, some in found.items() if some},
+    }

@@ -12,6 +12,7 @@ from roma_ds.prefix.feed import FILLER
 from roma_ds.progress import Progress
 from roma_ds.sequences.batches import in_batches
 from roma_ds.writing.decoding import Decoder
+from roma_ds.writing.thinking import is_thinking, stop_place
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Written:
     tokens: int
     """How many were generated, those behind a stop sequence too."""
     ended: bool
-    """False where the limit of new tokens cut it off."""
+    """False where the limit of new tokens, or a stop sequence before anything was said, cut it off."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,8 @@ class Asked:
     prompt: tuple[int, ...]
     stop: tuple[str, ...]
     """Texts at which the answer ends."""
+    anywhere: bool = False
+    """Whether they end it anywhere. By default not while the model thinks nor before it says anything."""
 
 
 class Writer:
@@ -69,16 +72,17 @@ class Writer:
         step = self.model.decoding(numbers, [one.prompt for one in asked] or [FILLER.prompt])
         chosen: torch.Tensor | None = None
         new: list[list[int]] = [[] for _ in asked]
+        thinking = [is_thinking(self._text(one.prompt)) for one in asked]
         open_rows = set(range(len(asked)))
         for _ in range(self.limit):
             chosen = step(chosen).argmax(dim=-1).cpu()
             for row in sorted(open_rows):
                 new[row].append(int(chosen[row]))
-                if self._is_over(new[row], asked[row].stop):
+                if self._is_over(new[row], asked[row], thinking[row]):
                     open_rows.discard(row)
             if not self._anyone(bool(open_rows)):
                 break
-        return [self._written(tokens, one.stop) for tokens, one in zip(new, asked, strict=True)]
+        return [self._written(*one) for one in zip(new, asked, thinking, strict=True)]
 
     def _anyone(self, busy: bool) -> bool:
         """Whether another forward pass is needed. Under ZeRO-3 every pass is a collective of all ranks."""
@@ -86,19 +90,28 @@ class Writer:
             return busy
         return bool(self.model.world.reduce(torch.tensor([float(busy)]), "max").item())
 
-    def _is_over(self, tokens: Sequence[int], stop: Sequence[str]) -> bool:
+    def _is_over(self, tokens: Sequence[int], asked: Asked, thinking: bool) -> bool:
         if tokens[-1] in self._ends:
             return True
         # Every token but the odd piece of a character is at least one character of the text.
-        tail = self._text(tokens[-max((len(text) for text in stop), default=0) - 8 :])
-        return any(text in tail for text in stop)
+        tail = self._text(tokens[-max((len(text) for text in asked.stop), default=0) - 8 :])
+        if not any(text in tail for text in asked.stop):
+            return False
+        return _stop(self._text(tokens), asked, thinking) is not None
 
     def _text(self, tokens: Sequence[int]) -> str:
         text: str = self.tokenizer.decode(list(tokens), skip_special_tokens=True)
         return text
 
-    def _written(self, tokens: Sequence[int], stop: Sequence[str]) -> Written:
+    def _written(self, tokens: Sequence[int], asked: Asked, thinking: bool) -> Written:
         text = self._text(tokens)
-        places = [text.index(one) for one in stop if one in text]
-        ended = bool(places) or (bool(tokens) and tokens[-1] in self._ends)
-        return Written(text[: min(places)] if places else text, len(tokens), ended)
+        place = _stop(text, asked, thinking)
+        said = text if place is None else text[:place]
+        stopped = place is not None and bool(said.strip())
+        return Written(said, len(tokens), stopped or (bool(tokens) and tokens[-1] in self._ends))
+
+
+def _stop(text: str, asked: Asked, thinking: bool) -> int | None:
+    if not asked.anywhere:
+        return stop_place(text, asked.stop, thinking)
+    return min((place for one in asked.stop if (place := text.find(one)) != -1), default=None)
