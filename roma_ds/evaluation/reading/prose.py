@@ -71,7 +71,7 @@ _AFTER_COLON = re.compile(r"(?:(?<=[:=])|\b(is|be|est|ist|es)|(?<=[是は]))[ \t
 _DOTS = re.compile(r"\.{2,}")
 _ABBREVIATED = re.compile(r"\b(ans)\.", re.IGNORECASE)
 _TITLE = re.compile(
-    rf"^[#\s]*((?:final |correct )?(?:{ANSWER.pattern}))[ \t]*\n\s*", re.IGNORECASE | re.MULTILINE
+    rf"^[# \t]*((?:final |correct )?(?:{ANSWER.pattern}))[ \t]*\n\s*", re.IGNORECASE | re.MULTILINE
 )
 _NEXT_QUESTION = re.compile(
     r"\n[ \t*#]*(?:(?:Question|Problem|Exercise|Human|User|Q)\s*\d*\s*:|</s>|<\|im_end\|>)"

@@ -17,6 +17,7 @@ _SEPARATED = re.compile(r"(?<=\d)(?:\\[,;:! ]|~|\{\\?[, ]\}|\{ ?, ?\}|,\\!|\{'\}
 _INDEX = re.compile(
     r"(?<![\d)}])[_^]\s?(?:\{[^{}]*\}|[+-]?\w)|(?<=[A-Za-z)}])\^\s?(?:\{[^{}]*\}|[+-]?\w)|_\{[^{}]*\}"
 )
+_EMPHASIS = re.compile(r"\*\*(?=\S)|(?<=\S)\*\*|`|~~|__|\"|(?<![A-Za-z0-9])'(?=[\d+-])|(?<=\d)'(?!\d)")
 _PLAIN = r"\d+(?:[.,'_]\d+|\ \d{3}(?!\d))*|\.\d+"
 _QUANTITY = re.compile(
     rf"""(?<![A-Za-z_\\^\d])(?<!\d\.)
@@ -106,12 +107,7 @@ def _close(one: Fraction, other: Fraction) -> bool:
 
 def mathematical(text: str) -> str:
     """The text without currencies, emphasis and indices, thousands separated in few ways."""
-    text = _CURRENCY.sub("", text)
-    text = (
-        re.sub(r"\*\*(?=\S)|(?<=\S)\*\*|`|~~|__|\"", "", text)
-        if "**" in text or "`" in text or "_" in text
-        else text
-    )
+    text = _EMPHASIS.sub("", _CURRENCY.sub("", text))
     return _INDEX.sub(
         "", _SEPARATED.sub(lambda found: "," if "," in found[0] and "\\," not in found[0] else " ", text)
     )
