@@ -223,12 +223,9 @@ class EvalConfig:
     max_new_tokens: Count = 512
     """Longest generated answer."""
     stop: tuple[Text, ...] = ()
-    """Texts at which a generated answer ends; none takes those of the task. They do not count while the model
-    thinks, nor before it has said anything."""
+    """Texts at which a generated answer ends once it has begun; none takes those of the task."""
     answers: Answers = "roma"
-    """How generated answers are read. roma: options, numbers and formulas in any notation, as
-    docs/evaluation.md says. strict-match, flexible-extract: the filters of lm-evaluation-harness of these
-    names, so that numbers agree with it; stop sequences then count anywhere, as there."""
+    """How generated answers are read: roma, any notation; the others, lm-evaluation-harness' filters."""
     data_root: Text | None = None
     """Folder with TASK/SPLIT.jsonl[.gz], used in place of the hub."""
     batch_size: Count = 16

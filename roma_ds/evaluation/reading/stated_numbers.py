@@ -194,7 +194,8 @@ def _last(prose: str) -> Quantity | None:
     found = list(quantities(prose))[-_MOST:]
     counting = _counting(body, list(quantities(body))[-_MOST:]) or _counting(prose, found)
     undenied = [one for one in found if not _DENIED.search(prose[max(0, one.start - 20) : one.start])]
-    return (counting or undenied or [None])[-1]
+    best = counting or undenied
+    return best[-1] if best else None
 
 
 def _counting(prose: str, found: Sequence[Quantity]) -> list[Quantity]:
