@@ -99,6 +99,10 @@ def test_a_model_without_routers_is_evaluated_by_the_same_command(dense: Project
     tasks, records = results(dense, "base")
     assert (tasks["words"]["n"], tasks["sums"]["n"]) == (24, 7)
     assert sum(tasks["words"]["predicted"].values()) == 24 and len(records["id"]) == 31
+    unread = [not text for text in records["extracted"][24:]]
+    assert tasks["sums"]["unread"] == sum(unread) / 7 > 0 and "unread" not in tasks["words"]
+    share = f"no answer could be read in sums {100 * tasks['sums']['unread']:.2f}% of the generated texts"
+    assert tasks["sums"]["answers"] == "roma" and share in done.out
     assert not (dense.out / "train").exists() and not (dense.out / "collect").exists()
     again = here(dense, "eval", "--variant=base", f"eval.tasks={TASKS}", "eval.max_new_tokens=4")
     assert "eval base: up to date" in again.out, again
@@ -108,6 +112,10 @@ def test_a_model_without_routers_is_evaluated_by_the_same_command(dense: Project
     long = ("data.long_prompts=refuse", "data.max_tokens=9")
     refusal(here(dense, "eval", f"eval.tasks={TASKS}", *long), "tokens, 9 are allowed")
     assert contents(dense.out, without=()) == before
+    strict = here(dense, "eval", f"eval.tasks={TASKS}", "eval.max_new_tokens=4", "eval.answers=strict-match")
+    tasks, records = results(dense, "base")
+    assert strict.code == 0 and tasks["sums"]["answers"] == "strict-match", strict
+    assert tasks["sums"]["unread"] == 1.0 and records["extracted"][24:] == [""] * 7
 
 
 def test_training_a_model_without_routers_is_refused(dense: Project) -> None:
