@@ -201,6 +201,8 @@ def _weighed(prose: str, token: re.Match[str], letter: str, listed: bool) -> tup
         return (Strength.CHOSEN, False) if CHOSEN.search(before) and not _denied(before) else None
     if _denied(before):
         return None
+    if not before.strip(" ([{*'") and not prose[end:].strip(" )]}*'.!\n"):
+        return Strength.CHOSEN, False
     weak = bool(WEAKENED.search(before))
     if CHOSEN.search(before) or CONFIRMED.match(behind):
         return (Strength.WEAK if weak else Strength.CHOSEN), False

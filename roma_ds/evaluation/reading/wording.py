@@ -22,12 +22,12 @@ ANSWER = re.compile(
     r"|(?:option|choice|alternative|opci[óo]n|opção|opzione|alternativa|pick|selection|letter"
     r"|one)(?=\s*(?:correct\w*\s*|richtig\w*\s*|"
     r"corrett\w\s*)?(?:is|must be|would be|should be|es|est|ist|é|è|:)(?![^\W\d_]))"
-    r"|soluzione|ответ\w*|відповідь\w*|odpowied[źz]|odpověď|odpoveď|antwoord|svaret?|vastaus|cevap"
+    r"|soluzione|ответ\w*|відповідь\w*|odpowied[źz]|odpověď|odpoveď|antwoord|svar(?:et)?|choix|vastaus|cevap"
     r"|cevabı|yanıt"
     r"|jawaban(?:nya)?|đáp án|câu trả lời|răspuns(?:ul)?|απάντηση|válasz|отговор\w*|одговор\w*|jibu"
     r"|(?:best|correct|right|true|false|valid)(?:\s+\w+){0,2}?(?=\s+(?:is|would be|must be"
     r"|should be)\b))(?![^\W\d_])"
-    r"|答案|正解|答え|回答|解答|정답|답|الإجابة|الجواب|إجابة|جواب|תשובה|उत्तर|জবাব|উত্তর|คำตอบ|پاسخ",
+    r"|答案|正确选项|正確選項|正确的(?=是)|正解|答え|回答|解答|정답|답|الإجابة|الجواب|إجابة|جواب|תשובה|उत्तर|জবাব|উত্তর|คำตอบ|پاسخ",
     re.IGNORECASE,
 )
 FINAL_ANSWER = re.compile(
@@ -106,7 +106,8 @@ CORRECTED = re.compile(
 CHOSEN = re.compile(
     r"(?:\b(?:choos(?:e|ing)|chose|chosen|pick(?:ed|ing)?|select(?:ed|ing)?|(?:go|going|went) (?:with"
     r"|for)|opt(?:ed|ing)? for|"
-    r"vote for|settle (?:on|for)|take|prefer|guess|conclude|say|think|believe|yes|yeah|okay|sure|elijo"
+    r"vote for|settle (?:on|for)|take|prefer|guess|conclude|say|think|believe|probably|likely|perhaps|maybe"
+    r"|yes|yeah|okay|sure|elijo"
     r"|eligo|escojo|choisis|choisirais|wähle|nehme|выбираю|scelgo|"
     r"escolho|kies|väljer|wybieram|seçiyorum|chọn|pilih|so|therefore|thus|hence|consequently|ergo|donc"
     r"|also|daher|folglich|"
