@@ -56,6 +56,7 @@ setup(
         "scipy>=1.14",
         "scikit-learn>=1.5",
         "matplotlib>=3.9",
+        "pydantic>=2.10",
         "pyyaml>=6.0.2",
         "math-verify>=0.9",
         "psutil>=6.0",

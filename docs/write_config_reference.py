@@ -16,7 +16,8 @@ TARGET = Path(__file__).with_name("config.md")
 HEAD = """# Run config
 
 One YAML file describes a run. This page is written by `python docs/write_config_reference.py` from
-`schema.py`, `embedding.py`, `optimisation.py` and `guards.py` in `roma_ds/config/`; a test fails when they differ.
+`roma_ds/config/schema.py`, `embedding.py`, `optimisation.py` and `guards.py`; a test fails when the two
+differ.
 
 - `roma-ds init NAME` prints a packaged config with comments; `roma-ds ls configs` lists them.
 - Unknown keys, wrong types and contradictions are refused, all of them in one message, with exit code 2.

@@ -39,7 +39,7 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     """`run` and the single stages: what needs no ranks here, the rest through the launcher."""
     from roma_ds.config import resolve_deepspeed
     from roma_ds.pipeline.data import make_data
-    from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, VARIANTS, stages_until
+    from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, VARIANTS, require_tasks, stages_until
     from roma_ds.pipeline.worker import finish, load_for
 
     goal = "report" if options.command == "run" else options.command
@@ -50,8 +50,9 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
         raise UserError(f"--variant {variant} is unknown", f"use one of {', '.join(VARIANTS)}")
     _refuse_inside_ranks()
     run_config = load_for(options.config, options.overrides, options.ds)
+    require_tasks(goal, run_config)
     flags = read_launcher_flags(launcher_flags, options.ranks)
-    needed = stages_until(goal, run_config)
+    needed = stages_until(goal)
     folders = Folders(Path(run_config.output_dir))
     on_ranks = any(stage in ON_ALL_RANKS for stage in needed)
     ranks: int | None = options.ranks

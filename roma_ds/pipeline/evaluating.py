@@ -27,7 +27,9 @@ Scored = tuple[Scores | None, tuple[int, ...]]
 
 
 def eval_stage(session: Session, variants: Sequence[str]) -> None:
-    """Measure the base model and each trained variant on all evaluation samples."""
+    """Measure the base model and each trained variant on all evaluation samples, where the run has tasks."""
+    if not session.run.eval.tasks:
+        return
     if "base" not in variants and session.prefixes.layer("eval") is not None:
         # The frozen pass that measures the base model leaves the cache from which the others are run.
         variants = ("base", *variants)

@@ -23,16 +23,17 @@ _NEEDS = {
 }
 
 
-def stages_until(goal: str, run: RunConfig) -> tuple[str, ...]:
-    """`goal` and all that it needs, in order; no evaluation where the run has no tasks.
-
-    Raises UserError where that is the goal.
-    """
+def require_tasks(goal: str, run: RunConfig) -> None:
+    """Raises UserError where evaluation is the goal and the run has no tasks."""
     if goal == "eval" and not run.eval.tasks:
         raise UserError(
             f"{run.source.name}: eval.tasks is empty: there is nothing to evaluate",
             "name tasks, or use `roma-ds run`, which trains and goes without an evaluation",
         )
+
+
+def stages_until(goal: str) -> tuple[str, ...]:
+    """`goal` and all that it needs, in order."""
     needed = {goal}
     pending = [goal]
     while pending:
@@ -40,7 +41,7 @@ def stages_until(goal: str, run: RunConfig) -> tuple[str, ...]:
             if stage not in needed:
                 needed.add(stage)
                 pending.append(stage)
-    return tuple(stage for stage in ORDER if stage in needed and (stage != "eval" or run.eval.tasks))
+    return tuple(stage for stage in ORDER if stage in needed)
 
 
 def trained_variants(run: RunConfig, only: str | None) -> tuple[str, ...]:

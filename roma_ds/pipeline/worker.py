@@ -27,7 +27,13 @@ from roma_ds.errors import (
     out_of_memory,
     silence,
 )
-from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, evaluated_variants, stages_until, trained_variants
+from roma_ds.pipeline.plan_of_stages import (
+    ON_ALL_RANKS,
+    evaluated_variants,
+    require_tasks,
+    stages_until,
+    trained_variants,
+)
 
 if TYPE_CHECKING:
     from roma_ds.comm import World
@@ -158,9 +164,7 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
     from roma_ds.pipeline.evaluating import eval_stage
 
     run = session.run
-    needed = stages_until(goal, run)
-    if variant == "base":
-        needed = ("data", "eval")
+    needed = stages_until(goal) if variant != "base" else ("data", "eval")
     embeds = False
     with agreement(world):
         if world.is_first and "embed" in needed:
@@ -224,6 +228,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ranks = adopt_ranks()
         adopt_meeting(ranks)
         run = load_for(options.config, options.overrides, options.deepspeed_config)
+        if not options.must_train:
+            require_tasks(options.until, run)
     except RomaError as error:
         # All ranks of a host read the same files: one message a host.
         return report(error, ranks.rank) if ranks.local_rank == 0 else error.exit_code

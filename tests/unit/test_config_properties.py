@@ -117,6 +117,7 @@ def test_a_valid_run_survives_yaml(values: dict[str, Any]) -> None:
             "second copy",
             "takes Flat only",
             "is not kept",
+            "follows from train.batch",
         )
         assert all(any(words in line for words in refused) for line in error.message.splitlines()[-1:])
         return

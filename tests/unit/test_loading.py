@@ -152,4 +152,4 @@ def test_a_folder_without_tokenizer_files_is_named(copy: Path) -> None:
     with pytest.raises(UserError) as caught:
         load_tokenizer(ModelConfig(path=str(copy)))
     assert str(copy) in caught.value.message
-    assert "tokenizer.json" in caught.value.message and "copy them" in str(caught.value.fix)
+    assert "tokenizer.json" in caught.value.message and "copy the tokenizer files" in str(caught.value.fix)
