@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import functools
 import gc
 import os
@@ -79,10 +80,21 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="session")
 def indexed(tmp_path_factory: pytest.TempPathFactory) -> Project:
-    """A tiny project in float32 whose run is made up to the neighbours; copy it, do not change it."""
-    from cli.projects import make_project
+    """A tiny project in float32 whose run is made up to the neighbours; copy it, do not change it.
 
-    project = make_project(tmp_path_factory.mktemp("project"))
-    done = project.run("index", ranks=1)
-    assert done.code == 0, done
-    return project
+    The processes of one pass of the tests share it.
+    """
+    from cli.projects import Project, make_project
+
+    place = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        place = place.parent
+    folder = place / "indexed"
+    with (place / "indexed.lock").open("a+") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        lock.seek(0)
+        if not lock.read():
+            done = make_project(folder).run("index", ranks=1)
+            assert done.code == 0, done
+            lock.write("made")
+    return Project(folder, folder / "out")
