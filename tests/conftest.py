@@ -9,7 +9,7 @@ import os
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -28,6 +28,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 if not any(Path(device).exists() for device in ("/dev/nvidia0", "/dev/kfd")):
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
 
+
+def not_synced(descriptor: Any) -> None:
+    """Nothing that a test writes must survive a power cut."""
+
+
+os.fsync = not_synced
 
 # How long an example takes says more about the machine than about the code.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import argparse
-import atexit
 import contextlib
 import logging
 import os
-import signal
-import sys
-import traceback
 import warnings
 from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, NoReturn
 
 from roma_ds.config import RunConfig, load_run_config, resolve_deepspeed
 from roma_ds.errors import (
-    NOBODY_READS,
-    Interrupted,
     RomaError,
-    full_disk,
-    nobody_reads,
-    out_of_memory,
-    silence,
 )
+from roma_ds.pipeline.ending import end_on_signals, explain, leave, report
 from roma_ds.pipeline.plan_of_stages import (
     ON_ALL_RANKS,
     evaluated_variants,
@@ -137,6 +127,7 @@ def _run_on(
     import torch
 
     from roma_ds.comm import agreement
+    from roma_ds.network.release import leave_libraries_alone
     from roma_ds.pipeline.base_only import evaluate_base, is_base_only
     from roma_ds.pipeline.machine_support import check_machine
     from roma_ds.pipeline.session import Session
@@ -152,7 +143,9 @@ def _run_on(
         if not must_train and is_base_only(world, run, goal, variant):
             evaluate_base(world, run, ds)
         else:
-            _run_session(world, Session(world, run, ds, interruption), goal, variant)
+            session = Session(world, run, ds, interruption)
+            leave_libraries_alone()
+            _run_session(world, session, goal, variant)
     world.close()
 
 
@@ -240,71 +233,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def explain(error: Exception, rank: int) -> int:
-    """Print what ended this rank, once for all ranks where they agree on it; returns the exit code."""
-    if isinstance(error, BrokenPipeError) and nobody_reads():
-        silence()
-        return NOBODY_READS
-    found = error if isinstance(error, RomaError) else full_disk(error) or out_of_memory(error)
-    if found is None:
-        traceback.print_exception(error)
-        return 1
-    if rank == 0 and isinstance(found, Interrupted) and found.signum == signal.SIGUSR1:
-        from roma_ds.pipeline.requeue import requeue
-
-        found.fix = requeue()
-    # A signal reaches all ranks.
-    once = found.agreed or isinstance(found, Interrupted)
-    return report(found, rank) if rank == 0 or not once else found.exit_code
-
-
-def report(error: RomaError, rank: int = 0) -> int:
-    """Print an error for the user; returns its exit code."""
-    name = "stopped" if isinstance(error, Interrupted) else "error"
-    where = f" (rank {rank})" if rank else ""
-    print(f"roma-ds: {name}{where}: {error}", file=sys.stderr, flush=True)
-    return error.exit_code
-
-
-_SAYS_SO = (
-    "import sys; from roma_ds.errors import Interrupted; from roma_ds.pipeline.worker import explain; "
-    "sys.exit(explain(Interrupted(int(sys.argv[1])), 0))"
-)
-
-
-def end_on_signals() -> None:
-    """Until stages listen for them, signals end this process: the libraries take seconds to import."""
-    from roma_ds.training.interruption import STOPPING
-
-    def end(signum: int, frame: FrameType | None) -> None:
-        rank = int(os.environ.get("RANK") or os.environ.get("SLURM_PROCID") or 0)
-        if rank:
-            os._exit(128 + signum)
-        for other in STOPPING:
-            signal.signal(other, signal.SIG_IGN)
-        # Modules that are half imported are of no use: a new interpreter says it, and asks Slurm.
-        os.execv(sys.executable, [sys.executable, "-c", _SAYS_SO, str(int(signum))])
-
-    for signum in STOPPING:
-        signal.signal(signum, end)
-
-
 def main_and_exit() -> NoReturn:
     """`main`, then end at once."""
     end_on_signals()
     leave(main())
-
-
-def leave(code: int) -> NoReturn:
-    """End this process at once: a rank that failed must not hang in a collective at exit, and one that is
-    done must not be aborted by a library's thread that outlives what it works on."""
-    if not code or code > 128:
-        # Done, or stopped by a signal after saving.
-        from roma_ds.monitor.services import close_services
-
-        close_services()
-    if not code:
-        atexit._run_exitfuncs()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)

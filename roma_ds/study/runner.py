@@ -16,6 +16,7 @@ from roma_ds.comm.arrivals import meet
 from roma_ds.config import resolve_deepspeed
 from roma_ds.config.study import StudyConfig
 from roma_ds.data.store import load_samples
+from roma_ds.network.release import leave_libraries_alone
 from roma_ds.pipeline import stages
 from roma_ds.pipeline.folders import describe_run, installed
 from roma_ds.pipeline.machine_support import check_machine
@@ -54,6 +55,7 @@ class Runner:
             run = with_text(run, study, planner.root / "shared") if world.is_first else run
         run = world.from_first(run)
         self.session = Session(world, run, ds, interruption)
+        leave_libraries_alone()
         with agreement(world):
             if world.is_first:
                 describe_run(self.session.folders, run, ds, world.size, str(world.device))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from roma_ds.comm.visible_devices import adopt_visible_devices
 from roma_ds.config.study import StudyConfig, load_study_config
-from roma_ds.pipeline.worker import end_on_signals, explain, leave
+from roma_ds.pipeline.ending import end_on_signals, explain, leave
 from roma_ds.study.plan import Planner
 
 

@@ -23,7 +23,8 @@ _IMPORTED = (
     "faiss",
     "transformers.models.auto.modeling_auto",
     "sentence_transformers",
-    "roma_ds.pipeline.worker",
+    "roma_ds.pipeline.stages",
+    "roma_ds.testing.settled",
 )
 """What takes seconds to import is imported once for all calls; each rank is forked from there."""
 _ALIKE = {"DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1"}

@@ -12,7 +12,7 @@ import pytest
 
 from roma_ds.cli.main import main
 from roma_ds.errors import NOBODY_READS, nobody_reads
-from roma_ds.pipeline import worker
+from roma_ds.pipeline import ending
 
 CONFIG = """\
 model: {path: demo}
@@ -68,11 +68,11 @@ def test_a_command_into_a_closed_pipe(
 
 def test_a_rank_into_a_closed_pipe(capfd: pytest.CaptureFixture[str]) -> None:
     with nobody_reading():
-        assert worker.explain(BrokenPipeError(), 0) == NOBODY_READS
+        assert ending.explain(BrokenPipeError(), 0) == NOBODY_READS
     assert not capfd.readouterr().err
 
 
 def test_a_broken_pipe_of_something_else_is_a_bug(capfd: pytest.CaptureFixture[str]) -> None:
     assert not nobody_reads()
-    assert worker.explain(BrokenPipeError("of a socket"), 0) == 1
+    assert ending.explain(BrokenPipeError("of a socket"), 0) == 1
     assert "of a socket" in capfd.readouterr().err

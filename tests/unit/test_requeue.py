@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from roma_ds.pipeline.requeue import requeue
+from roma_ds.pipeline.ending import requeue
 
 
 def scontrol(folder: Path, script: str) -> str:

@@ -98,7 +98,7 @@ def test_slurms_signal_asks_for_another_turn_once(
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(worker, "load_for", lambda *given: None)
     monkeypatch.setattr(worker, "run_stages", stopped)
-    monkeypatch.setattr("roma_ds.pipeline.requeue.requeue", lambda: "job 5 is requeued")
+    monkeypatch.setattr("roma_ds.pipeline.ending.requeue", lambda: "job 5 is requeued")
     assert worker.main(["--config", "run.yaml"]) == 138
     said = capsys.readouterr().err
     assert ("stopped after step 8 of 64, which is saved\n  fix: job 5 is requeued" in said) == asked, said
