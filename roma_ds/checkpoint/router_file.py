@@ -35,7 +35,10 @@ class RouterFile:
 
 
 def read_router_file(path: Path) -> RouterFile:
-    """Read `router.safetensors`. Raises UserError when it is absent, cut or holds no router."""
+    """Read `router.safetensors`.
+
+    Raises UserError when it is absent or cut, holds no router, or one with values that are no finite numbers.
+    """
     try:
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
@@ -46,4 +49,13 @@ def read_router_file(path: Path) -> RouterFile:
         ) from error
     if not weights:
         raise UserError(f"{path} holds no router", "train again, or check the path")
+    for key, weight in weights.items():
+        if not weight.is_floating_point():
+            raise UserError(
+                f"{path}: {key} has the type {weight.dtype}, no weight", "use a file written by roma-ds train"
+            )
+        if not weight.isfinite().all():
+            raise UserError(
+                f"{path}: {key} holds NaN or infinity", "train again, or take a file from a state before it"
+            )
     return RouterFile(weights, metadata)
