@@ -21,7 +21,9 @@ import tempfile
 import time
 import traceback
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -254,35 +256,49 @@ def fuzz(folder: Path, count: int, seed: int, first: int = 0, limit: int | None 
         yield mutate(base, number, seed, limit)
 
 
+def _part(count: int, seed: int, first: int, verbose: bool) -> tuple[list[Outcome], float]:
+    """Some mutations, each printed where it went wrong, and the processor seconds that they took."""
+    outcomes, started = [], time.monotonic()
+    folder = Path(tempfile.mkdtemp(prefix="bad_input_"))
+    try:
+        for one in fuzz(folder, count, seed, first, SLOWEST_S):
+            outcomes.append(one)
+            if one.fault or verbose:
+                label, ended = "harmful" if one.harmful else "harmless", one.fault or one.code
+                print(f"{one.number} {one.kind}, {one.name} ({label}), {one.command}: {ended}")
+                print(f"    {one.what}\n    {one.said.strip()[-1500:]}", flush=True)
+            if len(outcomes) % 100 == 0:
+                seconds = time.monotonic() - started
+                print(f"{len(outcomes)} after {seconds:.0f} s", file=sys.stderr, flush=True)
+    finally:
+        shutil.rmtree(folder)
+    return outcomes, time.process_time()
+
+
 def main() -> int:
     """Run, print what went wrong, and write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--mutations", type=int, default=2400)
     parser.add_argument("--first", type=int, default=0, help="number of the first, to repeat one (0)")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=1, help="each with its part of the mutations (1)")
     parser.add_argument(
         "--verbose", action="store_true", help="print every mutation and all that is said of it"
     )
     parser.add_argument("--out", type=Path, help="folder for bad_input.json")
     options = parser.parse_args()
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
-    outcomes, started = [], time.monotonic()
-    folder = Path(tempfile.mkdtemp(prefix="bad_input_"))
-    try:
-        for one in fuzz(folder, options.mutations, options.seed, options.first, SLOWEST_S):
-            outcomes.append(one)
-            if one.fault or options.verbose:
-                label = "harmful" if one.harmful else "harmless"
-                print(
-                    f"{one.number} {one.kind}, {one.name} ({label}), {one.command}: {one.fault or one.code}"
-                )
-                print(f"    {one.what}\n    {one.said.strip()[-1500:]}", flush=True)
-            if len(outcomes) % 100 == 0:
-                print(
-                    f"{len(outcomes)} after {time.monotonic() - started:.0f} s", file=sys.stderr, flush=True
-                )
-    finally:
-        shutil.rmtree(folder)
+    started = time.monotonic()
+    share = -(-options.mutations // options.processes)
+    last = options.first + options.mutations
+    starts = range(options.first, last, share)
+    parts = [(min(share, last - first), options.seed, first, options.verbose) for first in starts]
+    if options.processes == 1:
+        done = [_part(*parts[0])]
+    else:
+        with ProcessPoolExecutor(options.processes, get_context("spawn")) as pool:
+            done = list(pool.map(_part, *zip(*parts, strict=True)))
+    outcomes = [one for some, _ in done for one in some]
     found = table(outcomes)
     print(json.dumps(found, indent=1))
     faults = [{**asdict(one), "said": one.said[-500:]} for one in outcomes if one.fault]
@@ -295,7 +311,8 @@ def main() -> int:
             {
                 "seed": options.seed,
                 "seconds": round(time.monotonic() - started, 1),
-                "processor_seconds": round(time.process_time(), 1),
+                "processor_seconds": round(sum(spent for _, spent in done), 1),
+                "processes": options.processes,
                 "mutators": {kind: len({one.name for one in some}) for kind, some in MUTATORS.items()},
                 "by_kind": found,
                 "faults": faults,
