@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from roma_ds.errors import UserError
+from roma_ds.storage.tensor_header import read_header
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -40,10 +41,12 @@ def read_router_file(path: Path) -> RouterFile:
     Raises UserError when it is absent or cut, holds no router, or one with values that are no finite numbers.
     """
     try:
+        # The library takes one of two tensors of the same name.
+        read_header(path)
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as a router file: {error}", "train again, or check the path"
         ) from error

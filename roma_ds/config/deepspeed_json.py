@@ -263,7 +263,7 @@ def _read(path: Path) -> Json:
     try:
         content = json_text.parse(text, finite=True)
     except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1] if text else ""
+        line = (text.splitlines()[error.lineno - 1 :] or [""])[0]
         comment = "; JSON has no comments" if "//" in line or "#" in line else ""
         raise UserError(
             f"{path}:{error.lineno}: not valid JSON: {error.msg}{comment}", "correct that line"

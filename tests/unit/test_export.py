@@ -206,6 +206,17 @@ def test_what_is_no_router_is_refused(base: Path, tmp_path: Path) -> None:
     refused(base, tmp_path / "router.safetensors", tmp_path / "out", f"{other}, which is no router of")
 
 
+def test_a_router_given_twice_is_refused(base: Path, tmp_path: Path) -> None:
+    path = router_file(tmp_path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip()
+    entry = json.dumps({key(2): json.loads(header)[key(2)]})[1:-1].encode()
+    header = b"{" + entry + b"," + header[1:]
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    refused(base, path, tmp_path / "out", f"the key '{key(2)}' is given twice")
+
+
 def test_values_that_are_no_finite_numbers_are_refused(base: Path, tmp_path: Path) -> None:
     for value in (torch.nan, torch.inf, -torch.inf):
         weights = tuned()
