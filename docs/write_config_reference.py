@@ -40,8 +40,8 @@ refused: both are built from `train`. What DeepSpeed's own models do not take (u
 types, ranges), and what only its engine or the optimizer of that stage refuses, is named with its key path by
 `roma-ds check`, and by a run before its first stage, all at once. A size written as text (`"5e8"`) or as a
 fraction is refused with the number to write. Sections that are switched off (`enabled: false`, a device of
-`none`, a size of 1) are no fault, whatever else is in them. The packaged files are described in
-`ds_configs/README.md`.
+`none`, a size of 1) are no fault, whatever else is in them. A key given twice is refused; a byte-order mark
+at the beginning of either file is dropped. The packaged files are described in `ds_configs/README.md`.
 """
 
 SECTIONS = (

@@ -134,7 +134,7 @@ class CheckpointFiles:
             assert path is not None
             try:
                 self._headers[name] = _typed_places(path)
-            except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            except (OSError, ValueError) as error:
                 raise UserError(
                     f"model.path: {path} is no readable safetensors file: {error}", _COMPLETE
                 ) from error

@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 import torch
 
+from roma_ds.checkpoint.checkpoint_files import StoredTensor
+
 PIECE_BYTES = 1 << 20
 """Of experts fused at once: larger pieces are no faster, and the allocator keeps the memory they took."""
 READ_BYTES = 1 << 22
@@ -25,8 +27,8 @@ Piece = tuple[str, int, torch.Tensor]
 class Stored(Protocol):
     """Stored tensors by local key."""
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        """Of the tensor."""
+    def place(self, key: str) -> StoredTensor:
+        """Type, shape and place of the tensor."""
 
     def read(self, key: str) -> torch.Tensor:
         """The tensor, in its stored type."""
@@ -83,8 +85,11 @@ class Conversion:
     def problem(self, target: Target, stored: Stored, wanted: Mapping[str, torch.Tensor]) -> str | None:
         """What keeps `target` from being made as `wanted` has it, in words; no value is read."""
         like, (rule, lists) = wanted[target.name], self._made_by(target)
+        kinds = {stored.place(key).dtype for keys in target.sources.values() for key in keys}
+        if like.is_floating_point() and not all(kind.is_floating_point for kind in kinds):
+            return f"{target.name} is stored in whole numbers"
         if rule is None:
-            shape = stored.shape(target.sources[None][-1])
+            shape = stored.place(target.sources[None][-1]).shape
             return _unlike(target.name, shape, like)
         counts = {pattern: len(lists.get(pattern, ())) for pattern in rule.source_patterns}
         if len(set(counts.values())) > 1:
@@ -95,7 +100,7 @@ class Conversion:
             return f"{target.name} has {experts} experts, the config says {like.shape[0]}"
 
         def empty(key: str) -> torch.Tensor:
-            return torch.empty(stored.shape(key), dtype=like.dtype, device="meta")
+            return torch.empty(stored.place(key).shape, dtype=like.dtype, device="meta")
 
         try:
             made = dict(self._applied(rule, target, lists, empty))

@@ -10,6 +10,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 
 from roma_ds.errors import UserError
+from roma_ds.storage.tensor_header import read_header
 
 _LAYER = re.compile(r"\.layers\.(\d+)\.")
 
@@ -35,15 +36,29 @@ class RouterFile:
 
 
 def read_router_file(path: Path) -> RouterFile:
-    """Read `router.safetensors`. Raises UserError when it is absent, cut or holds no router."""
+    """Read `router.safetensors`.
+
+    Raises UserError when it is absent or cut, holds no router, or one with values that are no finite numbers.
+    """
     try:
+        # The library takes one of two tensors of the same name.
+        read_header(path)
         with safe_open(path, framework="pt") as file:
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
             metadata = dict(file.metadata() or {})
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, ValueError) as error:
         raise UserError(
             f"{path} cannot be read as a router file: {error}", "train again, or check the path"
         ) from error
     if not weights:
         raise UserError(f"{path} holds no router", "train again, or check the path")
+    for key, weight in weights.items():
+        if not weight.is_floating_point():
+            raise UserError(
+                f"{path}: {key} has the type {weight.dtype}, no weight", "use a file written by roma-ds train"
+            )
+        if not weight.isfinite().all():
+            raise UserError(
+                f"{path}: {key} holds NaN or infinity", "train again, or take a file from a state before it"
+            )
     return RouterFile(weights, metadata)

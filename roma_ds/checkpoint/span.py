@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles, StoredTensor
 from roma_ds.checkpoint.conversion import Conversion, Target
 from roma_ds.checkpoint.load_report import LoadReport
 from roma_ds.checkpoint.loading import load_config, memory_faults
@@ -123,9 +123,9 @@ class StoredPart:
     keys: dict[str, str]
     """Checkpoint keys by local key."""
 
-    def shape(self, key: str) -> tuple[int, ...]:
-        """As `CheckpointFiles.stored` has it."""
-        return self.files.stored(self.keys[key]).shape
+    def place(self, key: str) -> StoredTensor:
+        """As `CheckpointFiles.stored`."""
+        return self.files.stored(self.keys[key])
 
     def read(self, key: str) -> torch.Tensor:
         """As `CheckpointFiles.read`."""

@@ -110,6 +110,13 @@ def _evaluation_data(subject: Subject) -> Iterator[str]:
         yield f"\n{preview(subject.evaluation, SHOWN)}\n"
 
 
+def _encoder(subject: Subject) -> Iterator[str]:
+    from roma_ds.embed.encoder_files import check_encoder
+
+    check_encoder(subject.run.embed)
+    yield f"{subject.run.embed.model} can be loaded, as far as its small files say"
+
+
 def _index(subject: Subject) -> Iterator[str]:
     from roma_ds.embed.encoder_files import embedding_width
     from roma_ds.index.stage import check_index
@@ -161,6 +168,7 @@ LOOKS: dict[str, Callable[[Subject], Iterator[str]]] = {
     "weights": _weights,
     "training data": _training_data,
     "evaluation data": _evaluation_data,
+    "encoder": _encoder,
     "index": _index,
     "tokens": _tokens,
     "evaluation tokens": _evaluation_tokens,
@@ -168,7 +176,7 @@ LOOKS: dict[str, Callable[[Subject], Iterator[str]]] = {
 }
 
 
-FOR_TRAINING = ("weights", "training data", "index", "tokens", "memory")
+FOR_TRAINING = ("weights", "training data", "encoder", "index", "tokens", "memory")
 """Left out where nothing can be trained; weights are then read as the library has it."""
 
 

@@ -24,6 +24,8 @@ MPIRUN = "mpirun"
 BY_SLOTS = ("openmpi", "mpich", "impi", "mvapich", MPIRUN)
 """These take the number of ranks from the hostfile alone."""
 LOCAL, NO_SSH = "local", "no_ssh"
+_HOST = re.compile(r"(\S+)\s+slots=([0-9]+)(?:\s+max[-_]slots=[0-9]+)?(?:\s+#.*)?")
+"""A line of a hostfile; mpirun also takes the most slots, and both of them a comment."""
 
 
 @dataclass(frozen=True)
@@ -219,7 +221,7 @@ def read_hostfile(path: Path) -> dict[str, int]:
         text = line.strip()
         if not text or text.startswith("#"):
             continue
-        found = re.match(r"(\S+)\s+slots=(\d+)", text)
+        found = _HOST.fullmatch(text)
         if found is None or found[1] in hosts or int(found[2]) < 1:
             what = (
                 "names a host twice" if found and found[1] in hosts else f"is not `NAME slots=RANKS`: {text}"

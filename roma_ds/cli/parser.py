@@ -27,6 +27,7 @@ CHECKS = (
     "weights",
     "training data",
     "evaluation data",
+    "encoder",
     "index",
     "tokens",
     "evaluation tokens",

@@ -21,6 +21,7 @@ from roma_ds.config.packaged import deepspeed_file, deepspeed_names
 from roma_ds.config.schema import RunConfig
 from roma_ds.config.spelling import did_you_mean
 from roma_ds.errors import UserError
+from roma_ds.storage import json_text
 
 Json = dict[str, Any]
 
@@ -253,39 +254,22 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _read(path: Path) -> Json:
     fix = f"name a DeepSpeed JSON file with deepspeed=FILE, or a packaged one: {', '.join(deepspeed_names())}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"deepspeed: {path} does not exist", fix) from error
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
         raise UserError(f"deepspeed: {path} cannot be read: {reason}", fix) from error
     try:
-        content = json.loads(text, object_pairs_hook=_without_duplicates, parse_constant=_no_constant)
+        content = json_text.parse(text, finite=True)
     except json.JSONDecodeError as error:
-        line = text.splitlines()[error.lineno - 1] if text else ""
+        line = (text.splitlines()[error.lineno - 1 :] or [""])[0]
         comment = "; JSON has no comments" if "//" in line or "#" in line else ""
         raise UserError(
             f"{path}:{error.lineno}: not valid JSON: {error.msg}{comment}", "correct that line"
         ) from error
-    except _Unreadable as error:
+    except ValueError as error:
         raise UserError(f"{path}: {error}", "correct the file") from error
     if not isinstance(content, dict):
         raise UserError(f"{path}: expected an object in braces", fix)
     return content
-
-
-class _Unreadable(Exception):
-    pass
-
-
-def _without_duplicates(pairs: list[tuple[str, Any]]) -> Json:
-    content: Json = {}
-    for key, value in pairs:
-        if key in content:
-            raise _Unreadable(f"the key {key!r} is given twice")
-        content[key] = value
-    return content
-
-
-def _no_constant(name: str) -> Any:
-    raise _Unreadable(f"{name} is not a value of JSON")

@@ -26,6 +26,7 @@ from roma_ds.data import row_keys
 from roma_ds.data.file_kinds import HEAD, refuse_other_kinds
 from roma_ds.data.row_forms import accepted
 from roma_ds.errors import UserError
+from roma_ds.storage import json_text
 
 Row = dict[str, Any]
 
@@ -190,10 +191,10 @@ def _shown(value: Any) -> str:
 
 def _parse(line: str) -> Any:
     try:
-        return json.loads(line)
+        return json_text.parse(line)
     except json.JSONDecodeError as error:
         return Unreadable(f"not valid JSON: {error.msg} at column {error.colno}")
-    except (RecursionError, ValueError) as error:
+    except ValueError as error:
         return Unreadable(f"not valid JSON: {error}")
 
 

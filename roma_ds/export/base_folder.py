@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatch
@@ -17,6 +18,7 @@ from roma_ds.checkpoint.loading import load_config
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.export.shard import open_shard
+from roma_ds.families import family_of
 from roma_ds.storage.atomic import read_json
 
 LEFT_OUT = (".git", ".cache")
@@ -62,6 +64,7 @@ def base_folder(base: Path, routers: Mapping[str, torch.Tensor]) -> BaseFolder:
             f"the router file has {unknown[0]}, which {base} does not have",
             "merge with the base model that the routers were trained on",
         )
+    _require_gates(base, routers)
     names = tuple(_files(base))
     weights = [name for name in names if name.endswith(".safetensors")]
     foreign = [name for name in names if _may_hold_weights(name)]
@@ -87,6 +90,22 @@ def base_folder(base: Path, routers: Mapping[str, torch.Tensor]) -> BaseFolder:
         unchanged=tuple(name for name in weights if not held[name]),
         others=tuple(name for name in names if name not in held),
     )
+
+
+def _require_gates(base: Path, routers: Mapping[str, torch.Tensor]) -> None:
+    """Raises UserError where one of the router file's tensors is no router of the base."""
+    try:
+        family = family_of(load_config(ModelConfig(path=str(base))))
+    except UserError:
+        # A config that needs code of its own is not read here, and merging needs none.
+        return
+    pattern = re.escape(family.gate_key).replace(re.escape("{layer}"), "[0-9]+")
+    other = [key for key in routers if not re.fullmatch(pattern, key)]
+    if other:
+        raise UserError(
+            f"the router file has {other[0]}, which is no router of {base}",
+            "use a file written by roma-ds train",
+        )
 
 
 def _placement(base: Path) -> dict[str, str]:

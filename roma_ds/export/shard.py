@@ -43,7 +43,7 @@ def open_shard(path: Path) -> Shard:
         return Shard(path, *read_header(path))
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} has no {path.name}", "complete the checkpoint") from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError) as error:
         raise UserError(f"{path} cannot be read: {error}", "complete the checkpoint") from error
 
 

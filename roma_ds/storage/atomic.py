@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from roma_ds.errors import UserError
+from roma_ds.storage import json_text
 
 
 def make_folder(path: Path) -> Path:
@@ -72,15 +73,19 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def read_json(path: Path) -> Any:
-    """The JSON in `path`. Raises UserError where it is absent or no JSON."""
+    """The JSON in `path`. Raises UserError where it is absent, cannot be read or is no JSON."""
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        return json_text.parse(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"{path} does not exist", "check the path") from error
     except json.JSONDecodeError as error:
         raise UserError(f"{path}:{error.lineno}: not JSON: {error.msg}", "mend or delete the file") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: not JSON: it is not UTF-8 text", "mend or delete the file") from error
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON that can be read: {error}", "mend or delete the file") from error
+    except OSError as error:
+        raise UserError(f"{path} cannot be read: {error.strerror or error}", "check the path") from error
 
 
 def write_npy(path: Path, array: Any) -> None:

@@ -77,7 +77,7 @@ class TensorReader:
     """The arrays of a safetensors file, each read when it is asked for."""
 
     def __init__(self, path: Path) -> None:
-        """Raises OSError, ValueError, KeyError, TypeError or AttributeError for a file that is none."""
+        """Raises OSError or ValueError for a file that is none."""
         self.path = path
         _, self._places = read_header(path)
 

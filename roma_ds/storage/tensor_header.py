@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
 from typing import Any
+
+from roma_ds.storage import json_text
 
 BITS = {
     "F64": 64, "I64": 64, "U64": 64, "C64": 64,
@@ -42,30 +43,20 @@ def read_header(path: Path) -> tuple[Mapping[str, str], dict[str, Place]]:
     Tensors must lie one behind the other from the end of the header to the end of the file, which shows most
     changes of a header that still is JSON.
 
-    Raises OSError where the file cannot be read, and ValueError, KeyError, TypeError or AttributeError where
-    it is cut or of another format.
+    Raises OSError where the file cannot be read, and ValueError where it is cut or of another format.
     """
     size = path.stat().st_size
     with open(path, "rb") as file:
         length = int.from_bytes(file.read(8), "little")
         if not 0 < length <= size - 8:
             raise ValueError("its header is cut off")
-        header: dict[str, Any] = json.loads(file.read(length))
-    metadata = header.pop("__metadata__", None) or {}
-    begin, places = 8 + length, {}
-    for key, entry in header.items():
-        start, end = entry["data_offsets"]
-        if not 0 <= start <= end or begin + end > size:
-            raise ValueError(f"{key} does not fit in it")
-        shape = tuple(entry["shape"])
-        if any(type(length) is not int or length < 0 for length in shape):
-            raise ValueError(f"{key} has the shape {list(shape)}")
-        dtype = str(entry["dtype"])
-        if dtype not in BITS:
-            raise ValueError(f"{key} has the type {dtype}, which is not known")
-        if prod(shape) * BITS[dtype] != 8 * (end - start):
-            raise ValueError(f"{key} takes {end - start} bytes, which is not {list(shape)} of {dtype}")
-        places[key] = Place(dtype, shape, begin + start, end - start)
+        header = _parsed(file.read(length))
+    metadata = header.pop("__metadata__", None)
+    metadata = {} if metadata is None else metadata
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError("its __metadata__ is no object of texts")
+    begin = 8 + length
+    places = {key: _place(key, entry, begin, size) for key, entry in header.items()}
     reached = begin
     for key, place in sorted(places.items(), key=lambda item: (item[1].start, item[1].size)):
         if place.start != reached:
@@ -74,3 +65,38 @@ def read_header(path: Path) -> tuple[Mapping[str, str], dict[str, Place]]:
     if reached != size:
         raise ValueError(f"it has {size} bytes, its tensors end at {reached}")
     return metadata, places
+
+
+def _parsed(text: bytes) -> dict[str, Any]:
+    """The object of a header. Raises ValueError."""
+    try:
+        header = json_text.parse(text.decode())
+    except ValueError as error:
+        raise ValueError(f"its header is no JSON: {error}") from error
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header
+
+
+def _place(key: str, entry: Any, begin: int, size: int) -> Place:
+    """Where the tensor of an entry lies; begin: of the values, size: of the file. Raises ValueError."""
+    if not isinstance(entry, dict) or not {"dtype", "shape", "data_offsets"} <= entry.keys():
+        raise ValueError(f"{key} has no dtype, shape and data_offsets")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not _are_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"{key} has the data_offsets {offsets!r}")
+    start, end = offsets
+    if start > end or begin + end > size:
+        raise ValueError(f"{key} does not fit in it")
+    if not _are_sizes(shape):
+        raise ValueError(f"{key} has the shape {shape!r}")
+    if not isinstance(dtype, str) or dtype not in BITS:
+        raise ValueError(f"{key} has the type {dtype!r}, which is not known")
+    if prod(shape) * BITS[dtype] != 8 * (end - start):
+        raise ValueError(f"{key} takes {end - start} bytes, which is not {shape} of {dtype}")
+    return Place(dtype, tuple(shape), begin + start, end - start)
+
+
+def _are_sizes(values: Any) -> bool:
+    """Whether it is a list of whole numbers from 0."""
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)

@@ -197,6 +197,12 @@ def test_lines_that_are_no_json_are_named(tmp_path: Path) -> None:
     assert f"{path}:3: not valid JSON" in found
 
 
+def test_a_key_given_twice_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text(json.dumps(GOOD)[:-1] + ', "answer": 1}\n')
+    assert f"{path}:1: not valid JSON: the key 'answer' is given twice" in failure(path)
+
+
 def test_the_first_ten_problems_come_at_once(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("x\n" * 13)

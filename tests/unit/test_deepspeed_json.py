@@ -265,10 +265,17 @@ def test_one_rank_is_one_rank(refusal: Callable[..., str]) -> None:
         ('{"bf16": {}, "bf16": {}}', "ds.json: the key 'bf16' is given twice"),
         ('{"gradient_clipping": NaN}', "ds.json: NaN is not a value of JSON"),
         ("[]", "ds.json: expected an object in braces"),
+        ("\n", "ds.json:2: not valid JSON: Expecting value"),
+        ("[" * 100_000, "ds.json: it is nested too deep"),
+        ('{"steps_per_print": ' + "7" * 5000 + "}", "ds.json: Exceeds the limit"),
     ],
 )
 def test_unreadable_json_is_named_with_its_line(refusal: Callable[..., str], text: str, message: str) -> None:
     assert message in refusal(text)
+
+
+def test_a_byte_order_mark_is_dropped(resolve: Resolve) -> None:
+    assert resolve("\ufeff{}") == resolve("{}")
 
 
 def test_an_absent_json_is_named_with_the_packaged_ones(tmp_path: Path) -> None:

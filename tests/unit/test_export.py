@@ -200,6 +200,34 @@ def refused(base: Path, router: Path, out: Path, message: str) -> None:
     assert (content(out) if out.is_dir() else None) == inside
 
 
+def test_what_is_no_router_is_refused(base: Path, tmp_path: Path) -> None:
+    other = "model.layers.2.self_attn.q_proj.weight"
+    write_router_file(tmp_path / "router.safetensors", {2: torch.zeros(32, 32)}, {2: other}, {})
+    refused(base, tmp_path / "router.safetensors", tmp_path / "out", f"{other}, which is no router of")
+
+
+def test_a_router_given_twice_is_refused(base: Path, tmp_path: Path) -> None:
+    path = router_file(tmp_path)
+    content = path.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = content[8 : 8 + length].rstrip()
+    entry = json.dumps({key(2): json.loads(header)[key(2)]})[1:-1].encode()
+    header = b"{" + entry + b"," + header[1:]
+    path.write_bytes(len(header).to_bytes(8, "little") + header + content[8 + length :])
+    refused(base, path, tmp_path / "out", f"the key '{key(2)}' is given twice")
+
+
+def test_values_that_are_no_finite_numbers_are_refused(base: Path, tmp_path: Path) -> None:
+    for value in (torch.nan, torch.inf, -torch.inf):
+        weights = tuned()
+        weights[3][0, 0] = value
+        refused(
+            base, router_file(tmp_path, weights), tmp_path / "out", r"layers\.3\..* holds NaN or infinity"
+        )
+    weights = {2: torch.ones(8, 32, dtype=torch.int32)}
+    refused(base, router_file(tmp_path, weights), tmp_path / "out", "has the type torch.int32, no weight")
+
+
 def test_an_unknown_key_is_refused(base: Path, tmp_path: Path) -> None:
     router = router_file(tmp_path, {2: tuned()[2], 9: tuned()[3]})
     refused(base, router, tmp_path / "out", r"model\.layers\.9\.mlp\.gate\.weight, which .* does not have")

@@ -96,6 +96,10 @@ def test_mistakes_are_named(given: str, ranks: int | None, says: str, fix: str, 
         ("node0 slots=1\nnode0 slots=2\n", ":2: names a host twice"),
         ("node0\n", ":1: is not `NAME slots=RANKS`: node0"),
         ("node0 slots=0\n", ":1: is not"),
+        ("node0 slots=2.5\n", ":1: is not"),
+        ("node0 slots=8x\n", ":1: is not"),
+        ("node0 slots=4 8\n", ":1: is not"),
+        ("node0 slots=4 slots=8\n", ":1: is not"),
         ("# nothing\n", "names no host"),
     ],
 )
@@ -104,6 +108,11 @@ def test_hostfiles_that_cannot_be_read(text: str, says: str, hostfile: str) -> N
     with pytest.raises(UserError) as caught:
         read_launcher_flags(["--hostfile", hostfile])
     assert says in caught.value.message
+
+
+def test_what_may_follow_the_slots(hostfile: str) -> None:
+    Path(hostfile).write_text("node0 slots=4 # by the door\nnode1\tslots=2 max_slots=4\nnode2 slots=1  \n")
+    assert read_launcher_flags(["--hostfile", hostfile]).hosts == {"node0": 4, "node1": 2, "node2": 1}
 
 
 def test_hostfiles_that_are_no_text(hostfile: str, tmp_path: Path) -> None:

@@ -133,11 +133,23 @@ def test_absent_files_are_user_errors(tmp_path: Path) -> None:
             read(tmp_path / "absent")
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b'{"a": 1', b"\xff\xfe\x00", b'{"a"\x80: 1}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *(b"", b"{", b'{"a": 1', b"\xff\xfe\x00", b'{"a"\x80: 1}'),
+        *(b"[" * 100_000, b"7" * 5000, b'{"a": 1, "a": 2}'),
+    ],
+    ids=lambda content: content[:10],
+)
 def test_what_is_no_json_is_a_user_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "a.json").write_bytes(content)
     with pytest.raises(UserError, match=r"a\.json"):
         read_json(tmp_path / "a.json")
+
+
+def test_a_folder_is_no_json(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot be read: Is a directory"):
+        read_json(tmp_path)
 
 
 def test_a_folder_that_cannot_be_made_is_a_user_error(tmp_path: Path) -> None:

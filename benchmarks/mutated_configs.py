@@ -1,0 +1,535 @@
+"""Mutations of run configs, DeepSpeed JSONs, model configs and hostfiles."""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import yaml
+from mutations import (
+    BOM,
+    INF,
+    NAN,
+    Case,
+    as_json,
+    at,
+    damage_json,
+    invalid_utf8,
+    lose_file,
+    misspelt,
+    mutates,
+    places,
+    put,
+    shuffled,
+)
+
+Bad = Sequence[Any]
+NO_INT: Bad = ("three", "5", 1.5, True, [1], {"a": 1}, NAN, INF, None)
+NO_NUMBER: Bad = ("fast", "0.5", True, [0.5], {"a": 1}, NAN, INF, -INF, 10**400, None)
+NO_TEXT: Bad = (7, 1.5, True, ["a"], {"a": "b"})
+NO_BOOL: Bad = ("yes", "on", 1, 0, "true", [True], None)
+NO_CHOICE: Bad = ("nonsense", "", 3.5, True, ["x"], {"a": 1})
+Good = Callable[[random.Random], Any]
+
+
+def one_of(*values: Any) -> Good:
+    """Any of these."""
+    return lambda rng: rng.choice(values)
+
+
+def whole(least: int, most: int) -> Good:
+    """Any whole number between."""
+    return lambda rng: rng.randint(least, most)
+
+
+def number(least: float, most: float) -> Good:
+    """Any number between, or a whole one."""
+    return lambda rng: rng.choice([round(rng.uniform(least, most), 6), max(1, int(least)), int(most) or 1])
+
+
+KEYS: dict[str, tuple[Good, Bad]] = {
+    "model.dtype": (one_of("float32", "bfloat16"), (*NO_CHOICE, "float16", None)),
+    "model.revision": (one_of(None, "main"), NO_TEXT),
+    "model.trust_remote_code": (one_of(False, True), NO_BOOL),
+    "data.max_tokens": (whole(64, 4096), (*NO_INT, 0, -1)),
+    "data.decontaminate": (one_of("off", 8, 13, 30), (0, -1, 1.5, "on", True, None)),
+    "data.long_prompts": (one_of("cut", "refuse"), NO_CHOICE),
+    "data.exclude": (one_of([], ["boolq"], ["boolq", "multirc"]), ("boolq", 3, [3], ["a", "a"])),
+    "data.train.0.limit": (one_of(None, 8, 24, 5000), ("all", 0, -1, 1.5, True)),
+    "data.train.0.answer": (one_of("letter", "text"), NO_CHOICE),
+    "data.train.0.split": (one_of("train", "other"), (*NO_TEXT, "", None)),
+    "embed.text": (one_of("question", "question_choices", "prompt"), NO_CHOICE),
+    "embed.batch_size": (whole(1, 512), (*NO_INT, 0, -1)),
+    "embed.dtype": (one_of(None, "float32", "bfloat16"), NO_CHOICE),
+    "embed.max_tokens": (one_of(None, 32, 128), ("all", 0, 1.5, True)),
+    "roma.layers": (
+        one_of("last1", "last4", "all", "first2", "middle2", [0, 3], [2]),
+        ("last9", "last0", "lst2", [4], [-1], [1, 1], [], 2, True, ["a"], None, {"a": 1}),
+    ),
+    "roma.tokens": (one_of("last1", "last3", "first1", "middle3"), (*NO_CHOICE, "last2", None)),
+    "roma.neighbours": (whole(1, 8), (*NO_INT, 0, -1)),
+    "roma.epsilon": (one_of(None, 0.3, 1, 0.999), ("near", 0, -0.1, 1.5, NAN, True)),
+    "roma.sigma": (one_of("median", 0.4, 1, 2.5), (0, -1, NAN, INF, "mean", True, None)),
+    "roma.lambda": (number(0.1, 5), (*NO_NUMBER, -1)),
+    "roma.lambda_warmup": (one_of(0, 0.5, 0.99), (*NO_NUMBER, -0.1, 1, 1.5)),
+    "roma.layer_reduction": (one_of("sum", "mean"), (*NO_CHOICE, None)),
+    "roma.refresh": (one_of("never", "epoch", 1, 10), (0, -1, 1.5, "always", True, NAN)),
+    "collect.engine": (one_of("auto", "zero3", "stream"), (*NO_CHOICE, None)),
+    "collect.activation_memory": (one_of(0, 0.5, 4, 64.0), (*NO_NUMBER, -1)),
+    "collect.save_every": (number(1, 600), (*NO_NUMBER, 0, -1)),
+    "index.backend": (one_of("faiss", "torch"), (*NO_CHOICE, None)),
+    "index.placement": (one_of("replicated", "sharded"), (*NO_CHOICE, None)),
+    "index.factory": (one_of("Flat"), (*NO_TEXT, "", "Flatt", "IVF0,Flat", None)),
+    "index.max_neighbours": (whole(16, 100), (*NO_INT, 0)),
+    "index.candidates": (whole(16, 100), (*NO_INT, 0)),
+    "index.payload": (one_of("float32", "bfloat16"), (*NO_CHOICE, "float16", None)),
+    "index.check_every": (whole(1, 1000), (*NO_INT, 0)),
+    "index.on_mismatch": (one_of("stop"), (*NO_CHOICE, None)),
+    "train.epochs": (whole(1, 20), (*NO_INT, 0, -1)),
+    "train.samples": (one_of(None, 4, 8), ("all", 0, 1.5, True)),
+    "train.batch": (one_of(None, 4, 8, 32), ("all", 0, -1, 1.5, True)),
+    "train.micro_batch": (whole(1, 16), (*NO_INT, 0)),
+    "train.gradient_accumulation": (one_of(1), (*NO_INT, 0)),
+    "train.lr": (number(1e-5, 2), (*NO_NUMBER, 0, -1e-3)),
+    "train.lr_schedule": (one_of("cosine", "linear", "constant"), (*NO_CHOICE, "step", None)),
+    "train.warmup": (one_of(0, 0.1, 0.5), (*NO_NUMBER, -0.1, 1)),
+    "train.weight_decay": (one_of(0, 0.01, 1), (*NO_NUMBER, -1)),
+    "train.clip": (one_of(0, 1, 0.5), (*NO_NUMBER, -1)),
+    "train.seed": (one_of(0, 17, 2**32 - 1), (*NO_INT, -1, 2**32)),
+    "train.save_every": (whole(1, 500), (*NO_INT, 0)),
+    "train.log_every": (whole(1, 500), (*NO_INT, 0)),
+    "train.keep_states": (whole(1, 5), (*NO_INT, 0)),
+    "train.result": (one_of("last", "best"), (*NO_CHOICE, None)),
+    "train.keep_best": (one_of(True), NO_BOOL),
+    "train.on_non_finite": (one_of("stop", "skip"), (*NO_CHOICE, None)),
+    "train.task_loss": (one_of(True, False), NO_BOOL),
+    "train.prefix_cache": (one_of("auto", "off"), (*NO_CHOICE, None)),
+    "eval.limit": (one_of(None, 4, 1000), ("all", 0, 1.5, True)),
+    "eval.shots": (one_of(0), (*NO_INT, -1)),
+    "eval.seed": (one_of(0, 5), (*NO_INT, -1)),
+    "eval.scoring": (one_of("letter", "cloze"), (*NO_CHOICE, None)),
+    "eval.max_new_tokens": (whole(1, 64), (*NO_INT, 0)),
+    "eval.stop": (one_of([], ["\n\n"], ["Question:", "###"]), ("\n", 3, [3], [""], [None])),
+    "eval.answers": (one_of("roma", "strict-match", "flexible-extract"), (*NO_CHOICE, None)),
+    "eval.batch_size": (whole(1, 64), (*NO_INT, 0)),
+    "eval.tasks": (one_of([]), ("words", 3, [3], [{}], [{"name": "no-such-task"}], None, {"a": 1})),
+    "guards.collective_timeout": (number(60, 4000), (*NO_NUMBER, 0)),
+    "guards.free_disk": (one_of(0, 0.25), (*NO_NUMBER, -1)),
+    "guards.first_batch": (one_of(True, False), NO_BOOL),
+    "guards.lost_after": (one_of(None, 30, 60.5), ("never", 0, -1, NAN, True)),
+    "controls": (
+        one_of([], ["router_tuning"], ["random_neighbours", "router_tuning"]),
+        ("router_tuning", ["nonsense"], ["router_tuning", "router_tuning"], 3, [None], None),
+    ),
+    "deepspeed": (one_of("zero0", "zero1", "zero2", "zero3"), (*NO_TEXT, "", "zero9", "nowhere.json", None)),
+    "output_dir": (one_of("out", "runs/new", "a folder", "läufe/1"), (*NO_TEXT, "", None)),
+}
+"""Keys of a run config: values that it takes, and some that it cannot."""
+CONFIG = "run.yaml"
+BOTH = ("check", "data")
+
+
+def config_of(case: Case) -> dict[str, Any]:
+    """The values of the run config."""
+    return dict(yaml.safe_load((case.folder / CONFIG).read_text()))
+
+
+def write_config(case: Case, values: Any) -> None:
+    """As YAML in any layout."""
+    if case.rng.random() < 0.7:
+        values = shuffled(values, case.rng)
+    text = yaml.safe_dump(
+        values,
+        default_flow_style=case.rng.choice([None, True, False]),
+        sort_keys=False,
+        allow_unicode=case.rng.random() < 0.5,
+        indent=case.rng.choice([2, 4]),
+        width=case.rng.choice([40, 10_000]),
+    )
+    case.write(CONFIG, text)
+
+
+@mutates("run config", "other values", False, *BOTH)
+def _other_values(case: Case) -> str:
+    values = config_of(case)
+    chosen = case.rng.sample(list(KEYS), case.rng.randint(1, 6))
+    for key in chosen:
+        put(values, key, KEYS[key][0](case.rng))
+    write_config(case, values)
+    return ", ".join(chosen)
+
+
+@mutates("run config", "layout", False, *BOTH)
+def _layout(case: Case) -> str:
+    write_config(case, config_of(case))
+    text = (case.folder / CONFIG).read_text()
+    done = case.rng.sample(
+        ["comments", "blank lines", "start", "end", "CRLF", "byte-order mark", "spaces"],
+        case.rng.randint(1, 4),
+    )
+    lines = text.splitlines()
+    if "comments" in done:
+        lines = ["# a run", *lines, "# its end: {not: [yaml"]
+    if "blank lines" in done:
+        lines = ["", *lines, "", "   "]
+    if "start" in done:
+        lines = ["---", *lines]
+    if "end" in done:
+        lines = [*lines, "..."]
+    if "spaces" in done:
+        lines = [line + "  " for line in lines]
+    content = ("\r\n" if "CRLF" in done else "\n").join([*lines, ""]).encode()
+    case.write(CONFIG, BOM + content if "byte-order mark" in done else content)
+    return ", ".join(done)
+
+
+@mutates("run config", "written as JSON", False, *BOTH)
+def _json_config(case: Case) -> str:
+    case.write(CONFIG, json.dumps(shuffled(config_of(case), case.rng), indent=1))
+    return CONFIG
+
+
+@mutates("run config", "empty sections", False, *BOTH)
+def _empty_sections(case: Case) -> str:
+    values = config_of(case)
+    for key in case.rng.sample(["collect", "index", "guards"], case.rng.randint(1, 3)):
+        values[key] = case.rng.choice([None, {}])
+    write_config(case, values)
+    return "null or {}"
+
+
+@mutates("run config", "unknown key", True, *BOTH)
+def _unknown_key(case: Case) -> str:
+    values = config_of(case)
+    section = at(values, case.rng.choice(places(values)))
+    known = case.rng.choice(list(section))
+    key = (
+        misspelt(str(known), case.rng)
+        if case.rng.random() < 0.7
+        else case.rng.choice(["a b", "ü", "x" * 300])
+    )
+    section[key] = section.pop(known) if case.rng.random() < 0.5 else 3
+    write_config(case, values)
+    return key[:40]
+
+
+@mutates("run config", "a key that is no text", True, *BOTH)
+def _odd_key(case: Case) -> str:
+    values = config_of(case)
+    key = case.rng.choice([3, 1.5, True, None])
+    at(values, case.rng.choice(places(values)))[key] = 3
+    write_config(case, values)
+    return repr(key)
+
+
+@mutates("run config", "wrong value", True, "check")
+def _wrong_value(case: Case) -> str:
+    values = config_of(case)
+    key = case.rng.choice(list(KEYS))
+    bad = case.rng.choice(KEYS[key][1])
+    put(values, key, bad)
+    write_config(case, values)
+    return f"{key}: {str(bad)[:40]!r}"
+
+
+@mutates("run config", "wrong section", True, *BOTH)
+def _wrong_section(case: Case) -> str:
+    values = config_of(case)
+    key = case.rng.choice(["model", "data", "embed", "roma", "train", "eval", "index", "guards"])
+    values[key] = case.rng.choice([[], [1], "text", 3, True, [{"path": "model"}]])
+    write_config(case, values)
+    return f"{key}: {values[key]!r}"
+
+
+@mutates("run config", "missing key", True, *BOTH)
+def _missing_key(case: Case) -> str:
+    values = config_of(case)
+    key = case.rng.choice(["model", "model.path", "data", "data.train", "eval", "eval.tasks", "output_dir"])
+    section, _, last = key.rpartition(".")
+    del (values[section] if section else values)[last]
+    write_config(case, values)
+    return key
+
+
+@mutates("run config", "missing file", True, "check")
+def _named_file(case: Case) -> str:
+    values = config_of(case)
+    key = case.rng.choice(["model.path", "data.train.0.path", "embed.model", "deepspeed"])
+    put(values, key, case.rng.choice(["./nowhere", "/nowhere/at/all", "~/nowhere-at-all", "./no\u00fc.json"]))
+    write_config(case, values)
+    return key
+
+
+@mutates("run config", "contradiction", True, *BOTH)
+def _contradiction(case: Case) -> str:
+    values = config_of(case)
+    name, changes = case.rng.choice(
+        [
+            ("best and not kept", {"train.result": "best", "train.keep_best": False}),
+            ("batch and accumulation", {"train.batch": 8, "train.gradient_accumulation": 2}),
+            ("sharded and repaired", {"index.placement": "sharded", "index.on_mismatch": "repair"}),
+            ("torch with lists", {"index.backend": "torch", "index.factory": "IVF4,Flat"}),
+            ("name and path", {"data.train.0.name": "boolq"}),
+            ("excluded and trained on", {"data.exclude": ["train"]}),
+            ("neither name nor path", {"data.train.0.path": None}),
+            ("no training data", {"data.train": []}),
+        ]
+    )
+    for key, value in changes.items():
+        put(values, key, value)
+    write_config(case, values)
+    return name
+
+
+YAML_DAMAGE: dict[str, Callable[[bytes, random.Random], bytes]] = {
+    "tab": lambda text, rng: text + b"\n\ttab: 1\n",
+    "unclosed": lambda text, rng: (
+        text + rng.choice([b"x: [1, 2\n", b'x: "text\n', b"x: {a: 1\n", b"x: 'a\n"])
+    ),
+    "key twice": lambda text, rng: text + rng.choice([b"train: {epochs: 1}\n", b"output_dir: other\n"]),
+    "not UTF-8": invalid_utf8,
+    "control character": lambda text, rng: text.replace(b"m", rng.choice([b"\0", b"\x07", b"\x1b"]), 1),
+    "two documents": lambda text, rng: text + b"---\n" + text,
+    "undefined alias": lambda text, rng: text + b"x: *nowhere\n",
+    "a tag of Python": lambda text, rng: text + b"x: !!python/object/apply:os.getcwd []\n",
+    "unknown tag": lambda text, rng: text + b"x: !mine 3\n",
+    "an alias of itself": lambda text, rng: (
+        text + rng.choice([b"x: &a [*a]\n", b"index: &a {backend: *a}\n"])
+    ),
+    "a list as key": lambda text, rng: text + b"? [a, b]\n: 3\n",
+    "merged number": lambda text, rng: text + b"<<: 3\n",
+    "nested too deep": lambda text, rng: text + b"x: " + b"[" * rng.choice([200, 3000]),
+    "a number of 5000 digits": lambda text, rng: text + b"x: " + b"7" * 5000 + b"\n",
+    "no mapping": lambda text, rng: rng.choice(
+        [b"[]\n", b"- a\n- b\n", b"text\n", b"3\n", b"", b"# nothing\n"]
+    ),
+    "UTF-16": lambda text, rng: text.decode().encode("utf-16"),
+}
+for _name, _damage in YAML_DAMAGE.items():
+
+    @mutates("run config", _name, True, *BOTH)
+    def _yaml_damage(case: Case, damage: Any = _damage) -> str:
+        case.write(CONFIG, damage((case.folder / CONFIG).read_bytes(), case.rng))
+        return CONFIG
+
+
+@mutates("run config", "truncated", True, *BOTH)
+def _cut_config(case: Case) -> str:
+    text = json.dumps(config_of(case))
+    case.write(CONFIG, text[: case.rng.randrange(len(text) - 1)])
+    return CONFIG
+
+
+lose_file("run config", BOTH, lambda case: CONFIG)
+
+DS = "ds.json"
+SIZES = (
+    "reduce_bucket_size", "allgather_bucket_size", "sub_group_size", "stage3_prefetch_bucket_size",
+    "stage3_max_live_parameters", "stage3_max_reuse_distance",
+)  # fmt: skip
+
+
+def write_ds(case: Case, values: Any) -> None:
+    """In any layout."""
+    case.write(DS, as_json(values, case.rng))
+
+
+@mutates("DeepSpeed JSON", "other values", False, "check")
+def _ds_values(case: Case) -> str:
+    values, rng = case.read(DS), case.rng
+    changes: list[tuple[str, Any]] = [
+        ("steps_per_print", rng.randint(1, 1000)),
+        ("gradient_clipping", rng.choice([1, 1.0, "auto"])),
+        ("train_micro_batch_size_per_gpu", rng.choice([8, "auto"])),
+        ("gradient_accumulation_steps", rng.choice([1, "auto"])),
+        ("train_batch_size", rng.choice([8, "auto"])),
+        ("zero_optimization.stage", rng.randrange(4)),
+        (f"zero_optimization.{rng.choice(SIZES)}", rng.choice([1_000_000, 5e8, 2e7, "auto"])),
+        ("zero_optimization.contiguous_gradients", rng.choice([True, False])),
+        ("zero_optimization.overlap_comm", rng.choice([True, False])),
+        ("bf16.enabled", rng.choice([False, "auto"])),
+        ("fp16", {"enabled": False, "loss_scale": 0}),
+        ("amp", {"enabled": False, "opt_level": "O1"}),
+        ("zero_optimization.offload_param", {"device": "none"}),
+        ("zero_optimization.offload_optimizer", {"device": "none"}),
+        ("optimizer", {"type": "AdamW", "params": {"lr": "auto", "weight_decay": "auto"}}),
+        ("scheduler", "auto"),
+        ("tensor_parallel", {"autotp_size": 1}),
+        ("comms_logger", {"enabled": rng.choice([True, False]), "verbose": False}),
+        ("log_level", rng.choice(["info", "warning"])),
+        ("tensorboard", {"enabled": "auto"}),
+        ("csv_monitor", {"enabled": False}),
+        ("zero_allow_untested_optimizer", rng.choice([True, False])),
+        ("wall_clock_breakdown", False),
+        ("dump_state", False),
+    ]
+    chosen = rng.sample(changes, rng.randint(1, 5))
+    for key, value in chosen:
+        put(values, key, value)
+    write_ds(case, values)
+    return ", ".join(f"{key}={json.dumps(value)}" for key, value in chosen)
+
+
+@mutates("DeepSpeed JSON", "layout", False, "check")
+def _ds_layout(case: Case) -> str:
+    write_ds(case, case.read(DS))
+    return "order, white space"
+
+
+@mutates("DeepSpeed JSON", "byte-order mark", False, "check")
+def _ds_mark(case: Case) -> str:
+    case.write(DS, BOM + (case.folder / DS).read_bytes())
+    return DS
+
+
+@mutates("DeepSpeed JSON", "keys left out", False, "check")
+def _ds_less(case: Case) -> str:
+    values = case.read(DS)
+    chosen = case.rng.sample(list(values), case.rng.randint(1, len(values)))
+    for key in chosen:
+        del values[key]
+    write_ds(case, values)
+    return ", ".join(chosen)
+
+
+@mutates("DeepSpeed JSON", "unknown key", True, "check")
+def _ds_unknown(case: Case) -> str:
+    values = case.read(DS)
+    path = case.rng.choice(places(values))
+    section = at(values, path)
+    key = misspelt(case.rng.choice(list(section) or ["enabled"]), case.rng)
+    section[key] = case.rng.choice([1, "auto", True, {"enabled": True}])
+    write_ds(case, values)
+    return ".".join(map(str, (*path, key)))
+
+
+@mutates("DeepSpeed JSON", "wrong value", True, "check")
+def _ds_wrong(case: Case) -> str:
+    values, rng = case.read(DS), case.rng
+    size = f"zero_optimization.{rng.choice(SIZES)}"
+    key, bad = rng.choice(
+        [
+            (size, rng.choice(["5e8", "many", 1.5, -1, [1], {"a": 1}, NAN, INF, True])),
+            ("zero_optimization.stage", rng.choice([4, -1, "3", True, 1.5, [3], NAN, None, {}])),
+            ("zero_optimization", rng.choice([3, "auto", [], True])),
+            ("zero_optimization.contiguous_gradients", rng.choice(["nonsense", 7, [True], {}])),
+            ("train_micro_batch_size_per_gpu", rng.choice([7, 0, -1, "8", 8.5, True, None, NAN])),
+            ("gradient_accumulation_steps", rng.choice([3, 0, "1", 1.5, True, None])),
+            ("train_batch_size", rng.choice([999, 0, "8", None, [8]])),
+            ("gradient_clipping", rng.choice([0.5, -1, "1.0", NAN, True, None])),
+            ("bf16", rng.choice([{"enabled": True}, {"enabled": "yes"}, 3, [True], {"loss_scale": 0}])),
+            ("fp16", rng.choice([{"enabled": True}, {"enabled": "yes"}, 3])),
+            ("optimizer", {"type": "AdamW", "params": {"lr": 1e-3}}),
+            ("optimizer", {"type": "Muon"}),
+            ("scheduler", {"type": "WarmupLR", "params": {"warmup_num_steps": 10}}),
+            ("tensor_parallel", {"autotp_size": 2}),
+            ("data_efficiency", {"enabled": True}),
+            ("amp", {"enabled": True}),
+            ("elasticity", {"enabled": True}),
+            ("zero_optimization.offload_optimizer", {"device": "cpu"}),
+            ("zero_optimization.zero_quantized_weights", True),
+            ("steps_per_print", rng.choice(["auto", "ten", 0, -1, [1], True, NAN])),
+            ("wall_clock_breakdown", rng.choice(["nonsense", 7, [], "auto"])),
+            ("tensorboard", rng.choice([{"log_dir": "x"}, 3, [], {"enabled": "perhaps"}])),
+            ("compile", {"enabled": True}),
+            ("comms_logger", {"enabled": True, "colour": 1}),
+            ("activation_checkpointing", {"profile": "perhaps"}),
+            ("gradient_allreduce_op", "sum"),
+            ("data_types", {"grad_accum_dtype": "fp8"}),
+        ]
+    )
+    put(values, key, bad)
+    write_ds(case, values)
+    return f"{key}: {str(bad)[:60]}"
+
+
+@mutates("DeepSpeed JSON", "refused by the optimizer of its stage", True, "check")
+def _ds_stage(case: Case) -> str:
+    values, rng = case.read(DS), case.rng
+    stage, key, value = rng.choice(
+        [
+            (2, "prescale_gradients", True),
+            (3, "prescale_gradients", True),
+            (3, "gradient_predivide_factor", 2.0),
+            (0, "zero_optimization.offload_param", {"device": "cpu"}),
+            (2, "zero_optimization.offload_param", {"device": "cpu"}),
+        ]
+    )
+    put(values, "zero_optimization.stage", stage)
+    put(values, key, value)
+    write_ds(case, values)
+    return f"stage {stage}, {key}"
+
+
+@mutates("DeepSpeed JSON", "key twice", True, "check")
+def _ds_twice(case: Case) -> str:
+    text = (case.folder / DS).read_bytes()
+    case.write(DS, text.replace(b"{", b'{"steps_per_print": 7, "steps_per_print": 7, ', 1))
+    return DS
+
+
+damage_json("DeepSpeed JSON", ("check",), lambda case: DS)
+lose_file("DeepSpeed JSON", ("check",), lambda case: DS)
+
+SLOTS = "hostfile"
+
+
+def _hosts(rng: random.Random) -> list[str]:
+    names = [f"{rng.choice(['worker', 'node', 'gpu'])}-{place}" for place in range(rng.randint(1, 6))]
+    return [f"{name}{rng.choice([' ', '  ', chr(9)])}slots={rng.randint(1, 16)}" for name in names]
+
+
+@mutates("hostfile", "layout", False, "data")
+def _host_layout(case: Case) -> str:
+    rng, lines = case.rng, _hosts(case.rng)
+    done = rng.sample(["comments", "blank lines", "CRLF", "byte-order mark", "spaces", "behind", "no end"], 3)
+    if "comments" in done:
+        lines.insert(rng.randrange(len(lines) + 1), "# worker-9 slots=none")
+    if "blank lines" in done:
+        lines.insert(rng.randrange(len(lines) + 1), "   ")
+    if "spaces" in done:
+        lines = [f" {line}  " for line in lines]
+    if "behind" in done:
+        lines = [
+            f"{line} # eight of them" if "slots=" in line and "#" not in line else line for line in lines
+        ]
+    end = "\r\n" if "CRLF" in done else "\n"
+    text = end.join(lines) + ("" if "no end" in done else end)
+    case.write(SLOTS, (BOM if "byte-order mark" in done else b"") + text.encode())
+    return ", ".join(done)
+
+
+HOST_DAMAGE: dict[str, Callable[[list[str], random.Random], bytes | str]] = {
+    "no slots": lambda lines, rng: "\n".join(
+        [*lines, rng.choice(["worker-9", "worker-9 8", "worker-9 slots"])]
+    ),
+    "slots that are no number": lambda lines, rng: "\n".join(
+        [
+            *lines,
+            f"worker-9 slots={rng.choice(['', 'all', '-1', '0', '2.5', '8x', '1e3', '0x8', '4,5', '+4'])}",
+        ]
+    ),
+    "a host twice": lambda lines, rng: "\n".join([*lines, rng.choice(lines)]),
+    "a word too many": lambda lines, rng: "\n".join(
+        [*lines, rng.choice(["worker-9 slots=4 8", "a b slots=4"])]
+    ),
+    "slots twice": lambda lines, rng: "\n".join([*lines, "worker-9 slots=4 slots=8"]),
+    "a space at the equals sign": lambda lines, rng: "\n".join([*lines, "worker-9 slots = 4"]),
+    "no name": lambda lines, rng: "\n".join([*lines, "slots=4"]),
+    "no host": lambda lines, rng: rng.choice(["", "\n\n", "# none\n", "   \n# worker-0 slots=8\n"]),
+    "not UTF-8": lambda lines, rng: invalid_utf8("\n".join(lines).encode(), rng),
+    "UTF-16": lambda lines, rng: "\n".join(lines).encode("utf-16"),
+    "zeros": lambda lines, rng: bytes(64),
+    "JSON": lambda lines, rng: json.dumps({"worker-0": 8}),
+}
+for _name, _spoil in HOST_DAMAGE.items():
+
+    @mutates("hostfile", _name, True, "data")
+    def _host_damage(case: Case, spoil: Any = _spoil) -> str:
+        case.write(SLOTS, spoil(_hosts(case.rng), case.rng))
+        return (case.folder / SLOTS).read_bytes()[-40:].decode("utf-8", "replace")
+
+
+lose_file("hostfile", ("data",), lambda case: SLOTS)
