@@ -253,7 +253,7 @@ def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
 def _read(path: Path) -> Json:
     fix = f"name a DeepSpeed JSON file with deepspeed=FILE, or a packaged one: {', '.join(deepspeed_names())}"
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except FileNotFoundError as error:
         raise UserError(f"deepspeed: {path} does not exist", fix) from error
     except (OSError, UnicodeDecodeError) as error:

@@ -271,6 +271,12 @@ def test_unreadable_json_is_named_with_its_line(refusal: Callable[..., str], tex
     assert message in refusal(text)
 
 
+def test_a_byte_order_mark_is_dropped(tmp_path: Path) -> None:
+    (tmp_path / "ds.json").write_text(json.dumps({"zero_optimization": {"stage": 2}}), encoding="utf-8-sig")
+    run = parse_run_config(RUN, tmp_path / "run.yaml", ["deepspeed=ds.json"])
+    assert resolve_deepspeed(run, 1, judged=False)["zero_optimization"]["stage"] == 2
+
+
 def test_an_absent_json_is_named_with_the_packaged_ones(tmp_path: Path) -> None:
     run = parse_run_config(RUN, tmp_path / "run.yaml", ["deepspeed=ds_configs/zero4.json"])
     with pytest.raises(UserError) as caught:
