@@ -155,7 +155,7 @@ def test_rows_without_id_get_one_of_file_and_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key",
     ["context", "Context", "input", "system", "system_prompt", "instruction", "background", "pasage",
-     "Passage", "options", "option_a", "inputText", "history"],
+     "Passage", "options", "option_a", "inputText", "history", "source_document", "titleText", "abstract"],
 )  # fmt: skip
 def test_keys_that_hold_what_would_be_lost_are_refused(tmp_path: Path, key: str) -> None:
     rows = [{**GOOD, "id": place, key: f"Lab {place} is warm."} for place in range(12)]
@@ -169,6 +169,7 @@ def test_keys_that_hold_what_would_be_lost_are_refused(tmp_path: Path, key: str)
 def test_other_keys_are_named_once(tmp_path: Path) -> None:
     """Nothing is lost by a note, an empty text, or a text that the question or prompt repeats."""
     more = {"source": "a book", "support": "why", "context_id": "c7", "input": "", "system": None, "hint": 3}
+    more |= {"document_source": "a book", "num_sentences": "three"}
     rows = [{**GOOD, "id": place, **more} for place in range(12)]
     rows.append({"id": 12, "prompt": "Read: Once. Is it?", "context": "Once.", "answer": "yes"})
     notes: list[str] = []
