@@ -30,6 +30,9 @@ def is_off(section: Any) -> bool:
         return section is None or section is False or (section == 1 and section is not True)
     if "enabled" in section:
         return section["enabled"] is False
+    if "shared_parameters" in section:
+        # Each kind of compression_training has its switch there, and groups beside it.
+        return is_off(section["shared_parameters"])
     sizes = [value for key, value in section.items() if key in SIZES]
     nested = [value for value in section.values() if isinstance(value, dict)]
     on = any(value not in (0, 1) for value in sizes) or not all(is_off(value) for value in nested)

@@ -15,10 +15,16 @@ def accepted(row: Any) -> Any:
     if not isinstance(row, dict) or row.get("choices") is None:
         return row
     choices, labels = _choices(row["choices"])
-    answer = row["answer"] if "answer" in row else row.get("answerKey")
-    if not isinstance(choices, list) or ("answer" not in row and "answerKey" not in row):
-        return {**row, "choices": choices}
-    return {**row, "choices": choices, "answer": _index(choices, labels, answer)}
+    read = {**row, "choices": choices}
+    if not isinstance(choices, list):
+        return {"answer": row["answerKey"], **read} if "answerKey" in row else read
+    if isinstance(row.get("answerKey"), str):
+        read["answerKey"] = _index(choices, labels, row["answerKey"])
+    if "answer" in row:
+        read["answer"] = _index(choices, labels, row["answer"])
+    elif "answerKey" in row:
+        read["answer"] = _index(choices, labels, row["answerKey"])
+    return read
 
 
 def _choices(given: Any) -> tuple[Any, list[Any] | None]:

@@ -18,14 +18,17 @@ _CONTENT = {
     "evidence", "fact", "facts", "history", "hypothesis", "image", "images", "input", "inputs", "instruction",
     "instructions", "message", "messages", "option", "options", "paragraph", "paragraphs", "premise", "query",
     "scenario", "sentence", "sentences", "story", "stem", "system", "table", "text", "texts", "turns",
-    "distractor", "distractors", "a", "b", "c", "d", "e",
+    "distractor", "distractors", "a", "b", "c", "d", "e", "abstract", "excerpt", "lecture", "premises",
+    "transcript",
 }  # fmt: skip
 """Words in the names of keys that hold something to read before the answer."""
 _ABOUT = {
     "count", "domain", "hash", "id", "ids", "idx", "index", "key", "lang", "language", "len", "length",
     "license", "name", "num", "number", "size", "source", "title", "token", "tokens", "type", "url",
 }  # fmt: skip
-"""Words in the names of keys that say something about it."""
+"""Words that end the names of keys which say something about it: context_id, but not source_document."""
+_COUNTED = {"count", "n", "num", "number"}
+"""Words that such names begin with as well: num_documents."""
 _PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 
@@ -49,10 +52,10 @@ def lost(row: dict[str, Any]) -> Iterator[str]:
 
 def _names_content(key: str) -> str | None:
     """A suggestion, perhaps empty, where `key` names content."""
-    parts = {part.lower() for part in _PARTS.findall(key)}
-    if parts & _ABOUT:
+    parts = [part.lower() for part in _PARTS.findall(key)]
+    if parts and (parts[-1] in _ABOUT or parts[0] in _COUNTED):
         return None
-    if parts & _CONTENT:
+    if not _CONTENT.isdisjoint(parts):
         return ""
     near = difflib.get_close_matches(key.lower(), ("passage", "question", "choices", "prompt"), 1, 0.8)
     return f"; did you mean {near[0]!r}?" if near else None

@@ -145,6 +145,8 @@ def row_problems(row: Any) -> Iterator[str]:
             yield f"without choices the answer must be a text, got {_shown(row['answer'])}"
     else:
         yield from _choice_problems(row["choices"], row["answer"])
+        if _is_index(row["answer"]) and _is_index(row.get("answerKey")) and row["answer"] != row["answerKey"]:
+            yield f"answer names option {row['answer']} and answerKey option {row['answerKey']}, from 0"
 
 
 def _choice_problems(choices: Any, answer: Any) -> Iterator[str]:
@@ -164,6 +166,10 @@ def _choice_problems(choices: Any, answer: Any) -> Iterator[str]:
         yield f"answer must be the index of the right choice, 0 to {len(choices) - 1}, got {_shown(answer)}"
     elif not 0 <= answer < len(choices):
         yield f"answer {answer} is out of range: with {len(choices)} choices it is 0 to {len(choices) - 1}"
+
+
+def _is_index(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_text(value: Any) -> bool:

@@ -149,8 +149,8 @@ def _sign(tokens: list[str], place: int) -> str | None:
     if token == "%":
         return token if before[:1].isdigit() else None
     kind = unicodedata.category(token)
-    signs = token in _ALWAYS or (kind == "Sm" and not token.isascii()) or (kind == "So" and token > "\u02ff")
-    return token if signs else None
+    signs = token in _ALWAYS or (kind in ("Sm", "Sc") and not token.isascii())
+    return token if signs or (kind == "So" and token > "\u02ff") else None
 
 
 def _operand(token: str, brackets: str) -> bool:

@@ -97,6 +97,11 @@ def test_plain_and_gzipped_files_read_alike(tmp_path: Path) -> None:
         ({**GOOD, "choices": ["half \udc00", 1]}, "choices must be a list of texts that are not blank"),
         ({**GOOD, "\ud83d": 1}, '"\\ud83d" holds \\ud83d, half of a surrogate pair'),
         ({**GOOD, "id": "\ud83d"}, '"id" holds \\ud83d'),
+        ({**GOOD, "answerKey": "A"}, "answer names option 1 and answerKey option 0, from 0"),
+        (
+            {"id": 1, "question": "q", "choices": {"text": ["a", "b"], "label": ["1"]}, "answerKey": "1"},
+            "choices must be a list of texts that are not blank",
+        ),
         ({"id": 1, "answer": "a"}, "neither question nor prompt"),
         ({"id": 1, "question": "q"}, "no answer"),
         ({"id": 1, "question": "q", "answer": 72}, "without choices the answer must be a text, got 72"),
@@ -120,6 +125,7 @@ def test_a_malformed_row_is_named_with_its_line(tmp_path: Path, row: Any, messag
         {"answer": "(B)"},
         {"answer": "yes"},
         {"answer": 1.0},
+        {"answer": "yes", "answerKey": "B"},
         {"choices": {"text": ["no", "yes"], "label": ["1", "2"]}, "answerKey": "2"},
         {"choices": {"text": ["no", "yes"], "label": ["A", "B"]}, "answerKey": "B"},
         {"choices": {"text": ["no", "yes"], "label": [0, 1]}, "answer": 1},
@@ -155,7 +161,7 @@ def test_rows_without_id_get_one_of_file_and_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "key",
     ["context", "Context", "input", "system", "system_prompt", "instruction", "background", "pasage",
-     "Passage", "options", "option_a", "inputText", "history"],
+     "Passage", "options", "option_a", "inputText", "history", "source_document", "titleText", "abstract"],
 )  # fmt: skip
 def test_keys_that_hold_what_would_be_lost_are_refused(tmp_path: Path, key: str) -> None:
     rows = [{**GOOD, "id": place, key: f"Lab {place} is warm."} for place in range(12)]
@@ -169,6 +175,7 @@ def test_keys_that_hold_what_would_be_lost_are_refused(tmp_path: Path, key: str)
 def test_other_keys_are_named_once(tmp_path: Path) -> None:
     """Nothing is lost by a note, an empty text, or a text that the question or prompt repeats."""
     more = {"source": "a book", "support": "why", "context_id": "c7", "input": "", "system": None, "hint": 3}
+    more |= {"document_source": "a book", "num_sentences": "three"}
     rows = [{**GOOD, "id": place, **more} for place in range(12)]
     rows.append({"id": 12, "prompt": "Read: Once. Is it?", "context": "Once.", "answer": "yes"})
     notes: list[str] = []

@@ -64,6 +64,7 @@ def dropped(train: list[Row], test: list[Row], others: int = len(OTHERS)) -> lis
         ("கடல் நீர் ஏன் உப்பாக இருக்கிறது என்று சொல்?", "கடல் நீர் ஏன் உப்பாக இல்லை என்று சொல்?"),
         ("水的沸点是多少度？", "水的冰点是多少度？"),
         ("กรุงเทพอยู่ที่ไหนในประเทศไทย", "เชียงใหม่อยู่ที่ไหนในประเทศไทย"),
+        ("Is €5 more than 4?", "Is £5 more than 4?"),
     ],
 )
 def test_other_questions_are_kept(one: str, other: str) -> None:

@@ -187,6 +187,16 @@ def test_a_section_that_is_switched_off_is_no_fault(
     assert problems({name: {**keys, "enabled": False}}) == []
 
 
+def test_kinds_of_compression_that_are_switched_off_are_no_fault(problems: Problems) -> None:
+    groups = {"different_groups": {"wq1": {"params": {"start_bits": 8}, "modules": ["attention"]}}}
+    kinds = {"layer_reduction": {"enabled": False, "keep_number_layer": 5}}
+    kinds["weight_quantization"] = {"shared_parameters": {"enabled": False}, **groups}
+    assert problems({"compression_training": kinds}) == []
+    kinds["sparse_pruning"] = {"shared_parameters": {"enabled": True}, **groups}
+    [problem] = problems({"compression_training": kinds})
+    assert problem.startswith("ds.json: compression_training: was removed")
+
+
 def test_our_sections_have_the_keys_that_deepspeed_reads() -> None:
     from deepspeed.runtime import config as installed
 
