@@ -6,6 +6,7 @@ alive, while what is read here is gone with its tensor.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -102,7 +103,8 @@ class CheckpointFiles:
         place = Path(checkpoint(self.model))
         if place.is_dir():
             path = place / name
-            if path.is_file():
+            # An index may hold a name that no file can have, which Path.is_file raises at.
+            if os.path.isfile(path):
                 return path
             if required:
                 raise UserError(f"model.path: {path}, which the checkpoint names, is not there", _COMPLETE)
