@@ -56,9 +56,10 @@ output_dir: out
 
 def make_base(folder: Path) -> Path:
     """A valid project: config, DeepSpeed JSON, rows, model, further model configs, router file, hostfile."""
+    from safetensors.numpy import load_file, save_file
+
     from roma_ds.config.packaged import deepspeed_file
     from roma_ds.testing.tiny_models import save_tiny, tiny_config
-    from safetensors.numpy import load_file, save_file
 
     save_tiny(folder / "model", "olmoe", shard_size="200KB")
     for family in mutated_models.FAMILIES[1:]:

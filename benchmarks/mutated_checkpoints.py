@@ -9,9 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors.numpy import load_file, save_file
-
 from mutations import INF, NAN, Case, as_json, damage_json, lose_file, mutates, shuffled
+from safetensors.numpy import load_file, save_file
 
 READ_BY = ("check", "merge")
 INDEX, ROUTER = "model/model.safetensors.index.json", "router.safetensors"

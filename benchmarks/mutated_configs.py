@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import yaml
-
 from mutations import (
     BOM,
     INF,
