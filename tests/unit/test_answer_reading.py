@@ -34,6 +34,7 @@ SAY_C = [
     "<answer>(C) iron</answer>",
     "<Answer>\nC\n</Answer>",
     "<final_answer>C</final_answer>",
+    "<final>\nC\n</final>",
     '{"answer": "C"}',
     '{"answer":"C","reason":"A is too soft"}',
     '{"reason": "A is soft", "answer": "C"}',
@@ -459,6 +460,8 @@ NUMBERS = {
     "-3": [
         "–3",
         "−3",
+        "minus three",
+        "The answer is negative three.",
         "-3",
         "- 3",
         " = -3",
@@ -835,6 +838,19 @@ TEXTS = [
         ("in the bag", "on the table"),
         [("in the bag", 0), ("The ball is in the bag.", 0), ("The answer is on the table.", 1)],
     ),
+    (
+        ("a dog", "the catfish", "an owl"),
+        [
+            ("dog", 0),
+            ("A dog.", 0),
+            ("The answer is the owl.", 2),
+            ("It is catfish, not the dog.", 1),
+            ("cat", -1),
+            ("a dogfish", -1),
+        ],
+    ),
+    (("the it", "a no"), [("it", -1), ("No.", -1)]),
+    (("a cat", "the cat"), [("cat", -1), ("the cat", 1)]),
     (("5 km", "50 km"), [("5 km", 0), ("50 km", 1), ("50km", 1), ("It is 5 km.", 0)]),
 ]
 

@@ -29,6 +29,7 @@ _LEAD = re.compile(
     r"probably|likely|most|obviously|certainly|le|la|les|der|die|das|el|los|un|une|ein|eine)\b(?:\s"
     r"|[:*])[\s\W]*)*",
 )
+_ARTICLE = re.compile(r"^(?:an?|the) (?=[^\W\d_]{2})")
 _SENTENCE = re.compile(r"(?<=[.!?])\s+|\n+|;\s*")
 _JOINED_BY = re.compile(
     r"\W*(?:,|/|&|\b(?:or|and|oder|und|ou|et|y|o)\b)\W*(?:(?:the|an?|maybe|perhaps|option)\W+)*"
@@ -49,13 +50,21 @@ def option_text(text: str, options: Sequence[str]) -> int:
 
     The last one that is stated ("the answer is Paris", a box, a tag), else the one that the text or its last
     line begins with, else the only one that is named without being denied. Whole words alone count, the
-    longest option first.
+    longest option first. "dog" is "a dog", where no option is named as it stands.
     """
+    names = [folded(readable(option)).strip() for option in options]
+    found = _named_in(text, names)
+    bare = [_ARTICLE.sub("", name) for name in names]
+    if found != NONE or bare == names or len(set(bare)) < len(bare) or not _FUNCTION_WORDS.isdisjoint(bare):
+        return found
+    return _named_in(text, bare)
+
+
+def _named_in(text: str, names: Sequence[str]) -> int:
     whole, only_thought = said(readable(text))
     first = before_next_question(whole)
     for part in (first, whole) if first != whole else (whole,):
         prose = folded(marked(part))
-        names = [folded(readable(option)).strip() for option in options]
         found, at = _stated(prose, names)
         corrected, later = _corrected(prose, names)
         if corrected != NONE and later > at:

@@ -44,12 +44,12 @@ _INNER = re.compile(
 )
 _BOX = re.compile(r"\\(?:boxed|fbox|framebox)\s*(\{|[^\s{])")
 _ANSWER_TAG = re.compile(
-    r"<(?:final[_ -]?)?(?:answer|solution|option|choice|result)\s*>|\[(?:final[_ ]?)?answer\]"
+    r"<(?:(?:final[_ -]?)?(?:answer|solution|option|choice|result)|final)\s*>|\[(?:final[_ ]?)?answer\]"
     r"|<\|begin_of_(?:solution|answer|box)\|>",
     re.IGNORECASE,
 )
 _ANSWER_END = re.compile(
-    r"</(?:final[_ -]?)?(?:answer|solution|option|choice|result)\s*>|\[/(?:final[_ ]?)?answer\]"
+    r"</(?:(?:final[_ -]?)?(?:answer|solution|option|choice|result)|final)\s*>|\[/(?:final[_ ]?)?answer\]"
     r"|<\|end_of_(?:solution|answer|box)\|>",
     re.IGNORECASE,
 )

@@ -51,8 +51,8 @@ _WORDS = {
     for number, word in enumerate("thirty forty fifty sixty seventy eighty ninety".split(), 3)
 }
 _WORD = re.compile(
-    rf"\b(?:({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?:[- ](one|two|three|four|five|six"
-    rf"|seven|eight|nine))?)\b"
+    rf"\b(minus |negative )?({'|'.join(sorted(_WORDS, key=len, reverse=True))})(?:[- ](one|two|three|four"
+    rf"|five|six|seven|eight|nine))?\b"
 )
 
 
@@ -218,5 +218,5 @@ def _worded(sentence: str, place: int = 0) -> Quantity | None:
 
 def _numbers_in_words(sentence: str) -> Iterator[Quantity]:
     for found in _WORD.finditer(sentence.lower()):
-        value = _WORDS[found[1]] + (_WORDS[found[2]] if found[2] and _WORDS[found[1]] >= 20 else 0)
-        yield Quantity((Fraction(value),), False, found.start(), found.end())
+        value = _WORDS[found[2]] + (_WORDS[found[3]] if found[3] and _WORDS[found[2]] >= 20 else 0)
+        yield Quantity((Fraction(-value if found[1] else value),), False, found.start(), found.end())
