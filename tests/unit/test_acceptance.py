@@ -12,10 +12,11 @@ from roma_ds.cli.main import main
 from roma_ds.config import to_yaml
 from roma_ds.embed.encoder_files import embedding_width
 from roma_ds.embed.stage import OUTPUTS, embed_inputs
-from roma_ds.errors import UserError
+from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.pipeline.acceptance import must_embed
 from roma_ds.pipeline.data import make_data
 from roma_ds.pipeline.folders import Folders
+from roma_ds.pipeline.machine_support import LATE, check_machine
 from roma_ds.pipeline.plan_of_stages import require_tasks
 from roma_ds.pipeline.worker import GOALS
 
@@ -47,6 +48,14 @@ def test_embeddings_that_are_there_need_no_model(tmp_path: Path) -> None:
     assert must_embed(run_on(tmp_path, "data.train=[{path: train.jsonl, limit: 9}]"), folders)
     write_rows(tmp_path / "train.jsonl", [question(place) for place in range(5)])
     assert must_embed(run, folders)
+
+
+@pytest.mark.parametrize("module", sorted(LATE))
+def test_packages_of_later_stages_are_looked_for_first(module: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    check_machine({})
+    monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(EnvironmentFault, match=f"needed by a later stage: {LATE[module]}"):
+        check_machine({})
 
 
 def test_what_is_refused_is_refused_before_the_data_are_made(
