@@ -9,7 +9,8 @@
 # that is not set, and then writes the slot numbers of the CPU accelerator into it.
 #
 # Who is hit: on a machine with GPUs, CPU runs (tests, debugging, a job beside somebody else's):
-# the ranks' variable names devices that the user had hidden, so CUDA may use them (this script needs no GPU).
+# the ranks' variable names devices that the user had hidden, so CUDA may use
+# them (this script needs no GPU).
 # A way out: hide the devices in the script itself, before torch is imported.
 set -eu
 unset PYTHONPATH
