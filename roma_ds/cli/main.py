@@ -56,3 +56,7 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("roma-ds: stopped", file=sys.stderr)
         return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

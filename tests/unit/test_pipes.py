@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -76,3 +77,13 @@ def test_a_broken_pipe_of_something_else_is_a_bug(capfd: pytest.CaptureFixture[s
     assert not nobody_reads()
     assert ending.explain(BrokenPipeError("of a socket"), 0) == 1
     assert "of a socket" in capfd.readouterr().err
+
+
+def test_the_module_is_the_command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["roma-ds", "init", "nothing"])
+    with pytest.warns(RuntimeWarning, match=r"found in sys\.modules"), pytest.raises(SystemExit) as ended:
+        runpy.run_module("roma_ds.cli.main", run_name="__main__")
+    assert ended.value.code == 2
+    assert "there is no packaged config 'nothing'" in capfd.readouterr().err
