@@ -7,7 +7,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from roma_ds.config.schema import RunConfig, TaskConfig
+from roma_ds.config.schema import DataConfig, RunConfig, TaskConfig
 from roma_ds.data.mixture import DatasetRecord, load_mixture
 from roma_ds.data.sample import Sample
 from roma_ds.data.sources import Source, evaluation_sources, shots_source, training_sources
@@ -68,7 +68,8 @@ def data_inputs(run: RunConfig) -> dict[str, Any]:
             for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True)
         ],
         "exclude": list(run.data.exclude),
-        "decontaminate": run.data.decontaminate,
+        # Folders from before there was the key stay up to date under its default.
+        **({"decontaminate": size} if (size := run.data.decontaminate) != DataConfig.decontaminate else {}),
         "columns": [spec.name for spec in fields(Sample)],
     }
 

@@ -125,6 +125,11 @@ def test_what_the_samples_depend_on_makes_the_stage_stale(tmp_path: Path, overri
     assert data_inputs(run_on(tmp_path, override)) != data_inputs(run_on(tmp_path))
 
 
+def test_a_folder_from_before_a_key_is_up_to_date_under_its_default(tmp_path: Path) -> None:
+    """The inputs that a folder of version 0.1.0 recorded, but for those of its files."""
+    assert data_inputs(run_on(tmp_path)).keys() == {"training", "evaluation", "exclude", "columns"}
+
+
 def test_the_seed_counts_where_it_chooses_rows(tmp_path: Path) -> None:
     """Without a limit on the training rows all seeds of a study share data and caches."""
     assert data_inputs(run_on(tmp_path, "train.seed=1")) == data_inputs(run_on(tmp_path))
