@@ -46,16 +46,13 @@ def _index(choices: list[Any], labels: list[Any] | None, answer: Any) -> Any:
     if not isinstance(answer, str):
         return answer
     wanted = answer.strip()
+    texts = [choice.strip() if isinstance(choice, str) else choice for choice in choices]
     if labels is not None:
         names = [str(label).strip() for label in labels]
     else:
         names = list(string.ascii_uppercase[: len(choices)])
-        wanted = wanted if wanted in choices else wanted.strip("().").upper()
+        wanted = wanted if wanted in texts else wanted.strip("().").upper()
     by_name = [place for place, name in enumerate(names) if name == wanted]
-    by_text = [
-        place
-        for place, choice in enumerate(choices)
-        if isinstance(choice, str) and choice.strip() == answer.strip()
-    ]
+    by_text = [place for place, text in enumerate(texts) if text == answer.strip()]
     meant = {*by_name, *by_text}
     return meant.pop() if len(meant) == 1 else answer

@@ -139,6 +139,10 @@ def test_other_forms_of_an_answer_are_taken(tmp_path: Path, form: dict[str, Any]
     assert (read["choices"], read["answer"]) == (["no", "yes"], 1)
 
 
+def test_a_text_in_lower_case_is_no_letter_where_an_option_says_it() -> None:
+    assert accepted({"choices": ["0", " a"], "answer": "a"})["answer"] == 1
+
+
 @given(st.lists(texts, min_size=2, max_size=26, unique_by=str.strip), st.data())
 def test_answers_by_text_and_by_letter_mean_what_they_say(choices: list[str], data: st.DataObject) -> None:
     right = data.draw(st.integers(0, len(choices) - 1))
