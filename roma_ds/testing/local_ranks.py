@@ -9,9 +9,9 @@ import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from multiprocessing.context import ForkServerContext
-from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,9 +36,13 @@ def fork_server() -> ForkServerContext:
     """What starts processes that have imported the libraries; it lives as long as this process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_IMPORTED])
+    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    if server._forkserver_pid is None and server._forkserver_address is not None:
+        # This process was forked from it, of which CPython 3.11 would start another one here.
+        server.ensure_running = lambda: None
     # Its variables are those of the moment when it is started.
     with mock.patch.dict(os.environ, _ALIKE):
-        ensure_running()
+        server.ensure_running()
     return context
 
 
