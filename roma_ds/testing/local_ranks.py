@@ -36,7 +36,7 @@ def fork_server() -> ForkServerContext:
     """What starts processes that have imported the libraries; it lives as long as this process."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([*_IMPORTED])
-    server: Any = forkserver._forkserver  # type: ignore[attr-defined]
+    server: Any = forkserver._forkserver
     if server._forkserver_pid is None and server._forkserver_address is not None:
         # This process was forked from it, of which CPython 3.11 would start another one here.
         server.ensure_running = lambda: None
