@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from cli.projects import Project, make_project, roma_ds_here
+from cli.projects import Project, make_project, roma_ds_here, typed
 from cli.test_bad_input import refusal
 
 SECTIONS = {
@@ -99,7 +99,8 @@ def test_csv_and_comet_of_a_run_by_the_launcher(project: Project, monkeypatch: p
     (project.folder / "packages" / "comet_ml.py").write_text(STAND_IN)
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(project.folder / "packages"), before]))
-    done = project.run("run", enable(project, "csv_monitor", "comet"), ranks=2)
+    arguments = project.arguments("run", enable(project, "csv_monitor", "comet"), ranks=2)
+    done = typed(*arguments, cwd=project.folder)
     assert done.code == 0, done
     kept = (project.folder / "kept.txt").read_text().splitlines()
     steps = [line["step"] for line in project.metrics()]
