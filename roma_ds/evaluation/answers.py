@@ -64,6 +64,9 @@ def read_answer(sample: Sample, text: str, how: Answers = "roma") -> Answer:
     return _of_text(reference, text)
 
 
+_NUMBERS_ALONE = re.compile(r"\s*\d[\d.]*[,;]?(?:\s+(?:[,;]|\d[\d.]*[,;]?))+\s*")
+
+
 def plain(text: str) -> str:
     """Lower case words without articles and punctuation, one space between them."""
     kept = text.casefold().translate(str.maketrans("", "", string.punctuation))
@@ -78,7 +81,12 @@ def _option(text: str, options: list[str]) -> int:
     """Options by text; where all are numbers, by value."""
     values = [quantity(marked(readable(option))) for option in options]
     numbers = [value for value in values if value is not None]
-    if len(numbers) == len(options) and (found := final_number(text)):
+    found = None
+    if len(numbers) == len(options):
+        # A list of numbers without a word is an answer that ran on: its first one counts.
+        ran_on = _NUMBERS_ALONE.fullmatch(text) and quantity(text.strip()) is None
+        found = quantity(text.split()[0].strip(",;")) if ran_on else final_number(text)
+    if found:
         fitting = [place for place, value in enumerate(numbers) if same(value, found)]
         return fitting[0] if len(fitting) == 1 else NONE
     return option_text(text, options)

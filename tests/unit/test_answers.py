@@ -86,3 +86,9 @@ def test_options_by_text_and_free_texts() -> None:
     assert read_answer(free, " Nile.\nIt is long").correct
     assert not read_answer(free, " Rhine").correct and not read_answer(free, "").correct
     assert plain("The  Nile, a River!") == "nile river"
+
+
+def test_a_list_of_numbers_is_an_answer_that_ran_on() -> None:
+    from roma_ds.evaluation.answers import _option
+
+    assert [_option(text, ["9", "6", "9500"]) for text in ("9 6", "6 , 9", "9 500")] == [0, 1, 2]
