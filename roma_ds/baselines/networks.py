@@ -127,7 +127,7 @@ def adapted(build: Build, kind: str, rank: int | None) -> Rival:
 def dense(build: Build) -> Rival:
     """All routers, and the norms of and before attention, of the whole network (Dense BP as documented)."""
     network, layout = load_part(build.world, build.model, build.depth, None, None)
-    routers = {f"{site.module}.weight" for site in layout.sites}
+    routers = {f"{site.product}.weight" for site in layout.sites}
     attention = f".{layout.family.attention}."
     trained = {}
     for name, weight in network.named_parameters():

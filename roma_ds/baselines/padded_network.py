@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from roma_ds.families import detect
-from roma_ds.network.routing_weights import routing_weights
+from roma_ds.network.routing_weights import logits_in, routing_weights
 from roma_ds.sequences.batches import Batch
 
 
@@ -28,15 +28,15 @@ class PaddedNetwork:
         """
         self.model, self.layers, self.added, self.device = model, layers, added, device
         layout = detect(network)
-        self._scoring = layout.family.scoring
+        self._family, self._entries = layout.family, layout.experts
         self._logits: dict[int, torch.Tensor] = {}
         for site in layout.sites:
             if site.layer in layers:
-                network.get_submodule(site.module).register_forward_hook(self._recorder(site.layer))
+                network.get_submodule(site.source).register_forward_hook(self._recorder(site.layer))
 
     def _recorder(self, layer: int) -> Any:
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self._logits[layer] = output[0].detach()
+            self._logits[layer] = logits_in(self._family, output).detach()[..., : self._entries]
 
         return record
 
@@ -63,7 +63,10 @@ class PaddedNetwork:
         read = slots[batch.routing_positions].to(self.device)
         shares = batch.routing_weights[..., None].to(self.device)
         routing = [
-            (routing_weights(self._own_tokens(self._logits[layer], shape)[read], self._scoring) * shares)
+            (
+                routing_weights(self._own_tokens(self._logits[layer], shape)[read], self._family.scoring)
+                * shares
+            )
             for layer in self.layers
         ]
         self._logits.clear()

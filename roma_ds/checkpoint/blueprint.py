@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.span import Span, SpanLoader, skeleton
 from roma_ds.config import ModelConfig
-from roma_ds.families import MoELayout, detect
+from roma_ds.families import MoELayout, detect, family_of
+from roma_ds.families.entering import Entering
 
 
 @dataclass(frozen=True)
@@ -19,22 +21,29 @@ class Blueprint:
     layout: MoELayout
     depth: int
     """Decoder layers, dense ones too."""
-    hidden: int
-    """Width of the hidden states."""
+    config: Any
+    """The transformers config."""
+    dtype: str
+    """torch's name of the type of the weights."""
     total_parameters: int
     layer_parameters: tuple[int, ...]
     """By decoder layer."""
+
+    def entering(self, layer: int) -> Entering:
+        """What a call of a decoder layer is given of each token."""
+        return self.layout.family.entering(self.config, layer, self.dtype)
 
 
 def blueprint(model: ModelConfig) -> Blueprint:
     """From the model's config alone. Raises UserError where the model is none of a known family."""
     network = skeleton(model)
     layout = detect(network)
-    layers = network.base_model.layers
+    layers = network.get_submodule(layout.family.layers)
     return Blueprint(
         layout,
         len(layers),
-        int(network.config.hidden_size),
+        network.config,
+        model.dtype,
         sum(parameter.numel() for parameter in network.parameters()),
         tuple(sum(parameter.numel() for parameter in layer.parameters()) for layer in layers),
     )
@@ -48,6 +57,6 @@ def check_checkpoint(model: ModelConfig) -> CheckpointFiles:
     """
     files = CheckpointFiles(model)
     files.check_shards()
-    whole = Span.suffix(0, int(files.config.num_hidden_layers))
+    whole = Span.suffix(0, family_of(files.config).depth(files.config))
     SpanLoader(model, whole, torch.device("cpu"), files)
     return files

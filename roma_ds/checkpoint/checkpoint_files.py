@@ -7,7 +7,7 @@ alive, while what is read here is gone with its tensor.
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from math import prod
@@ -65,6 +65,7 @@ class CheckpointFiles:
     def __init__(self, model: ModelConfig) -> None:
         self.model = model
         self._headers: dict[str, dict[str, StoredTensor]] = {}
+        self._parts: dict[str, list[str]] | None = None
         if self._path(WHOLE, required=False) is not None:
             self.keys: Mapping[str, str] = dict.fromkeys(self._header(WHOLE), WHOLE)
             """Key of each tensor, with the name of the file that holds it."""
@@ -142,12 +143,21 @@ class CheckpointFiles:
                 ) from error
         return self._headers[name]
 
-    def stored(self, key: str) -> StoredTensor:
+    def place(self, key: str) -> StoredTensor:
         """Type, shape and place of a tensor. Raises UserError where its file does not have it."""
         found = self._header(self.keys[key]).get(key)
         if found is None:
             raise UserError(f"model.path: {self.keys[key]} of {self.model.path} lacks {key}", _COMPLETE)
         return found
+
+    def by_part(self, part_of: Callable[[str], str]) -> Mapping[str, list[str]]:
+        """Keys by what `part_of` makes of them; asked once for each key, then kept."""
+        if self._parts is None:
+            found: dict[str, list[str]] = {}
+            for key in self.keys:
+                found.setdefault(part_of(key), []).append(key)
+            self._parts = found
+        return self._parts
 
     def under(self, prefix: str) -> list[str]:
         """Keys that start with `prefix`."""
@@ -182,12 +192,12 @@ class CheckpointFiles:
 
         Raises UserError where the file ends too early.
         """
-        place = self.stored(key)
+        place = self.place(key)
         return self.read_flat(key, 0, prod(place.shape)).reshape(place.shape)
 
     def read_flat(self, key: str, start: int, stop: int) -> torch.Tensor:
         """Values `start` to `stop` - 1 of the flattened tensor, as `read` does; no other byte is read."""
-        place = self.stored(key)
+        place = self.place(key)
         tensor = torch.empty(stop - start, dtype=place.dtype)
         try:
             with open(place.file, "rb", buffering=0) as file:

@@ -33,7 +33,7 @@ def checksums(files: CheckpointFiles, keys: Iterable[str]) -> dict[str, str]:
     """SHA-256 of the stored bytes of tensors by key, of the first SAMPLE_BYTES where there are more."""
     found = {}
     for key in keys:
-        place = files.stored(key)
+        place = files.place(key)
         values = files.read_flat(key, 0, min(prod(place.shape), SAMPLE_BYTES // place.dtype.itemsize))
         content: Any = values.view(torch.uint8).numpy()
         found[key] = _sha256(content)

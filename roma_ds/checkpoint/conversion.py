@@ -25,7 +25,7 @@ Piece = tuple[str, int, torch.Tensor]
 
 
 class Stored(Protocol):
-    """Stored tensors by local key."""
+    """Stored tensors by checkpoint key."""
 
     def place(self, key: str) -> StoredTensor:
         """Type, shape and place of the tensor."""
@@ -39,7 +39,7 @@ class Stored(Protocol):
 
 @dataclass
 class Target:
-    """A tensor of the network, and the local keys of the stored tensors that it is made from."""
+    """A tensor of the network, and the keys of the stored tensors that it is made from."""
 
     name: str
     sources: dict[str | None, list[str]] = field(default_factory=dict)
@@ -55,18 +55,30 @@ class Conversion:
 
         rules = get_model_conversion_mapping(network)
         self.network = network
+        self._prefix, self._names = network.base_model_prefix, network.state_dict(keep_vars=True)
         self.renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         self.converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
 
+    def name_of(self, key: str) -> str:
+        """Name in the network of what a stored tensor becomes, or becomes a part of."""
+        return self._renamed(key)[0]
+
+    def _renamed(self, key: str) -> tuple[str, str | None]:
+        from transformers.core_model_loading import rename_source_key
+
+        found: tuple[str, str | None] = rename_source_key(
+            key, self.renamings, self.converters, self._prefix, self._names
+        )
+        name, pattern = found
+        return (key, None) if name not in self._names and key in self._names else (name, pattern)
+
     def targets(self, keys: Sequence[str], wanted: Mapping[str, Any]) -> list[Target]:
         """What of `wanted` (tensors of the network by name) can be made from the stored tensors `keys`."""
-        from transformers.core_model_loading import dot_natural_key, rename_source_key
+        from transformers.core_model_loading import dot_natural_key
 
         found: dict[str, Target] = {}
         for key in sorted(keys, key=dot_natural_key):
-            name, pattern = rename_source_key(key, self.renamings, self.converters)
-            if name not in wanted and key in wanted:
-                name, pattern = key, None
+            name, pattern = self._renamed(key)
             if name in wanted:
                 found.setdefault(name, Target(name)).sources.setdefault(pattern, []).append(key)
         return list(found.values())
@@ -148,7 +160,7 @@ class Conversion:
                     yield target.name, first * expert, piece.reshape(-1)
 
     def _made_by(self, target: Target) -> tuple[Any, dict[str, list[str]]]:
-        """The rule that makes `target`, None where it is taken as it is, and its local keys by pattern."""
+        """The rule that makes `target`, None where it is taken as it is, and its keys by pattern."""
         lists = {pattern: keys for pattern, keys in target.sources.items() if pattern is not None}
         return (self._rule(next(iter(lists))) if lists else None), lists
 

@@ -7,7 +7,6 @@ shows, and so does a wrong cut over the ranks.
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
@@ -61,12 +60,12 @@ class _Held:
 def check_loaded(network: Any, layout: MoELayout, files: CheckpointFiles, world: World) -> None:
     """Compare every gate, and an expert in some layers, with the stored tensors; of a rank's share at ZeRO-3.
 
-    layout: of `network`, with the layer numbers of the whole model. No collective. Raises RomaError that
+    layout: of `network`. No collective. Raises RomaError that
     names a tensor whose values are not where they belong.
     """
     for site in layout.sites:
         key = layout.gate_key(site.layer)
-        gate = _Held.of(network.get_submodule(site.module).weight, world.rank)
+        gate = _Held.of(network.get_parameter(f"{site.product}.weight"), world.rank)
         if key in files.keys and gate is not None and not gate.has(files.read(key).reshape(-1), 0):
             raise _misplaced(key, files)
     for site in layout.sites[:: max(1, len(layout.sites) // LAYERS)]:
@@ -76,11 +75,11 @@ def check_loaded(network: Any, layout: MoELayout, files: CheckpointFiles, world:
                 raise _misplaced(key, files)
 
 
-def refuse_not_finite(network: Any, rank: int, first: int = 0) -> None:
+def refuse_not_finite(network: Any, rank: int) -> None:
     """Look at all weights that are in this process, of a rank's share at ZeRO-3. No collective.
 
-    first: number of the first decoder layer of `network` in the whole model. Raises UserError that names the
-    parameters with a value that is not finite: an expert may be asked late, and its NaN come hours later.
+    Raises UserError that names the parameters with a value that is not finite: an expert may be asked late,
+    and its NaN come hours later.
     """
     bad = []
     for name, parameter in network.named_parameters():
@@ -89,7 +88,7 @@ def refuse_not_finite(network: Any, rank: int, first: int = 0) -> None:
             continue
         # No more memory than for two numbers, unlike a mask.
         if not all(math.isfinite(float(end)) for end in held.values.aminmax()):
-            bad.append(re.sub(r"(?<=layers\.)\d+", lambda found: str(int(found[0]) + first), name))
+            bad.append(name)
     if bad:
         more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
         raise UserError(
@@ -105,16 +104,14 @@ def _sampled(
 
     The first expert that lies whole in this rank's share.
     """
-    layers = layout.family.layers
-    number = site.module.removeprefix(f"{layers}.").partition(".")[0]
     expert = min(layout.experts - 1, -(-layout.experts * world.rank // world.size))
     fused = []
-    for parameter in network.get_submodule(f"{layers}.{number}").parameters():
+    for parameter in network.get_submodule(f"{layout.family.layers}.{site.layer}").parameters():
         held = _Held.of(parameter, world.rank)
         if held is not None and len(held.shape) == 3 and held.shape[0] == layout.experts:
             fused.append(held)
     for key in expert_keys(files, layout, site.layer) if fused else ():
-        shape = files.stored(key).shape
+        shape = files.place(key).shape
         if len(shape) == 2 and f".experts.{expert}." in key:
             yield key, files.read(key), fused, expert
         elif len(shape) == 3:

@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from roma_ds.checkpoint.checkpoint_files import CheckpointFiles, StoredTensor
+from roma_ds.checkpoint.absent import AbsentEmbedding, AbsentLayer
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.conversion import Conversion, Target
 from roma_ds.checkpoint.load_report import LoadReport
 from roma_ds.checkpoint.loading import load_config, memory_faults
@@ -19,11 +20,13 @@ from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import Family, family_of
+from roma_ds.families.causal_lm import causal_lm
 from roma_ds.families.config_values import sizes_in
 from roma_ds.families.unusable_config import making_faults, require_plain_weights
 from roma_ds.progress import Progress
 
 MB = 1_000_000
+OTHERS = "others"
 SHOWN_BYTES = 256 * MB
 """A smaller network is loaded without a progress line."""
 
@@ -46,24 +49,23 @@ class Span:
 
 
 def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -> Any:
-    """The causal LM, or a span of it, on the meta device: shapes and types, no weights.
+    """The causal LM, or a span of it, without weights: parameters on the meta device, buffers computed.
 
-    Without embedding its `base_model` takes `inputs_embeds`; without head its final norm and its output
-    embedding are the identity. config: of the whole model, where it is known.
-    Raises UserError for quantized weights, a tied head with a bias, a config that describes no network.
+    Layers keep their numbers: for those outside the span, and for an embedding that is not in it, stand
+    modules without weights. config: of the whole model, where it is known. Raises UserError for quantized
+    weights, a tied head with a bias, a config that describes no network.
     """
-    from transformers import AutoModelForCausalLM
+    from accelerate import init_empty_weights
 
     config = config or load_config(model)
     family = family_of(config)
     require_plain_weights(config, model.path)
-    if span is not None:
-        config = family.truncated(config, span.first, span.last, span.embedding)
-    with making_faults(config), torch.device("meta"):
-        network = AutoModelForCausalLM.from_config(
-            config, dtype=getattr(torch, model.dtype), trust_remote_code=model.trust_remote_code
-        )
-    _settle_types(network, getattr(torch, model.dtype))
+    if span is not None and span != Span.suffix(0, family.depth(config)):
+        family.require_parts()
+    dtype = getattr(torch, model.dtype)
+    with making_faults(config), init_empty_weights(include_buffers=False):
+        network = causal_lm(config, dtype, model.trust_remote_code)
+    _settle_types(network, dtype)
     head = network.get_output_embeddings()
     if getattr(config, "tie_word_embeddings", False) and getattr(head, "bias", None) is not None:
         raise UserError(
@@ -71,15 +73,26 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
             "(tie_word_embeddings) and has a bias of its own, which is not supported",
             "save the checkpoint with tie_word_embeddings false and the head's weight in it",
         )
-    if span is not None and not span.embedding:
-        _replace(network, family.embedding, None)
-    if span is not None and not span.head:
-        _replace(network, family.norm, nn.Identity())
-        _replace(network, family.head, nn.Identity())
+    if span is not None:
+        _leave_out(network, family, span, dtype)
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     network.config.use_cache = False
+    network.config.output_router_logits = False
     return network.eval()
+
+
+def _leave_out(network: Any, family: Family, span: Span, dtype: torch.dtype) -> None:
+    """Put modules without weights in the places of what a span has not."""
+    layers = network.get_submodule(family.layers)
+    for number, layer in enumerate(layers):
+        if not span.first <= number < span.last:
+            layers[number] = AbsentLayer(layer, family.returned)
+    if not span.embedding:
+        embedding = network.get_submodule(family.embedding)
+        _replace(network, family.embedding, AbsentEmbedding(embedding.embedding_dim, dtype))
+    if not span.head:
+        _replace(network, family.head, nn.Identity())
 
 
 def total_parameters(model: ModelConfig) -> int:
@@ -94,7 +107,7 @@ def load_span(
     device: torch.device,
     world: World | None = None,
 ) -> Any:
-    """A transformers causal LM of the span alone, frozen, in eval mode; its layers are numbered from 0.
+    """A transformers causal LM of the span alone, frozen, in eval mode, under the whole model's numbers.
 
     With `zero3`, a resolved DeepSpeed config of stage 3, the network is partitioned over the ranks while it
     is read, and each rank reads its own share alone. A collective where `world` is given: an error on one
@@ -115,27 +128,6 @@ def load_span(
     return loader.network
 
 
-@dataclass(frozen=True)
-class StoredPart:
-    """The stored tensors of one part of a network, by the names that they have there."""
-
-    files: CheckpointFiles
-    keys: dict[str, str]
-    """Checkpoint keys by local key."""
-
-    def place(self, key: str) -> StoredTensor:
-        """As `CheckpointFiles.stored`."""
-        return self.files.stored(self.keys[key])
-
-    def read(self, key: str) -> torch.Tensor:
-        """As `CheckpointFiles.read`."""
-        return self.files.read(self.keys[key])
-
-    def read_flat(self, key: str, start: int, stop: int) -> torch.Tensor:
-        """As `CheckpointFiles.read_flat`."""
-        return self.files.read_flat(self.keys[key], start, stop)
-
-
 class SpanLoader:
     """A span whose weights are still to be read: made in the main thread, filled in any.
 
@@ -151,9 +143,11 @@ class SpanLoader:
         self.network = skeleton(model, span, self.files.config)
         self.family: Family = family_of(self.network.config)
         self.conversion = Conversion(self.network)
+        self._stored = self.files.by_part(lambda key: self._part_of(self.conversion.name_of(key)))
         self.report().refuse(model.path, sizes_in(self.files.config))
-        with making_faults(self.network.config):
-            _make_rotary(self.network, self.family, device)
+        for module in self.network.modules():
+            for name, buffer in module.named_buffers(recurse=False):
+                module._buffers[name] = buffer.to(device)
 
     def load(self) -> Any:
         """The network with all its weights. Raises as `load_span` does."""
@@ -162,29 +156,48 @@ class SpanLoader:
         return self.network
 
     def parts(self) -> list[str]:
-        """Paths of the modules to fill, each small enough to be in memory whole."""
-        layers = [f"{self.family.layers}.{number}" for number in range(self.span.last - self.span.first)]
+        """What to fill: paths of modules, each small enough to be in memory whole, and OTHERS.
+
+        OTHERS are all weights outside the layers but the embedding and the head.
+        """
+        layers = [f"{self.family.layers}.{number}" for number in range(self.span.first, self.span.last)]
         return [
             *([self.family.embedding] if self.span.embedding else []),
             *layers,
-            *([self.family.norm, self.family.head] if self.span.head else []),
+            OTHERS,
+            *([self.family.head] if self.span.head else []),
         ]
 
-    def _stored(self, part: str) -> StoredPart:
-        stored = part
-        if part.startswith(f"{self.family.layers}."):
-            number = int(part.rpartition(".")[2])
-            stored = f"{self.family.layers}.{number + self.span.first}"
-        keys = {part + key[len(stored) :]: key for key in self.files.under(f"{stored}.")}
+    def _part_of(self, name: str) -> str:
+        """The part that a tensor of the network belongs to."""
+        family = self.family
+        if name.startswith(f"{family.layers}."):
+            return ".".join(name.split(".")[: family.layers.count(".") + 2])
+        return next((end for end in (family.embedding, family.head) if name.startswith(f"{end}.")), OTHERS)
+
+    def _keys(self, part: str) -> list[str]:
+        """Keys of the stored tensors that a part is made of; a tied end is made of the other one's."""
+        found = self._stored.get(part, [])
         ends = (self.family.embedding, self.family.head)
-        if not keys and part in ends and getattr(self.network.config, "tie_word_embeddings", False):
-            other = ends[1 - ends.index(part)]
-            keys = {part + key[len(other) :]: key for key in self.files.under(f"{other}.")}
-        return StoredPart(self.files, keys)
+        if not found and part in ends and getattr(self.network.config, "tie_word_embeddings", False):
+            return self._stored.get(ends[1 - ends.index(part)], [])
+        return found
 
     def _wanted(self, part: str) -> dict[str, torch.Tensor]:
-        module = self.network.get_submodule(part)
-        return {f"{part}.{name}": tensor for name, tensor in module.state_dict(keep_vars=True).items()}
+        if part != OTHERS:
+            module = self.network.get_submodule(part)
+            return {f"{part}.{name}": values for name, values in module.state_dict(keep_vars=True).items()}
+        every = self.network.state_dict(keep_vars=True)
+        return {name: values for name, values in every.items() if self._part_of(name) == OTHERS}
+
+    def _targets(self, part: str, wanted: dict[str, torch.Tensor]) -> list[Target]:
+        targets = self.conversion.targets(self._keys(part), wanted)
+        ends = (self.family.embedding, self.family.head)
+        if targets or part not in ends:
+            return targets
+        # The name of a tied end is that of the other one.
+        (name,) = wanted
+        return [Target(name, {None: list(self._keys(part))})] if self._keys(part) else []
 
     def size(self, part: str) -> int:
         """Bytes of a part in memory, whole."""
@@ -196,45 +209,39 @@ class SpanLoader:
         unfit: list[str] = []
         used: set[str] = set()
         for part in self.parts():
-            wanted, stored = self._wanted(part), self._stored(part)
-            targets = self.conversion.targets(list(stored.keys), wanted)
+            wanted = self._wanted(part)
+            targets = self._targets(part, wanted)
             found = {name for target in targets for name in self.conversion.names(target)}
-            missing.extend(self._in_whole(name) for name in sorted(wanted.keys() - found))
-            problems = (self.conversion.problem(target, stored, wanted) for target in targets)
-            unfit.extend(self._in_whole(text) for text in problems if text is not None)
-            lists = (keys for target in targets for keys in target.sources.values())
-            used.update(stored.keys[key] for keys in lists for key in keys)
+            missing.extend(sorted(wanted.keys() - found))
+            problems = (self.conversion.problem(target, self.files, wanted) for target in targets)
+            unfit.extend(text for text in problems if text is not None)
+            used.update(key for target in targets for keys in target.sources.values() for key in keys)
         return LoadReport(tuple(missing), tuple(unfit), tuple(self._left(used)))
 
     def _left(self, used: set[str]) -> list[str]:
         """Keys that nothing in the whole model takes, but for those that its class is known to leave."""
-        if self.span != Span.suffix(0, int(self.files.config.num_hidden_layers)):
+        if self.span != Span.suffix(0, self.family.depth(self.files.config)):
             return []
         known = [*(self.network._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
         pattern = re.compile("|".join(f"(?:{one})" for one in known))
-        return sorted(key for key in self.files.keys if key not in used and not pattern.search(key))
-
-    def _in_whole(self, text: str) -> str:
-        """`text` that starts with a layer of the span, with the number that it has in the whole model."""
-        head, _, rest = text.removeprefix(f"{self.family.layers}.").partition(".")
-        if not head.isdigit():
-            return text
-        return f"{self.family.layers}.{int(head) + self.span.first}.{rest}"
+        names = self.conversion.name_of
+        left = (key for key in self.files.keys if key not in used)
+        # The library looks for these patterns in the renamed keys.
+        return sorted(key for key in left if not pattern.search(key) and not pattern.search(names(key)))
 
     def fill(self, part: str, partition: Partition | None = None) -> None:
         """Give a part its weights, or with `partition` this rank's share of them."""
         if self._is_tied(part):
             self._put(f"{part}.weight", self.network.get_submodule(self.family.embedding).weight)
             return
-        wanted, stored = self._wanted(part), self._stored(part)
+        wanted = self._wanted(part)
         with memory_faults(self.model), torch.no_grad():
-            for target in self.conversion.targets(list(stored.keys), wanted):
-                self._make(target, stored, wanted, partition)
+            for target in self._targets(part, wanted):
+                self._make(target, wanted, partition)
 
     def _make(
         self,
         target: Target,
-        stored: StoredPart,
         wanted: dict[str, torch.Tensor],
         partition: Partition | None,
     ) -> None:
@@ -246,7 +253,7 @@ class SpanLoader:
             made[name] = torch.empty(like.shape, dtype=like.dtype, device=self.device)
             cut = partition is not None and isinstance(like, nn.Parameter)
             spans[name] = partition.spans(like.numel()) if partition and cut else [(0, like.numel())]
-        for name, first, values in self.conversion.pieces(target, stored, wanted, spans[target.name]):
+        for name, first, values in self.conversion.pieces(target, self.files, wanted, spans[target.name]):
             flat = made[name].view(-1)
             for start, stop in spans[name]:
                 low, high = max(start, first), min(stop, first + len(values))
@@ -262,8 +269,7 @@ class SpanLoader:
         if part != self.family.head or not self.span.embedding:
             return False
         tied = getattr(self.network.config, "tie_word_embeddings", False)
-        ends = [list(self._stored(end).keys.values()) for end in (part, self.family.embedding)]
-        return bool(tied) and ends[0] == ends[1]
+        return bool(tied) and self._keys(part) == self._keys(self.family.embedding)
 
     def _put(self, name: str, tensor: torch.Tensor) -> torch.Tensor:
         path, _, own = name.rpartition(".")
@@ -288,10 +294,3 @@ def _settle_types(network: Any, dtype: torch.dtype) -> None:
         for pattern, wanted in plan.items():
             if re.search(pattern.replace("*", ".*"), name):
                 buffer.data = buffer.data.to(wanted)
-
-
-def _make_rotary(network: Any, family: Family, device: torch.device) -> None:
-    """Compute what no checkpoint holds; in float32, whatever the type of the weights."""
-    made = type(network.get_submodule(family.rotary))
-    with torch.device("cpu"):
-        _replace(network, family.rotary, made(config=network.config).to(device).eval())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from typing import Any
 
 from roma_ds.errors import UserError
@@ -11,8 +12,6 @@ from roma_ds.families.layout import MoELayout, RouterSite
 from roma_ds.families.recorded import recorded_family, unrecorded
 from roma_ds.families.registry import FAMILIES
 from roma_ds.families.unusable_config import UnusableConfig, require_numbers
-
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
 
 
 def family_of(config: Any) -> Family:
@@ -35,8 +34,8 @@ def family_of(config: Any) -> Family:
     raise UserError(
         f"model type '{model_type}' has no routers that roma_ds knows"
         if stated is None
-        else f"model type '{model_type}' may be sparse ({stated}), but transformers records no router logits "
-        "of it, so it cannot be trained here",
+        else f"model type '{model_type}' may be sparse ({stated}), but no routers of it were found, so that it "
+        "cannot be trained here",
         f"use a Mixture-of-Experts model of one of these types: {known}",
     )
 
@@ -60,40 +59,48 @@ def _shape(parameter: Any) -> tuple[int, ...]:
     return tuple(getattr(parameter, "ds_shape", parameter.shape))
 
 
-def detect(model: Any) -> MoELayout:
+def detect(model: Any, held: Collection[int] | None = None) -> MoELayout:
     """The routers of `model` (a transformers causal LM, partitioned by ZeRO-3 or not), in layer order.
 
-    Raises UserError when there is none, or a weight's shape disagrees with the config.
+    held: numbers of the decoder layers that are there, where it is a part of a model. Raises UserError when
+    there is none in the whole model, or a weight's shape disagrees with the config.
     """
-    family = family_of(model.config)
+    family, config = family_of(model.config), model.config
+    inside = re.compile(rf"{re.escape(family.layers)}\.(\d+)\.")
     sites = []
     for name, module in model.named_modules():
         if all(base.__name__ != family.router_class for base in type(module).__mro__):
             continue
-        match = _LAYER.search(f".{name}.")
+        if family.place and not name.endswith(f".{family.place}"):
+            continue
+        match = inside.match(f"{name}.")
         if match is None:
             raise UserError(
                 f"router {name} lies in no numbered layer", "this checkpoint layout is not supported"
             )
-        experts, hidden = _shape(module.weight)
-        sites.append(RouterSite(int(match.group(1)), name, experts, hidden))
+        product = f"{name}.{family.weight}" if family.weight else name
+        source = product if family.logits_from == "product" else name
+        rows, width = _shape(model.get_parameter(f"{product}.weight"))
+        entries = rows - (family.gate_rows(config) - family.experts(config))
+        sites.append(RouterSite(int(match.group(1)), name, entries, width, product, source, rows))
     sites.sort(key=lambda site: site.layer)
-    if not sites:
+    if not sites and held is None:
         raise UserError(
             f"no router of class {family.router_class} was found in this {family.name} model",
             "check that the checkpoint has sparse layers",
         )
-    wanted = (family.experts(model.config), int(model.config.hidden_size))
+    wanted = (family.gate_rows(config), family.gate_width(config))
     for site in sites:
-        if (site.experts, site.hidden) != wanted:
+        if (site.rows, site.hidden) != wanted:
             raise UserError(
-                f"router {site.module} has shape {(site.experts, site.hidden)}, the config says {wanted}",
+                f"router {site.module} has shape {(site.rows, site.hidden)}, the config says {wanted}",
                 "use a config.json that belongs to these weights",
             )
-    found, stated = tuple(site.layer for site in sites), family.sparse_layers(model.config)
+    found, stated = tuple(site.layer for site in sites), family.sparse_layers(config)
+    stated = tuple(layer for layer in stated if held is None or layer in held)
     if found != stated:
         raise UserError(
             f"layers {list(found)} have routers, by the config it would be layers {list(stated)}",
             "use a config.json that belongs to these weights",
         )
-    return MoELayout(family, tuple(sites), family.top_k(model.config))
+    return MoELayout(family, tuple(sites), family.top_k(config))

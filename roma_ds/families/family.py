@@ -2,36 +2,66 @@
 
 from __future__ import annotations
 
-from copy import deepcopy
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from roma_ds.errors import UserError
 from roma_ds.families.capability import Limit
 from roma_ds.families.dense_layers import DenseLayers, NoDenseLayers
+from roma_ds.families.entering import HIDDEN, Carried, Entering, entering_of
 
 
 @dataclass(frozen=True)
 class Family:
     """How the routers of a family are found, named in checkpoints, and scored.
 
-    In all families a router is a module with a weight [E, hidden] and the scores start as its product with
-    the hidden states, the logits. Only that weight is trained.
+    In all families a router has a weight [E, width] and the scores start as its product with what enters
+    (plus a bias in some), the logits. Only that weight is trained.
     """
 
     name: str
     model_types: tuple[str, ...]
     router_class: str
-    """Class name of the router, whose forward returns (logits [T, E], scores [T, k], indices [T, k])."""
+    """Class name of the router."""
     gate_key: str
     """Name of a router's weight in saved checkpoints, with `{layer}`."""
     experts_attribute: str
-    """Name of the config attribute that holds the number of routed experts."""
+    """Name of the config attribute that holds the number of routed experts, with dots where it lies deeper."""
     selection: str
     """How the model picks a token's experts and weighs them, in words."""
     scoring: str = "softmax"
     """How r [E] comes from the logits, in float32: `softmax`, or `sigmoid`: sigmoids divided by their sum."""
     top_k_attribute: str = "num_experts_per_tok"
+    place: str = ""
+    """Path of the router in its layer, where a layer has other modules of its class; empty where not."""
+    weight: str = ""
+    """Path in the router of the linear layer that is trained; empty where the weight is the router's own."""
+    logits_from: Literal["router", "product"] = "router"
+    """What returns the logits: the router, or the linear layer at `weight`."""
+    logits_at: int | None = 0
+    """Place of the logits among what the router's forward returns; None where it returns them alone."""
+    indices_at: int | None = 2
+    """Place of the chosen experts [T, k] among what the router's forward returns; None where it lacks them,
+    and the largest logits stand for them in the expert load."""
+    zero_experts: tuple[str | int, ...] = ()
+    """Config attributes, or numbers, of classes that a token may choose and that are no network: they pass
+    it on, or skip it. They are rows of the gate and entries of r."""
+    joint_rows: tuple[str | int, ...] = ()
+    """Config attributes, or numbers, that count rows of the gate behind those of r: shared experts weighed by it."""
+    width: str | int = "hidden_size"
+    """Width of what the gate multiplies: a number, or the name of the config attribute that has it."""
+    layers_attribute: str = "num_hidden_layers"
+    """Name of the config attribute with the number of decoder layers."""
+    mixing: Literal["packed", "rows"] = "packed"
+    """How tokens meet in attention: sequences laid one after the other, kept apart by our own attention; or
+    padded on the right, row by row, by the library's own forward: for linear attention, state spaces,
+    convolutions, indexed and compressed attention."""
+    hidden: Carried = HIDDEN
+    """The hidden states between two layers."""
+    carried: tuple[Carried, ...] = ()
+    """What else a layer's call is given of earlier layers."""
+    returned: tuple[str, ...] = ()
+    """Arguments that a layer returns behind the hidden states; without any it returns these alone."""
     norm_class: str | None = None
     """Class name of its norms where they are weight * (x / sqrt(mean(x^2) + variance_epsilon)), the bracket
     in float32 and rounded before the weight comes; None for others, which run as the library has them."""
@@ -55,19 +85,8 @@ class Family:
     """Path of the list of decoder layers in the network, and before a layer's number its checkpoint keys."""
     embedding: str = "model.embed_tokens"
     """Path of the token embedding, in the network and in checkpoint keys."""
-    norm: str = "model.norm"
-    """Path of what the last layer's hidden states go through before the head."""
     head: str = "lm_head"
     """Path of the product that gives logits."""
-    rotary: str = "model.rotary_emb"
-    """Path of the position embedding, which no checkpoint holds: it is computed from the config."""
-    per_layer_attributes: tuple[str, ...] = ("layer_types",)
-    """Names of config attributes that hold one value a layer, where a config has them."""
-    embedding_factor_attribute: str | None = None
-    """Name of the config attribute that what enters the first layer is multiplied by, also where it is given
-    as `inputs_embeds`."""
-    logit_divisor_attribute: str | None = None
-    """Name of the config attribute that the head's product is divided by."""
 
     @property
     def support(self) -> str:
@@ -98,41 +117,65 @@ class Family:
             )
 
     def experts(self, config: Any) -> int:
-        """Number of routed experts per MoE layer, from a model config."""
-        return int(getattr(config, self.experts_attribute))
+        """Number of entries of r per MoE layer, from a model config: experts that a router chooses among.
+
+        Raises UserError where layers differ in it.
+        """
+        return self._number(config, self.experts_attribute) + _sum(config, self.zero_experts)
+
+    def gate_rows(self, config: Any) -> int:
+        """Rows of a router's weight, from a model config."""
+        return self.experts(config) + _sum(config, self.joint_rows)
 
     def top_k(self, config: Any) -> int:
-        """Experts that each token goes to, from a model config."""
-        return int(getattr(config, self.top_k_attribute))
+        """Experts that each token goes to, from a model config. Raises UserError where layers differ in it."""
+        return self._number(config, self.top_k_attribute)
+
+    def gate_width(self, config: Any) -> int:
+        """Columns of a router's weight, from a model config."""
+        return self.width if isinstance(self.width, int) else int(getattr(config, self.width))
+
+    def depth(self, config: Any) -> int:
+        """Number of decoder layers, from a model config."""
+        return int(getattr(config, self.layers_attribute))
+
+    def _number(self, config: Any, name: str) -> int:
+        value = attribute(config, name)
+        if not isinstance(value, (list, tuple)):
+            return int(value)
+        sparse = {int(value[layer]) for layer in self.sparse_layers(config)}
+        if len(sparse) != 1:
+            raise UserError(
+                f"{name} of this {self.name} model differs from layer to layer: {sorted(sparse)}",
+                "use a model whose sparse layers are alike",
+            )
+        return sparse.pop()
 
     def sparse_layers(self, config: Any) -> tuple[int, ...]:
         """Numbers of the layers that have a router, from a model config."""
         if self.recorded_layers is not None:
             return self.recorded_layers
-        return tuple(
-            layer for layer in range(int(config.num_hidden_layers)) if self.dense.is_sparse(config, layer)
-        )
+        return tuple(layer for layer in range(self.depth(config)) if self.dense.is_sparse(config, layer))
 
-    def logit_divisor(self, config: Any) -> float:
-        """What the head's product is divided by, from a model config."""
-        return float(getattr(config, self.logit_divisor_attribute)) if self.logit_divisor_attribute else 1.0
+    def stored_layer(self, layer: int) -> str:
+        """What the checkpoint keys of a decoder layer start with."""
+        return f"{self.gate_key.partition('.{layer}.')[0]}.{layer}."
 
-    def truncated(self, config: Any, first: int, last: int, embedding: bool | None = None) -> Any:
-        """A copy of a model config with decoder layers `first` to `last` - 1 alone, numbered from 0.
+    def entering(self, config: Any, layer: int, dtype: str) -> Entering:
+        """What a call of decoder layer `layer` is given of each token; dtype: of the weights."""
+        return entering_of(config, layer, dtype, (self.hidden, *self.carried))
 
-        embedding: whether token ids enter; by default where the first layer is there. Raises UserError where
-        the family cannot be cut.
-        """
-        if (first, last) != (0, config.num_hidden_layers):
-            self.require_parts()
-        short = deepcopy(config)
-        for name in self.per_layer_attributes:
-            if getattr(config, name, None) is not None:
-                setattr(short, name, getattr(config, name)[first:last])
-        self.dense.cut(config, short, first, last)
-        inside = first > 0 if embedding is None else not embedding
-        if inside and self.embedding_factor_attribute is not None:
-            # Hidden states between two layers are not multiplied again.
-            setattr(short, self.embedding_factor_attribute, 1.0)
-        short.num_hidden_layers = last - first
-        return short
+    def leaving(self, config: Any, dtype: str) -> Entering:
+        """What the last decoder layer gives of each token; dtype: of the weights."""
+        return entering_of(config, 0, dtype, (self.hidden,))
+
+
+def attribute(config: Any, path: str) -> Any:
+    """The value at a path of names with dots between them; None where there is none."""
+    for name in path.split("."):
+        config = getattr(config, name, None)
+    return config
+
+
+def _sum(config: Any, names: tuple[str | int, ...]) -> int:
+    return sum(name if isinstance(name, int) else int(getattr(config, name) or 0) for name in names)

@@ -11,6 +11,4 @@ FAMILY = Family(
     experts_attribute="num_local_experts",
     selection="top-k of the logits, weighed by a softmax over the selected",
     row_modules=("self_attn.q_proj", "self_attn.o_proj", "block_sparse_moe"),
-    embedding_factor_attribute="embedding_multiplier",
-    logit_divisor_attribute="logits_scaling",
 )

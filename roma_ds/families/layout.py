@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from roma_ds.errors import UserError
 from roma_ds.families.family import Family
@@ -11,12 +11,21 @@ from roma_ds.families.family import Family
 
 @dataclass(frozen=True)
 class RouterSite:
-    """One router in a model: its layer number, module path and weight shape [experts, hidden]."""
+    """One router in a model."""
 
     layer: int
     module: str
+    """Path of the router."""
     experts: int
+    """Entries of r."""
     hidden: int
+    """Width of what the gate multiplies, the hidden states in most models."""
+    product: str
+    """Path of the module that owns the trained weight: the router, or a linear layer in it."""
+    source: str
+    """Path of the module that returns the logits."""
+    rows: int
+    """Of the weight [rows, hidden]: more than entries of r where shared experts are weighed by it too."""
 
 
 @dataclass(frozen=True)
@@ -26,11 +35,6 @@ class MoELayout:
     family: Family
     sites: tuple[RouterSite, ...]
     top_k: int
-
-    def shifted(self, first: int) -> MoELayout:
-        """The same routers under the numbers of the whole model, of which this is the part from `first`."""
-        sites = tuple(replace(site, layer=site.layer + first) for site in self.sites)
-        return replace(self, sites=sites)
 
     @property
     def layers(self) -> tuple[int, ...]:

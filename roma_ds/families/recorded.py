@@ -6,30 +6,48 @@ see what it gives.
 
 from __future__ import annotations
 
+import inspect
 import re
 from functools import lru_cache
 from typing import Any
 
 from roma_ds.errors import UserError
 from roma_ds.families.capability import Limit
+from roma_ds.families.causal_lm import causal_lm_class
+from roma_ds.families.entering import HIDDEN, Carried
 from roma_ds.families.family import Family
+from roma_ds.families.router_trial import Trial, Unclear, tried
 from roma_ds.families.unusable_config import making_faults
 
 RECORD = "router_logits"
 """What transformers calls the record."""
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts", "num_routed_experts")
-TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts")
-FACTORS = (
-    "embedding_multiplier",
-    "logits_scaling",
-    "logit_scale",
-    "lm_head_multiplier",
-    "final_logit_softcapping",
-)
-"""Config attributes by which a model may scale what enters the layers or what the head gives."""
+TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "top_k")
+DEPTHS = ("num_hidden_layers", "num_layers")
 ATTENTIONS = ("full_attention", "sliding_attention")
-_LAYER = re.compile(r"^model\.layers\.(\d+)\.(.+)$")
-_PROBES = 16
+RECOMPUTED = {
+    "hidden_states",
+    "attention_mask",
+    "position_ids",
+    "past_key_values",
+    "use_cache",
+    "position_embeddings",
+    "attention_scaling",
+    "output_attentions",
+    "conv_mask",
+    "input_ids",
+    "ple_input_ids",
+    "kwargs",
+}
+"""Arguments of a layer that a model makes from the tokens and their places alone."""
+HANDED_ON = (Carried("prev_topk_indices", (("index_topk",),), "int32", True, ("indexer_types", "shared")),)
+"""Arguments of a layer that come from the layers before it, and that it returns behind the hidden states."""
+STREAMS = (
+    ("hc_mult", Carried(HIDDEN.name, (("hc_mult",), ("hidden_size",)))),
+    ("hc_count", Carried(HIDDEN.name, (("hc_count", "hidden_size"),))),
+)
+"""Config attributes of models with several residual streams, and what then enters a layer."""
+_NUMBERED = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 
 
 def recorded_family(config: Any) -> Family | None:
@@ -37,11 +55,10 @@ def recorded_family(config: Any) -> Family | None:
 
     Raises UserError where there are routers and they, or the model around them, cannot be used.
     """
-    network_class = _class_of(config)
-    record = (getattr(network_class, "_can_record_outputs", None) or {}).get(RECORD)
-    if record is None:
+    network_class = causal_lm_class(config)
+    if network_class is None:
         return None
-    return _found(_Key(config, network_class, record))
+    return _found(_Key(config, network_class))
 
 
 def unrecorded(config: Any) -> str | None:
@@ -54,18 +71,11 @@ def unrecorded(config: Any) -> str | None:
     return next((f"{name}={n}" for name, n in stated if isinstance(n, int) and n > 1), None)
 
 
-def _class_of(config: Any) -> Any:
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
-    return found[0] if isinstance(found, tuple) else found
-
-
 class _Key:
     """A config that is equal to others with the same values."""
 
-    def __init__(self, config: Any, network_class: Any, record: Any) -> None:
-        self.config, self.network_class, self.record = config, network_class, record
+    def __init__(self, config: Any, network_class: Any) -> None:
+        self.config, self.network_class = config, network_class
         self._text = config.to_json_string()
 
     def __eq__(self, other: object) -> bool:
@@ -76,41 +86,85 @@ class _Key:
 
 
 @lru_cache(maxsize=4)
-def _found(key: _Key) -> Family:
+def _found(key: _Key) -> Family | None:
     import torch
 
     config = key.config
+    if unrecorded(config) is None and not getattr(key.network_class, "_can_record_outputs", None):
+        return None
     with making_faults(config), torch.device("meta"):
         network = key.network_class._from_config(config, dtype=torch.float32)
-    _check_surroundings(key, network)
-    routers = _routers(key, network)
-    place = next(iter(routers.values()))[0]
-    router = next(iter(routers.values()))[1]
-    experts, top_k = _sizes(config, router)
-    scoring = _probed(config, router)
+    record = _record(network)
+    if record is None:
+        return None
+    places = _routers(config, network, record)
+    layers, number, inner = _NUMBERED.match(next(iter(places.values()))[0]).groups()  # type: ignore[union-attr]
+    router = next(iter(places.values()))[1]
+    experts_attribute, top_k = _sizes(config)
+    experts = int(getattr(config, experts_attribute))
+    try:
+        trial = tried(router, int(config.hidden_size), experts)
+    except Unclear as error:
+        raise _refused(config, f"they {error}") from error
+    layer = network.get_submodule(layers)[int(number)]
+    carried = tuple(one for one in HANDED_ON if one.name in inspect.signature(layer.forward).parameters)
+    hidden = next((entering for name, entering in STREAMS if getattr(config, name, None)), HIDDEN)
+    mixing = "packed" if hidden is HIDDEN and _can_be_packed(network, layers) else "rows"
     return Family(
         name=config.model_type,
         model_types=(config.model_type,),
         router_class=type(router).__name__,
-        gate_key=_gate_key(network, place),
-        experts_attribute=experts,
+        gate_key=_gate_key(network, f"{layers}.{number}.{inner}", trial, number),
+        experts_attribute=experts_attribute,
         top_k_attribute=top_k,
-        selection=f"{scoring}, seen in a trial of the router",
-        scoring=scoring,
-        row_modules=(),
-        per_layer_attributes=(),
-        recorded_layers=tuple(routers),
-        limits=(
-            Limit(
-                "route",
-                "experimental",
-                f"no family describes it; found were {len(routers)} routers of class "
-                f"{type(router).__name__} with {getattr(config, experts)} experts, top-"
-                f"{getattr(config, top_k)}, that score by {scoring}",
-            ),
-            Limit("suffix", "unsupported", "how to cut its config is not known"),
-        ),
+        selection=f"{trial.scoring}, seen in a trial of the router",
+        scoring=trial.scoring,
+        weight=trial.weight,
+        logits_from=trial.logits_from,
+        logits_at=trial.logits_at,
+        indices_at=trial.indices_at,
+        zero_experts=(trial.entries - experts,) if trial.entries > experts else (),
+        joint_rows=(trial.rows - trial.entries,) if trial.rows > trial.entries else (),
+        width=trial.width,
+        layers_attribute=_depth_attribute(config, network.get_submodule(layers)),
+        mixing=mixing,  # type: ignore[arg-type]
+        hidden=hidden,
+        carried=carried,
+        returned=tuple(one.name for one in carried),
+        row_modules=_block(layer, inner),
+        recorded_layers=tuple(places),
+        layers=layers,
+        embedding=_path_of(network, network.get_input_embeddings()),
+        head=_path_of(network, network.get_output_embeddings()),
+        limits=tuple(_limits(config, places, trial, experts, top_k, layer, carried)),
     )
+
+
+def _limits(
+    config: Any,
+    places: dict[int, tuple[str, Any]],
+    trial: Trial,
+    experts: int,
+    top_k: str,
+    layer: Any,
+    carried: tuple[Carried, ...],
+) -> list[Limit]:
+    """What is experimental or cannot be done with a family that was found."""
+    kind = type(next(iter(places.values()))[1]).__name__
+    found = [
+        Limit(
+            "route",
+            "experimental",
+            f"no family describes it; found were {len(places)} routers of class {kind} with {experts} "
+            f"experts, top-{getattr(config, top_k)}, that score by {trial.scoring}",
+        )
+    ]
+    known = RECOMPUTED | {one.name for one in carried}
+    others = [name for name in inspect.signature(layer.forward).parameters if name not in known]
+    if others:
+        reason = f"its layers are given {others[0]}, of which it is not known where it comes from"
+        found.append(Limit("suffix", "unsupported", reason))
+    return found
 
 
 def _refused(config: Any, reason: str) -> UserError:
@@ -120,93 +174,83 @@ def _refused(config: Any, reason: str) -> UserError:
     )
 
 
-def _check_surroundings(key: _Key, network: Any) -> None:
-    """Raises UserError where the model around the routers is not what the frozen pass can run."""
-    config = key.config
-    if not getattr(key.network_class, "_supports_attention_backend", False):
-        raise _refused(config, "its attention cannot be exchanged for that of packed sequences")
-    other = sorted(set(getattr(config, "layer_types", None) or ()) - set(ATTENTIONS))
-    if other:
-        raise _refused(config, f"it has layers of type {other[0]}, which would mix packed sequences")
-    for name in FACTORS:
-        if getattr(config, name, None) not in (None, 1, 1.0):
-            raise _refused(config, f"what its {name} does is not known")
-    for path in ("model.embed_tokens", "model.layers", "model.norm", "model.rotary_emb", "lm_head"):
-        try:
-            network.get_submodule(path)
-        except AttributeError:
-            raise _refused(config, f"it has no {path}") from None
-    attention = (getattr(key.network_class, "_can_record_outputs", None) or {}).get("attentions")
-    for number, layer in enumerate(network.get_submodule("model.layers")):
-        if not isinstance(attention, type) or not any(isinstance(m, attention) for m in layer.modules()):
-            raise _refused(config, f"layer {number} has no attention")
+def _record(network: Any) -> Any:
+    """What transformers records as router logits, of the causal LM or of the model in it; None if nothing."""
+    for made in (network, network.base_model):
+        record = (getattr(type(made), "_can_record_outputs", None) or {}).get(RECORD)
+        if record is not None:
+            return record
+    return None
 
 
-def _routers(key: _Key, network: Any) -> dict[int, tuple[str, Any]]:
+def _can_be_packed(network: Any, layers: str) -> bool:
+    """Whether every layer has attention that can be exchanged for that of packed sequences."""
+    if not getattr(type(network), "_supports_attention_backend", False):
+        return False
+    if set(getattr(network.config, "layer_types", None) or ()) - set(ATTENTIONS):
+        return False
+    recorded = getattr(type(network), "_can_record_outputs", None) or {}
+    attention = recorded.get("attentions")
+    return isinstance(attention, type) and all(
+        any(isinstance(module, attention) for module in layer.modules())
+        for layer in network.get_submodule(layers)
+    )
+
+
+def _routers(config: Any, network: Any, record: Any) -> dict[int, tuple[str, Any]]:
     """By layer: the router's path in the network, and the router."""
-    recorders = key.record if isinstance(key.record, list) else [key.record]
+    recorders = record if isinstance(record, list) else [record]
     wanted = [getattr(recorder, "target_class", recorder) for recorder in recorders]
-    if len(wanted) != 1 or getattr(recorders[0], "index", 0) != 0:
-        raise _refused(key.config, "they give out their logits in a way that is not known")
+    if len(wanted) != 1:
+        raise _refused(config, f"{len(wanted)} kinds of them in a layer")
     found: dict[int, tuple[str, Any]] = {}
     for name, module in network.named_modules():
-        match = _LAYER.match(name)
+        match = _NUMBERED.match(name)
         if match is None or type(module) is not wanted[0]:
             continue
-        weight = getattr(module, "weight", None)
-        if weight is None or weight.dim() != 2 or weight.shape[1] != key.config.hidden_size:
-            raise _refused(key.config, f"{name} has no weight [experts, hidden]")
-        if int(match.group(1)) in found:
-            raise _refused(key.config, f"layer {match.group(1)} has several")
-        found[int(match.group(1))] = (name, module)
-    if len({_LAYER.sub(r"\2", name) for name, _ in found.values()}) != 1:
+        if int(match[2]) in found:
+            raise _refused(config, f"layer {match[2]} has several")
+        found[int(match[2])] = (name, module)
+    if len({_NUMBERED.sub(r"\1.\3", name) for name, _ in found.values()}) != 1:
         kind = getattr(wanted[0], "__name__", str(wanted[0]))
-        raise _refused(key.config, f"no or several places of a {kind} were found")
+        raise _refused(config, f"no or several places of a {kind} were found")
     return found
 
 
-def _sizes(config: Any, router: Any) -> tuple[str, str]:
+def _sizes(config: Any) -> tuple[str, str]:
     """Names of the config attributes with the number of experts and how many a token goes to."""
-    experts = [name for name in EXPERTS if getattr(config, name, None) == router.weight.shape[0]]
+    experts = [name for name in EXPERTS if isinstance(getattr(config, name, None), int)]
     top_k = [name for name in TOP_K if isinstance(getattr(config, name, None), int)]
     if not experts or not top_k:
         raise _refused(config, "its config does not say how many experts there are and are chosen")
     return experts[0], top_k[0]
 
 
-def _probed(config: Any, meta_router: Any) -> str:
-    """`softmax` or `sigmoid`: what the router makes of random logits."""
-    import torch
-    from torch import nn
-
-    source = torch.Generator().manual_seed(0)
-    router = meta_router.to_empty(device="cpu").float().eval()
-    for values in (*router.parameters(), *router.buffers()):
-        nn.init.zeros_(values)
-    kind = type(router).__name__
-    hidden = torch.randn(_PROBES, router.weight.shape[1], generator=source)
-    with torch.no_grad():
-        router.weight.normal_(std=router.weight.shape[1] ** -0.5, generator=source)
-        try:
-            logits, scores, indices = router(hidden)
-        except (TypeError, ValueError, RuntimeError, AttributeError) as error:
-            raise _refused(config, f"a {kind} does not give logits, scores and indices: {error}") from error
-    wanted = hidden @ router.weight.T
-    shaped = logits.shape == wanted.shape and indices.dim() == 2 and scores.shape == indices.shape
-    if shaped and torch.allclose(logits.float(), wanted, atol=1e-4) and not indices.is_floating_point():
-        chosen = scores.float() / scores.float().sum(dim=-1, keepdim=True)
-        for name, values in (("softmax", torch.softmax(wanted, -1)), ("sigmoid", wanted.sigmoid())):
-            own = values.gather(1, indices)
-            shares = own / own.sum(dim=-1, keepdim=True)
-            if torch.allclose(chosen, shares, atol=1e-4):
-                return name
-    raise _refused(config, f"a {kind} scores neither by a softmax nor by sigmoids")
+def _depth_attribute(config: Any, layers: Any) -> str:
+    for name in DEPTHS:
+        if getattr(config, name, None) == len(layers):
+            return name
+    raise _refused(config, "its config does not say how many layers there are")
 
 
-def _gate_key(network: Any, place: str) -> str:
+def _block(layer: Any, inner: str) -> tuple[str, ...]:
+    """Path in a layer of the module around its router, where that takes hidden states and nothing else."""
+    path = inner.rpartition(".")[0]
+    if not path:
+        return ()
+    given = inspect.signature(layer.get_submodule(path).forward).parameters.values()
+    plain = [one for one in given if one.kind is one.POSITIONAL_OR_KEYWORD]
+    return (path,) if len(plain) == 1 else ()
+
+
+def _path_of(network: Any, module: Any) -> str:
+    return next(name for name, one in network.named_modules() if one is module)
+
+
+def _gate_key(network: Any, place: str, trial: Trial, number: str) -> str:
     """The checkpoint's name of a router's weight, with `{layer}`."""
     from transformers.core_model_loading import revert_weight_conversion
 
-    name = f"{place}.weight"
+    name = f"{place}.{trial.weight}.weight" if trial.weight else f"{place}.weight"
     (saved,) = revert_weight_conversion(network, {name: network.get_parameter(name)})
-    return re.sub(r"(\.layers\.)\d+\.", r"\1{layer}.", saved, count=1)
+    return re.sub(rf"\.{number}\.", ".{layer}.", saved, count=1)

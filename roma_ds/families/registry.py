@@ -20,14 +20,14 @@ from roma_ds.families import (
 from roma_ds.families.capability import CAPABILITIES, LEVELS
 from roma_ds.families.family import Family
 
-SCORINGS = ("softmax", "sigmoid")
+SCORINGS = ("softmax", "sigmoid", "sqrt_softplus")
 
 
 def _faults(family: Family) -> list[str]:
     """What is wrong with one family."""
     found = []
-    if family.gate_key.count("{layer}") != 1 or not family.gate_key.startswith(f"{family.layers}."):
-        found.append(f"gate_key {family.gate_key} is none of a layer in {family.layers}")
+    if family.gate_key.count(".{layer}.") != 1:
+        found.append(f"gate_key {family.gate_key} is none of a layer")
     if family.scoring not in SCORINGS:
         found.append(f"scoring {family.scoring} is none of {SCORINGS}")
     if not family.model_types or not family.selection:

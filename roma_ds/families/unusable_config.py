@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from roma_ds.errors import UserError
-from roma_ds.families.family import Family
+from roma_ds.families.family import Family, attribute
 
 _KINDS = (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError, ValueError)
 """What transformers raises while it makes a network of values that it has not checked."""
@@ -76,11 +76,12 @@ def _is_model(frame: traceback.FrameSummary) -> bool:
 def require_numbers(family: Family, config: Any) -> None:
     """Raises UnusableConfig where the numbers of experts or heads make no sense, all in one message."""
     names = (family.experts_attribute, family.top_k_attribute, *family.dense.steps)
-    values = {name: getattr(config, name, None) for name in names}
+    values = {name: attribute(config, name) for name in names}
     problems = [
         f"{name} must be 1 or more, not {value}"
         for name, value in values.items()
-        if not isinstance(value, int) or value < 1
+        for each in (value if isinstance(value, list) else [value])
+        if not isinstance(each, int) or each < 1
     ]
     if not problems and family.top_k(config) > family.experts(config):
         experts, top_k = names[:2]

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 
 from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.families.entering import Entering
 from roma_ds.prefix.disk_room import FULL, RESERVE, preallocate
 from roma_ds.storage.atomic import make_folder
 from roma_ds.storage.raw_values import bytes_of, read_at, write_at
@@ -21,18 +22,21 @@ FILES = ("activations-0.bin", "activations-1.bin")
 
 
 class Activations:
-    """Hidden states [rows, hidden] by batch, what one layer reads while it writes what the next one reads.
+    """Tables [rows, width] by batch, what one layer reads while it writes what the next one reads.
 
     Whatever is on disk and whole stays so until the next whole state is there: `save` gives its number, from
     which `restore` goes on, with or without the same budget of memory.
     """
 
     def __init__(
-        self, folder: Path, room: Sequence[int], hidden: int, dtype: torch.dtype, memory_bytes: int
+        self, folder: Path, room: Sequence[int], tables: Sequence[Entering], memory_bytes: int
     ) -> None:
-        """room: most rows of each batch. Raises EnvironmentFault where the disk is too small."""
-        self.folder, self.hidden, self.dtype = folder, hidden, dtype
-        row = hidden * dtype.itemsize
+        """room: most rows of each batch. tables: what enters each step, by its number.
+
+        Raises EnvironmentFault where the disk is too small.
+        """
+        self.folder, self.tables = folder, tables
+        row = max(table.token_bytes for table in tables)
         *self.places, self.total = accumulate((rows * row for rows in room), initial=0)
         self.in_memory = self.total <= memory_bytes
         self._held: dict[int, torch.Tensor] = {}
@@ -83,22 +87,25 @@ class Activations:
     def _other(self) -> int:
         return 0 if self._current is None else 1 - self._current
 
-    def restore(self, number: int, rows: Sequence[int]) -> None:
-        """Go on from what `save` left; rows: of each batch. Raises UserError where it is not there whole."""
+    def restore(self, number: int, step: int, rows: Sequence[int]) -> None:
+        """Go on from what `save` left; step: that reads it; rows: of each batch.
+
+        Raises UserError where it is not there whole.
+        """
         path = self._paths()[number]
         if not path.exists() or path.stat().st_size != self.total:
             raise UserError(f"{path} is not whole", "rerun from the start")
         self._current = number
         if self.in_memory:
-            self._held = {batch: self._from_file(batch, count) for batch, count in enumerate(rows)}
+            self._held = {batch: self._from_file(step, batch, count) for batch, count in enumerate(rows)}
 
-    def read(self, batch: int, rows: int) -> torch.Tensor:
-        """The hidden states [rows, hidden] that this layer reads, on the CPU; not to be changed in place."""
-        return self._held[batch] if self.in_memory else self._from_file(batch, rows)
+    def read(self, step: int, batch: int, rows: int) -> torch.Tensor:
+        """The table [rows, width] that this step reads, on the CPU; not to be changed in place."""
+        return self._held[batch] if self.in_memory else self._from_file(step, batch, rows)
 
     def write(self, batch: int, values: torch.Tensor) -> None:
-        """What the next layer reads of a batch, once it was read here: [rows, hidden] of the same type."""
-        values = values.detach().to("cpu", self.dtype).contiguous()
+        """What the next step reads of a batch, once it was read here: [rows, width]."""
+        values = values.detach().to("cpu").contiguous()
         if self.in_memory:
             # A slice would keep all of what it was cut from.
             whole = values.untyped_storage().nbytes() == values.nbytes
@@ -153,9 +160,9 @@ class Activations:
         with self._disk():
             write_at(file, bytes_of(values), self.places[batch])
 
-    def _from_file(self, batch: int, rows: int) -> torch.Tensor:
+    def _from_file(self, step: int, batch: int, rows: int) -> torch.Tensor:
         assert self._current is not None
-        values = torch.empty((rows, self.hidden), dtype=self.dtype)
+        values = torch.empty((rows, self.tables[step].width), dtype=self.tables[step].dtype)
         file = self._file(self._current)
         with self._disk():
             if not read_at(file, bytes_of(values), self.places[batch]):

@@ -49,9 +49,9 @@ def load_part(
     span = Span.suffix(0, depth) if first is None else Span(first, depth, embedding=False, head=True)
     network = load_span(model, span, zero3, world.device, world)
     with agreement(world):
-        layout = detect(network).shifted(first or 0)
+        layout = detect(network, range(first or 0, depth))
         check_loaded(network, layout, CheckpointFiles(model), world)
-        refuse_not_finite(network, world.rank, first or 0)
+        refuse_not_finite(network, world.rank)
     return network, layout
 
 

@@ -10,8 +10,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import torch
-
 from roma_ds.checkpoint.blueprint import Blueprint
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
@@ -90,8 +88,7 @@ class FrozenPass:
         return plan_cache(
             folder,
             requests.lengths,
-            self.whole.hidden,
-            getattr(torch, self.model.dtype),
+            self.whole.entering(self.first),
             self.first,
             fingerprint,
             self.world.size,

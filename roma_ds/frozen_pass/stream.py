@@ -3,14 +3,14 @@
 A rank holds two layers at most, the one at work and the one being read, whatever the size of the model, and
 needs no other rank. What a finished layer gave is on disk, so that a killed pass goes on behind it.
 
-Steps: 0 is the embedding, step i + 1 is decoder layer i, the last one is the final norm and the head.
+Steps: 0 is the embedding, step i + 1 is decoder layer i, the last one is what follows the layers.
 Shapes: B sequences, T tokens in all, A predicted tokens, E experts.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,25 +27,21 @@ from roma_ds.comm import World
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import detect
+from roma_ds.families.entering import Entering
 from roma_ds.frozen_pass.activations import Activations
 from roma_ds.frozen_pass.stream_journal import StreamJournal
-from roma_ds.network.frozen_modules import use_frozen_modules
-from roma_ds.network.head import logits_of
 from roma_ds.network.release import release
 from roma_ds.network.routed import RoutedLM
-from roma_ds.network.routing_weights import routing_weights
 from roma_ds.prefix.prefix_cache import PrefixCache
 from roma_ds.progress import Progress
 from roma_ds.sequences.batches import Batch, collate
 from roma_ds.sequences.found import Found, Record
+from roma_ds.sequences.packing import pack
 from roma_ds.sequences.request_set import Requests, read_results
 from roma_ds.storage import fingerprint as fingerprints
 
 SAVE_SECONDS = 60.0
 """Time between copies on disk of hidden states that are held in memory."""
-
-Layer = Callable[[Batch, torch.Tensor], tuple[torch.Tensor, torch.Tensor | None]]
-"""From a batch and the hidden states [T, hidden] that enter: those that leave, and routing float32 [B, E]."""
 
 
 @dataclass(frozen=True)
@@ -125,17 +121,22 @@ class _Run:
         self.store = Activations(
             journal.folder,
             self.tokens,
-            job.whole.hidden,
-            getattr(torch, job.model.dtype),
+            self._tables(),
             job.activation_bytes,
         )
         if journal.steps:
             try:
-                self.store.restore(journal.file, self._rows(journal.steps))
+                self.store.restore(journal.file, journal.steps, self._rows(journal.steps))
             except UserError:
                 journal.restart()
         self.saved_at = time.monotonic()
         self._collated: dict[int, Batch] = {}
+
+    def _tables(self) -> list[Entering]:
+        """What enters each step; the embedding reads nothing that is kept."""
+        whole = self.job.whole
+        layers = [whole.entering(layer) for layer in range(whole.depth)]
+        return [layers[0], *layers, whole.layout.family.leaving(whole.config, whole.dtype)]
 
     def _rows(self, step: int) -> list[int]:
         """Rows of each batch that enter a step: all tokens, or at the head those that predict one."""
@@ -183,23 +184,27 @@ class _Run:
         return SpanLoader(self.job.model, span, self.device, files)
 
     def _through(self, step: int, network: Any) -> None:
-        """All batches through the embedding or a decoder layer, and what that gave on disk."""
+        """All batches through the embedding or a decoder layer, and what that gave, on disk."""
         job, layer, cache = self.job, step - 1, self.job.cache
-        refuse_not_finite(network, job.world.rank, max(0, layer))
-        work = self._embedding(network) if step == 0 else self._layer(network, layer)
+        refuse_not_finite(network, job.world.rank)
+        held = range(max(0, layer), step)
+        layout = detect(network, held)
+        routed = RoutedLM(network, layout, layout.layers, held.start).attach()
         rows = self._rows(step)
         routings = []
         for index, numbers in enumerate(job.batches):
             batch = self._batch(index)
-            hidden = self.store.read(index, rows[index]) if step else torch.empty(0)
-            if cache is not None and layer == cache.plan.first_layer:
-                lengths = [job.requests.sequences[number].length for number in numbers]
-                for number, piece in zip(numbers, hidden.split(lengths), strict=True):
-                    cache.write(number, piece)
-            hidden, routing = work(batch, hidden.to(self.device))
-            self.store.write(index, hidden)
-            if routing is not None:
-                routings.append(routing.to(torch.float16).cpu().numpy())
+            if step:
+                table = self.store.read(step, index, rows[index])
+                batch = replace(batch, entering=table)
+                if cache is not None and layer == cache.plan.first_layer:
+                    lengths = [job.requests.sequences[number].length for number in numbers]
+                    for number, piece in zip(numbers, table.split(lengths), strict=True):
+                        cache.write(number, piece)
+            leaving, routing = routed.through(step, **batch.inputs(self.device))
+            self.store.write(index, leaving)
+            if layout.layers:
+                routings.append(routing[:, 0].to(torch.float16).cpu().numpy())
             self.progress.advance(len(numbers))
         release(network)
         if routings:
@@ -212,71 +217,25 @@ class _Run:
             self.store.tidy()
             self.saved_at = time.monotonic()
 
-    def _embedding(self, network: Any) -> Layer:
-        use_frozen_modules(network)
-
-        def work(batch: Batch, hidden: torch.Tensor) -> tuple[torch.Tensor, None]:
-            return self._base(network, batch, input_ids=batch.input_ids), None
-
-        return work
-
-    def _base(self, network: Any, batch: Batch, **source: torch.Tensor) -> torch.Tensor:
-        values: torch.Tensor = network.base_model(
-            **{name: value[None].to(self.device) for name, value in source.items()},
-            position_ids=batch.position_ids[None].to(self.device),
-            packing=batch.packing.to(self.device),
-            use_cache=False,
-        ).last_hidden_state[0]
-        return values
-
-    def _layer(self, network: Any, layer: int) -> Layer:
-        sparse, last = layer in self.job.whole.layout.layers, layer == self.job.whole.depth - 1
-        if sparse and last:
-            layout = detect(network).shifted(layer)
-            routed = RoutedLM(network, layout, (layer,), layer).attach()
-
-            def only_needed(batch: Batch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-                # Without a head what comes out as logits are hidden states, in float32.
-                output = routed(**replace(batch, hidden_states=hidden).inputs(self.device))
-                return output.logits.to(hidden.dtype), output.routing[:, 0]
-
-            return only_needed
-
-        use_frozen_modules(network)
-        seen: list[torch.Tensor] = []
-        scoring = self.job.whole.layout.family.scoring
-        if sparse:
-            router = network.get_submodule(detect(network).sites[0].module)
-            router.register_forward_hook(lambda module, inputs, output: seen.append(output[0]))
-
-        def work(batch: Batch, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-            hidden = self._base(network, batch, inputs_embeds=hidden)
-            if last:
-                hidden = hidden[batch.answer_position.to(self.device)]
-            return hidden, _routing(batch, seen.pop(), scoring) if sparse else None
-
-        return work
-
     def _head(self, network: Any) -> list[Record]:
         refuse_not_finite(network, self.job.world.rank)
-        use_frozen_modules(network)
+        depth, layout = self.job.whole.depth, self.job.whole.layout
+        routed = RoutedLM(network, detect(network, ()), (), depth - 1)
         records: list[Record] = []
-        experts = self.job.whole.layout.experts
-        divisor = self.job.whole.layout.family.logit_divisor(network.config)
         for index, numbers in enumerate(self.job.batches):
-            batch = self._batch(index)
-            entering = self.store.read(index, self.answers[index]).to(self.device)
-            at_answers = replace(batch, position_ids=batch.position_ids[batch.answer_position])
-            hidden = self._base(network, at_answers, inputs_embeds=entering)
-            logits = logits_of(network, hidden, divisor)
-            none = torch.empty(len(numbers), 0, experts)
+            answers = self.answers[index]
+            every, batch = torch.arange(answers), self._batch(index)
+            # Each answer token is a sequence of its own: nothing looks back behind the layers.
+            alone = replace(
+                batch,
+                input_ids=batch.input_ids[batch.answer_position],
+                position_ids=torch.zeros_like(every),
+                packing=pack([1] * answers, every),
+                answer_position=every,
+                entering=self.store.read(depth + 1, index, answers),
+            )
+            logits = routed(**alone.inputs(self.device)).logits
+            none = torch.empty(len(numbers), 0, layout.experts)
             records += read_results(self.job.requests, numbers, logits, none)
             self.progress.advance(len(numbers))
         return records
-
-
-def _routing(batch: Batch, router_logits: torch.Tensor, scoring: str) -> torch.Tensor:
-    """float32 [B, E], r over all routed experts, averaged over the chosen prompt tokens."""
-    device = router_logits.device
-    chosen = routing_weights(router_logits[batch.routing_positions.to(device)], scoring)
-    return (chosen * batch.routing_weights.to(device)[..., None]).sum(dim=1)

@@ -19,10 +19,11 @@ def use_frozen_modules(network: Any) -> None:
     Its forward then takes `packing`. All engines call this, so that they compute the same function.
     """
     family = family_of(network.config)
-    use_packed_attention(network)
+    if family.mixing == "packed":
+        use_packed_attention(network)
     use_frozen_experts(network)
     if family.norm_class is not None:
         use_frozen_norms(network, family.norm_class)
     use_linears(network)
-    refuse_switching_rotary(network.get_submodule(family.rotary), network.config)
+    refuse_switching_rotary(network)
     use_frozen_head(network.get_output_embeddings())

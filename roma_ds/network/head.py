@@ -31,25 +31,16 @@ class _FewRows(torch.autograd.Function):
 
 
 def _forward(head: Any, hidden: torch.Tensor) -> torch.Tensor:
-    few = 1 < len(hidden) <= MOST_ROWS and hidden.dtype == torch.float32 and hidden.device.type == "cpu"
+    rows = hidden.shape[:-1].numel()
+    few = 1 < rows <= MOST_ROWS and hidden.dtype == torch.float32 and hidden.device.type == "cpu"
     if not few or head.weight.requires_grad or head.bias is not None:
         own: torch.Tensor = type(head).forward(head, hidden)
         return own
-    logits: torch.Tensor = _FewRows.apply(hidden, head.weight)
-    return logits
-
-
-def logits_of(network: Any, hidden: torch.Tensor, divisor: float = 1.0) -> torch.Tensor:
-    """float32 [A, V] from what the final norm gave, [A, H]; divisor: `Family.logit_divisor`.
-
-    A part of a network without a head gives `hidden` itself, in float32.
-    """
-    head = network.get_output_embeddings()
-    logits: torch.Tensor = head(hidden).float()
-    return logits if divisor == 1.0 or isinstance(head, nn.Identity) else logits / divisor
+    logits: torch.Tensor = _FewRows.apply(hidden.reshape(rows, -1), head.weight)
+    return logits.reshape(*hidden.shape[:-1], -1)
 
 
 def use_frozen_head(head: nn.Module) -> None:
-    """Let a linear head run as `_FewRows` where that is faster: [A, H] -> [A, V], of the same dtype."""
+    """Let a linear head run as `_FewRows` where that is faster: [.., H] -> [.., V], of the same dtype."""
     if type(head) is nn.Linear:
         setattr(head, "forward", partial(_forward, head))  # noqa: B010 - mypy takes methods for constants

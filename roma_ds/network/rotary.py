@@ -13,11 +13,12 @@ SWITCHING = ("longrope", "dynamic")
 """Kinds, as `rope_type` names them, that compute another table once a sequence is long."""
 
 
-def refuse_switching_rotary(rotary: nn.Module, config: Any) -> None:
-    """Let `rotary` refuse positions behind which it would switch its table, for all that lies in the batch.
+def refuse_switching_rotary(network: Any) -> None:
+    """Let a network refuse positions behind which it would switch its table, for all that lies in the batch.
 
     Hidden states of a sample must not depend on what else is in its batch. Its forward then raises UserError.
     """
+    config = network.config
     rope = getattr(config, "rope_parameters", None) or {}
     if rope.get("rope_type") not in SWITCHING:
         return
@@ -33,4 +34,6 @@ def refuse_switching_rotary(rotary: nn.Module, config: Any) -> None:
                 f"set data.max_tokens well below {most}",
             )
 
-    rotary.register_forward_pre_hook(check, with_kwargs=True)
+    for module in network.modules():
+        if "RotaryEmbedding" in type(module).__name__:
+            module.register_forward_pre_hook(check, with_kwargs=True)

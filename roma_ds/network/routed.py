@@ -8,17 +8,21 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
+from roma_ds.checkpoint.absent import AbsentLayer
 from roma_ds.families import MoELayout
 from roma_ds.network.frozen_modules import use_frozen_modules
-from roma_ds.network.head import logits_of
+from roma_ds.network.layer_entry import LayerEntry
 from roma_ds.network.packed_attention import ROWS_ONLY
+from roma_ds.network.placement import Placement
+from roma_ds.network.routing_weights import logits_in
 from roma_ds.network.routing_weights import routing_weights as weights_of
+from roma_ds.network.token_rows import present, run_on_rows
 from roma_ds.sequences.packing import Packing
 
 
@@ -34,15 +38,6 @@ def exact_buffers(module: nn.Module) -> Iterator[None]:
     for name, buffer in module.named_buffers():
         if name in kept:
             buffer.data = kept[name].to(buffer.device)
-
-
-def _present(layer: nn.Module, names: tuple[str, ...]) -> Iterator[nn.Module]:
-    """The modules of a layer at these paths, but those that are None there."""
-    for name in names:
-        parent, _, own = name.rpartition(".")
-        module = getattr(layer.get_submodule(parent), own)
-        if module is not None:
-            yield module
 
 
 @dataclass
@@ -61,89 +56,140 @@ class RoutedOutput:
     """float32 [M, E], share of the top-k choices that fall on each expert; in the network's last layer those
     of the tokens that are read"""
     entering: torch.Tensor | None = None
-    """[T, hidden], detached, where `RoutedLM.capture` asked for it"""
+    """[T, width], as `Entering.pack` has it, where `RoutedLM.capture` asked for it"""
 
 
 class RoutedLM(nn.Module):
     """Wraps a causal LM so that one root forward serves collection, training and evaluation.
 
-    The network may be whole, or a suffix that is fed with the hidden states entering its first layer. In its
-    last layer only the tokens that are read go through attention queries and experts.
+    The network may be whole, or the part from one layer on, fed with what was kept of the layers before. In
+    its last layer only the tokens that are read go through attention queries and experts.
 
     Being the engine's root module matters under ZeRO-3: calling parts of the network beside the
     engine's forward invalidates DeepSpeed's prefetch trace.
     """
 
     def __init__(self, network: Any, layout: MoELayout, layers: tuple[int, ...], first: int = 0) -> None:
-        """layout, layers: in the numbers of the whole model, of which `network` is the part from `first`."""
+        """layers: those whose routing is read. first: the first layer that is there."""
         super().__init__()
         use_frozen_modules(network)
         self.network = network
         self.layout = layout
         self.layers = layers
-        self.first = first
-        self._outputs: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+        family, config = layout.family, network.config
+        self._scoring = family.scoring
+        self._outputs: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self.raw_logits: dict[int, torch.Tensor] = {}
-        """By layer, [tokens, E]: what the router's product gave in the last forward; every gradient of the
-        router's weight passes through it."""
+        """By layer, [tokens, rows]: what the router's product gave in the last forward; every gradient of
+        the router's weight passes through it."""
         self.router_inputs: dict[int, torch.Tensor] = {}
-        """By layer, [tokens, hidden], detached: the hidden states that the router saw in the last forward."""
-        self._rows: torch.Tensor
+        """By layer, [tokens, width], detached: what the router multiplied in the last forward."""
+        self._placement: Placement
+        self._answers: torch.Tensor
+        self._table: torch.Tensor | None = None
         self._captured: torch.Tensor | None = None
         self._capturing: RemovableHandle | None = None
-        for layer, router in self._modules_read():
-            router.register_forward_hook(self._raw_recorder(layer))
-        last = network.base_model.layers[-1]
-        self.last_layer = first + len(network.base_model.layers) - 1
-        self._rows_only = bool(layout.family.row_modules)
-        if self._rows_only:
-            setattr(last.get_submodule(layout.family.attention), ROWS_ONLY, True)
-        self._divisor = layout.family.logit_divisor(network.config)
-        for module in _present(last, layout.family.row_modules):
-            module.register_forward_pre_hook(self._take_rows)
-            module.register_forward_hook(self._put_rows)
+        self._by_rows = family.mixing == "rows"
+        self._dtype = str(network.dtype).removeprefix("torch.")
+        self.first, self.last_layer = first, family.depth(config) - 1
+        for layer, source in self._modules_read("source"):
+            source.register_forward_hook(self._raw_recorder(layer))
+        entering = family.entering(config, first, self._dtype)
+        if isinstance(self._layer(first), AbsentLayer):
+            # Behind the last layer only its hidden states count.
+            entering = family.leaving(config, self._dtype)
+        LayerEntry(self._layer(first), entering).replace(lambda: self._table, lambda: self._placement)
+        self._inside = self._narrow()
+        network.base_model.register_forward_hook(self._keep_answers)
 
-    def _modules_read(self) -> list[tuple[int, nn.Module]]:
+    def _layer(self, number: int) -> nn.Module:
+        return self.network.get_submodule(f"{self.layout.family.layers}.{number}")
+
+    def _modules_read(self, kind: Literal["module", "product", "source"]) -> list[tuple[int, nn.Module]]:
         return [
-            (site.layer, self.network.get_submodule(site.module))
+            (site.layer, self.network.get_submodule(getattr(site, kind)))
             for site in self.layout.sites
             if site.layer in self.layers
         ]
 
-    def _take_rows(self, module: nn.Module, inputs: tuple[Any, ...]) -> tuple[Any, ...]:
-        self._tokens = inputs[0].shape[1]
-        return (inputs[0].index_select(1, self._rows), *inputs[1:])
+    def _narrow(self) -> set[int]:
+        """Let modules of each token alone run on what counts; the layers whose router lies in one of them."""
+        family = self.layout.family
+        inside, routers = set(), {site.layer: site.module for site in self.layout.sites}
+        for number in range(self.first if self._by_rows else self.last_layer, self.last_layer + 1):
+            place, last = f"{family.layers}.{number}", number == self.last_layer
+            rows = self._needed_rows if last else self._all_rows
+            for name, module in present(self._layer(number), family.row_modules):
+                run_on_rows(module, rows)
+                if f"{routers.get(number)}.".startswith(f"{place}.{name}."):
+                    inside.add(number)
+        if not self._by_rows and any(name.startswith(f"{family.attention}.") for name in family.row_modules):
+            for _, attention in present(self._layer(self.last_layer), (family.attention,)):
+                setattr(attention, ROWS_ONLY, True)
+        return inside
 
-    def _put_rows(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
-        # Some blocks give out more beside the hidden states.
-        rows, *more = output if isinstance(output, tuple) else (output,)
-        room = rows.new_zeros(1, self._tokens, rows.shape[-1]).index_copy(1, self._rows, rows)
-        return (room, *more) if isinstance(output, tuple) else room
+    def _needed_rows(self) -> torch.Tensor:
+        return self._placement.places(self._placement.packing.rows)
+
+    def _all_rows(self) -> torch.Tensor | None:
+        placement = self._placement
+        every = placement.shape[0] * placement.shape[1] == len(placement.positions)
+        return None if every else placement.places()
+
+    def rows_of(self, layer: int, tokens: torch.Tensor) -> torch.Tensor:
+        """Rows of what the router of a layer sees at `tokens`, by their numbers in the last batch."""
+        if layer in self._inside:
+            return self._placement.packing.row_of[tokens] if layer == self.last_layer else tokens
+        return self._placement.places(tokens)
+
+    def _keep_answers(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> Any:
+        hidden = output.last_hidden_state
+        # A contiguous [A, hidden]: a strided slice would copy the head's weight for every sample on a CPU.
+        flat = hidden.reshape(-1, hidden.shape[-1])
+        output.last_hidden_state = flat[self._placement.places(self._answers)][None]
+        return output
 
     def _raw_recorder(self, layer: int) -> Any:
+        family = self.layout.family
+
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self.raw_logits[layer] = output[0]
+            raw = logits_in(family, output)
+            self.raw_logits[layer] = raw.reshape(-1, raw.shape[-1])
             hidden = inputs[0].detach()
             self.router_inputs[layer] = hidden.reshape(-1, hidden.shape[-1])
 
         return record
 
     def _recorder(self, layer: int) -> Any:
+        family = self.layout.family
+        entries = family.experts(self.network.config)
+
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
-            self._outputs[layer] = (output[0], output[2])
+            raw = logits_in(family, output)
+            self._outputs[layer] = (raw.reshape(-1, raw.shape[-1])[:, :entries], None)
+
+        return record
+
+    def _chooser(self, layer: int) -> Any:
+        place = self.layout.family.indices_at
+
+        def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            chosen = output[place]
+            self._outputs[layer] = (self._outputs[layer][0], chosen.reshape(-1, chosen.shape[-1]))
 
         return record
 
     def capture(self, layer: int) -> None:
-        """From now on give out the hidden states entering layer `layer`, as `RoutedOutput.entering`."""
+        """From now on give out what enters layer `layer`, as `RoutedOutput.entering`."""
+        entering = self.layout.family.entering(self.network.config, layer, self._dtype)
 
-        def record(module: nn.Module, inputs: tuple[Any, ...]) -> None:
-            self._captured = inputs[0][0].detach()
+        def take(table: torch.Tensor) -> None:
+            self._captured = table
 
         if self._capturing is not None:
             self._capturing.remove()
-        entered = self.network.base_model.layers[layer - self.first]
-        self._capturing = entered.register_forward_pre_hook(record)
+        entry = LayerEntry(self._layer(layer), entering)
+        self._capturing = entry.read(take, lambda: self._placement)
 
     def attach(self) -> RoutedLM:
         """Start to read routing; call it once, after `deepspeed.initialize` where there is an engine.
@@ -152,13 +198,16 @@ class RoutedLM(nn.Module):
         gradient first gathers the weight, so a loss must start from what these later hooks see, while
         `raw_logits`, recorded before it, is where gradients of all terms meet.
         """
-        for layer, router in self._modules_read():
-            router.register_forward_hook(self._recorder(layer))
+        for layer, source in self._modules_read("source"):
+            source.register_forward_hook(self._recorder(layer))
+        if self.layout.family.indices_at is not None:
+            for layer, router in self._modules_read("module"):
+                router.register_forward_hook(self._chooser(layer))
         return self
 
     def routers(self) -> dict[int, nn.Parameter]:
-        """The weight [experts, hidden] of each layer's router read by this module, by layer number."""
-        return {layer: router.get_parameter("weight") for layer, router in self._modules_read()}
+        """The weight [rows, width] of each layer's router read by this module, by layer number."""
+        return {layer: product.get_parameter("weight") for layer, product in self._modules_read("product")}
 
     def forward(
         self,
@@ -167,27 +216,95 @@ class RoutedLM(nn.Module):
         routing_positions: torch.Tensor,
         routing_weights: torch.Tensor,
         answer_position: torch.Tensor,
-        input_ids: torch.Tensor | None = None,
-        hidden_states: torch.Tensor | None = None,
+        input_ids: torch.Tensor,
+        entering: torch.Tensor | None = None,
     ) -> RoutedOutput:
         """Logits at the answer positions and routing at the prompt positions; arguments as in `Batch`."""
-        self._rows = packing.rows
-        source = {"input_ids": input_ids} if hidden_states is None else {"inputs_embeds": hidden_states}
-        source = {name: tokens[None] for name, tokens in source.items() if tokens is not None}
-        hidden = self.network.base_model(
-            **source, position_ids=position_ids[None], use_cache=False, packing=packing
-        ).last_hidden_state[0]
-        # A contiguous [A, hidden]: a strided slice would copy the head's weight for every sample on a CPU.
-        logits = logits_of(self.network, hidden[answer_position], self._divisor)
+        self._begin(position_ids, packing, answer_position, entering)
+        output = self.network(**self._placement.inputs(input_ids), use_cache=False)
+        routing, load = self._routing(routing_positions, routing_weights)
+        captured, self._captured, self._table = self._captured, None, None
+        return RoutedOutput(output.logits[0].float(), routing, load, captured)
+
+    def through(
+        self,
+        behind: int,
+        position_ids: torch.Tensor,
+        packing: Packing,
+        routing_positions: torch.Tensor,
+        routing_weights: torch.Tensor,
+        answer_position: torch.Tensor,
+        input_ids: torch.Tensor,
+        entering: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `forward`, but only up to layer `behind`: what enters it, [T, width], and routing as there.
+
+        Behind the last layer: what leaves it, [A, width], at the answer positions alone.
+        """
+        self._begin(position_ids, packing, answer_position, entering)
+        stop = self._stop_at(behind)
+        try:
+            self.network.base_model(**self._placement.inputs(input_ids), use_cache=False)
+        except _Stop as stopped:
+            table = stopped.table
+        finally:
+            stop.remove()
+        routing, _ = self._routing(routing_positions, routing_weights)
+        self._table = None
+        return table, routing
+
+    def _begin(
+        self,
+        position_ids: torch.Tensor,
+        packing: Packing,
+        answer_position: torch.Tensor,
+        entering: torch.Tensor | None,
+    ) -> None:
+        self._placement = Placement(packing, position_ids, self._by_rows)
+        self._answers, self._table = answer_position, entering
+
+    def _stop_at(self, layer: int) -> RemovableHandle:
+        config, family = self.network.config, self.layout.family
+
+        def stop(table: torch.Tensor) -> None:
+            raise _Stop(table)
+
+        if layer <= self.last_layer:
+            entry = LayerEntry(self._layer(layer), family.entering(config, layer, self._dtype))
+            return entry.read(stop, lambda: self._placement)
+
+        def at_end(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
+            hidden = output[0] if family.returned else output
+            at_answers = self._placement.tokens(hidden)[self._answers]
+            leaving = family.leaving(config, self._dtype)
+            raise _Stop(leaving.pack({leaving.fields[0].name: at_answers}, self._answers))
+
+        return self._layer(self.last_layer).register_forward_hook(at_end)
+
+    def _routing(self, positions: torch.Tensor, weights: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """r [B, M, E] of the last pass, averaged over `positions` [B, N], and the experts' load [M, E]."""
         routing, load = [], []
         for layer in self.layers:
-            router_logits, indices = self._outputs[layer]
-            by_row = self._rows_only and layer == self.last_layer
-            read = packing.row_of[routing_positions] if by_row else routing_positions
-            chosen = weights_of(router_logits[read], self.layout.family.scoring)
-            routing.append((chosen * routing_weights[..., None]).sum(dim=1))
+            logits, indices = self._outputs[layer]
+            chosen = weights_of(logits[self.rows_of(layer, positions)], self._scoring)
+            routing.append((chosen * weights[..., None]).sum(dim=1))
+            if indices is None:
+                indices = logits.topk(self.layout.top_k, dim=-1).indices
+            if layer not in self._inside:
+                indices = self._placement.tokens(indices)
             counts = torch.bincount(indices.reshape(-1), minlength=chosen.shape[-1]).float()
             load.append(counts / counts.sum())
         self._outputs.clear()
-        entering, self._captured = self._captured, None
-        return RoutedOutput(logits, torch.stack(routing, dim=1), torch.stack(load), entering)
+        if not routing:
+            experts = self.layout.family.experts(self.network.config)
+            nothing = weights.new_zeros(len(weights), 0, experts)
+            return nothing, nothing[0]
+        return torch.stack(routing, dim=1), torch.stack(load)
+
+
+class _Stop(Exception):
+    """Ends a forward pass at the layer behind the last one that is wanted."""
+
+    def __init__(self, table: torch.Tensor) -> None:
+        super().__init__()
+        self.table = table

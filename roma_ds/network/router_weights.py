@@ -21,7 +21,7 @@ class RouterWeights:
         sites: Sequence[RouterSite],
         partitioned: bool,
     ) -> None:
-        """routers: the parameters [experts, hidden] by layer number; sites: the same routers' sizes."""
+        """routers: the parameters [rows, width] by layer number; sites: the same routers' sizes."""
         self.world, self.partitioned = world, partitioned
         self._routers = routers
         self._sites = {site.layer: site for site in sites}
@@ -54,9 +54,9 @@ class RouterWeights:
                     f"the router file has layer {layer}, the model has none", "use its own base model"
                 )
             site = self._sites[layer]
-            if tuple(weight.shape) != (site.experts, site.hidden):
+            if tuple(weight.shape) != (site.rows, site.hidden):
                 raise UserError(
                     f"the router of layer {layer} has shape {tuple(weight.shape)} in the router file and "
-                    f"{(site.experts, site.hidden)} in the model",
+                    f"{(site.rows, site.hidden)} in the model",
                     "use the base model that the routers were trained on",
                 )

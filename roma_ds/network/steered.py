@@ -62,7 +62,7 @@ class Steering:
                     )
                 self._modules[site.layer] = experts
         self._given: torch.Tensor | None = None
-        self._rows: dict[int, torch.Tensor] = {}
+        self._positions: torch.Tensor
         self._held: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
         self._rule: tuple[bool, float] | None = None
         self._hooks = []
@@ -83,9 +83,7 @@ class Steering:
         Runs under torch's own gradient mode. Elsewhere, and in other layers, the routers decide.
         """
         positions = batch.routing_positions.reshape(-1)
-        for layer in self.layers:
-            inside = self.routed._rows_only and layer == self.routed.last_layer
-            self._rows[layer] = (batch.packing.row_of[positions] if inside else positions).to(device)
+        self._positions = positions.to(device)
         self._given = routing.repeat_interleave(batch.routing_positions.shape[1], dim=0)
         try:
             output: RoutedOutput = self.routed(**batch.inputs(device))
@@ -105,7 +103,7 @@ class Steering:
             hidden, index, weights = inputs
             if self._rule is None:
                 self._rule = self._learn_rule(layer, index, weights)
-            rows, given = self._rows[layer], self._of(layer)
+            rows, given = self.routed.rows_of(layer, self._positions), self._of(layer)
             chosen, values = top_k_weights(given.detach(), index.shape[1], *self._rule)
             self._held[layer] = (hidden, given)
             return (
@@ -121,7 +119,7 @@ class Steering:
             if self._given is None or not self._of(layer).requires_grad:
                 return None
             hidden, given = self._held[layer]
-            rows = self._rows[layer]
+            rows = self.routed.rows_of(layer, self._positions)
             everyone = torch.arange(given.shape[1], device=given.device).expand(len(given), -1)
             # Zero in value; its gradient at an expert's weight is that of the expert's whole output.
             nothing = (given - given.detach()).to(output.dtype)

@@ -18,9 +18,12 @@ from roma_ds.sequences.packing import Past, pack
 def tail_of(routed: RoutedLM, batch: Batch, device: torch.device) -> Batch:
     """Run `batch` once, without gradient, and return its tail as a batch of its own.
 
-    Until the weights change, that gives what the whole batch would: logits at the same answer tokens,
+    A batch of a network that runs row by row is its own tail. Until the weights change, that gives what the whole batch would: logits at the same answer tokens,
     routing at the same positions. Its expert loads are of its own tokens.
     """
+    if routed.layout.family.mixing == "rows":
+        # Layers of other kinds keep no keys and values: all of it is run again.
+        return batch
     lengths, past = batch.packing.lengths, Past()
     with torch.no_grad():
         routed(**replace(batch, packing=replace(batch.packing, past=past)).inputs(device))
@@ -37,5 +40,5 @@ def tail_of(routed: RoutedLM, batch: Batch, device: torch.device) -> Batch:
         packing=replace(pack(lengths, again), rows=every, row_of=every, past=past),
         routing_positions=place[batch.routing_positions],
         answer_position=place[batch.answer_position],
-        hidden_states=None if batch.hidden_states is None else batch.hidden_states[again],
+        entering=None if batch.entering is None else batch.entering[again],
     )

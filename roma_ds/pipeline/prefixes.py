@@ -93,7 +93,7 @@ class Prefixes:
         if self._reason(part, made_from) is None:
             return first
         lengths = requests_of(session.prompts(SAMPLES[part])).lengths
-        needed = disk_bytes(lengths, session.whole.hidden, getattr(torch, session.run.model.dtype))
+        needed = disk_bytes(lengths, session.whole.entering(first))
         free = shutil.disk_usage(session.folders.root).free
         if asked == "auto" and needed + RESERVE > free and not is_begun(self.folder(part), made_from):
             session.say(

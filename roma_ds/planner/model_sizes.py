@@ -166,7 +166,7 @@ def sizes_of(network: Any, layout: MoELayout) -> ModelSizes:
         modules.append(Module(path, layer, weights, rows.search(path) is not None))
     return ModelSizes(
         modules=tuple(modules),
-        layers=int(config.num_hidden_layers),
+        layers=family.depth(config),
         moe_layers=layout.layers,
         experts=layout.experts,
         top_k=layout.top_k,

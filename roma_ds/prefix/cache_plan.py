@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from roma_ds.errors import UserError
+from roma_ds.families.entering import Entering
 from roma_ds.planner.cache_size import cache_bytes
 from roma_ds.storage import fingerprint as fingerprints
 from roma_ds.storage.atomic import read_json, write_json
@@ -20,13 +21,18 @@ from roma_ds.storage.atomic import read_json, write_json
 FORMAT = 2
 INDEX, LENGTHS, WRITTEN, SUMS = "index.json", "lengths.npy", "written.bin", "checksums.bin"
 SUM = np.dtype("<u4")
-DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+DTYPES = {
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
+    "float32": torch.float32,
+    "uint8": torch.uint8,
+}
 REMAKE = "rerun the command that makes it, or train.prefix_cache=off"
 
 
-def disk_bytes(lengths: Sequence[int] | NDArray[np.int64], hidden: int, dtype: torch.dtype) -> int:
+def disk_bytes(lengths: Sequence[int] | NDArray[np.int64], entering: Entering) -> int:
     """Bytes on disk of a cache for sequences of these lengths, but for a few hundred of headers."""
-    return cache_bytes(int(np.sum(lengths, dtype=np.int64)), len(lengths), hidden, dtype.itemsize)
+    return cache_bytes(int(np.sum(lengths, dtype=np.int64)), len(lengths), entering.token_bytes)
 
 
 def shard_name(number: int) -> str:
@@ -41,7 +47,9 @@ class CachePlan:
     lengths: NDArray[np.int64]
     """[sequences], tokens of each"""
     hidden: int
+    """Columns of a sequence's table."""
     dtype: torch.dtype
+    """uint8 where more than hidden states is kept, as `Entering` has it."""
     first_layer: int
     """The layer that the values enter."""
     fingerprint: str
@@ -58,6 +66,12 @@ class CachePlan:
     def sizes(self) -> NDArray[np.int64]:
         """[sequences], bytes of each"""
         return self.lengths * (self.hidden * self.dtype.itemsize)
+
+    @property
+    def disk_bytes(self) -> int:
+        """On disk, but for a few hundred of headers."""
+        token_bytes = self.hidden * self.dtype.itemsize
+        return cache_bytes(int(self.lengths.sum()), len(self.lengths), token_bytes)
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:

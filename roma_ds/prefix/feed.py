@@ -50,4 +50,4 @@ class Feed:
             return batch
         plan = self.cache.plan
         hidden = self.cache.read(numbers) if numbers else torch.zeros(1, plan.hidden, dtype=plan.dtype)
-        return replace(batch, hidden_states=hidden)
+        return replace(batch, entering=hidden)

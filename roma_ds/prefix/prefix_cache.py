@@ -24,6 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.families.entering import Entering
 from roma_ds.prefix.cache_plan import (
     INDEX,
     LENGTHS,
@@ -187,8 +188,7 @@ class PrefixCache:
         self._compared[sequence] = True
 
     def _disk(self) -> contextlib.AbstractContextManager[None]:
-        needed = disk_bytes(self.plan.lengths, self.plan.hidden, self.plan.dtype)
-        return disk_faults(self.folder, needed)
+        return disk_faults(self.folder, self.plan.disk_bytes)
 
     def _file(self, name: str) -> int:
         with self._opening:
@@ -200,21 +200,21 @@ class PrefixCache:
 def plan_cache(
     folder: Path,
     lengths: Sequence[int] | NDArray[np.int64],
-    hidden: int,
-    dtype: torch.dtype,
+    entering: Entering,
     first_layer: int,
     fingerprint: str,
     shards: int,
 ) -> PrefixCache:
     """A cache to write, its disk space taken. For one process; the others call `open_plan` afterwards.
 
-    lengths: tokens of each sequence. shards: files to spread the values over. fingerprint: of all that the
+    lengths: tokens of each sequence. entering: what is kept of each token. shards: files to spread the values over. fingerprint: of all that the
     values depend on. A cache of the same plan is taken up again, with as many shards as it has: `resumed` is
     True then, and it is unfinished until `finish`. One of another plan is replaced, a finished one only once
     there is room beside it. Raises EnvironmentFault when the disk is too small, before anything is touched.
     """
-    plan = CachePlan(np.array(lengths, np.int64), hidden, dtype, first_layer, fingerprint, shards)
-    needed = disk_bytes(plan.lengths, hidden, dtype)
+    width, dtype = entering.width, entering.dtype
+    plan = CachePlan(np.array(lengths, np.int64), width, dtype, first_layer, fingerprint, shards)
+    needed = plan.disk_bytes
     with disk_faults(folder, needed):
         useless = list(_own_files(folder / STAGING))
         older: list[Path] = []

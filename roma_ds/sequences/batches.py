@@ -50,8 +50,8 @@ class Batch:
     """int64 [A]"""
     rows: tuple[int, ...]
     """The sample row of each sequence."""
-    hidden_states: torch.Tensor | None = None
-    """[T, hidden] that enter the first layer of a suffix network, which then reads no token ids"""
+    entering: torch.Tensor | None = None
+    """[T, width], what enters the first layer of a network that begins there, as `Entering.pack` has it"""
 
     @property
     def tokens(self) -> int:
@@ -60,9 +60,9 @@ class Batch:
 
     def inputs(self, device: torch.device) -> dict[str, Any]:
         """The arguments of `RoutedLM.forward`, on `device`."""
-        names = ("position_ids", "packing", "routing_positions", "routing_weights", "answer_position")
-        source = "input_ids" if self.hidden_states is None else "hidden_states"
-        return {name: getattr(self, name).to(device) for name in (source, *names)}
+        names = ["input_ids", "position_ids", "packing", "routing_positions", "routing_weights"]
+        names += ["answer_position", *(["entering"] if self.entering is not None else [])]
+        return {name: getattr(self, name).to(device) for name in names}
 
 
 def collate(sequences: Sequence[Encoded], tokens: str) -> Batch:

@@ -20,7 +20,7 @@ from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
-from roma_ds.families import detect, has_routers
+from roma_ds.families import detect, family_of, has_routers
 from roma_ds.frozen_pass.frozen_model import OF_TRAINING, is_zero3
 from roma_ds.network.release import release, return_freed_memory
 from roma_ds.network.routed import exact_buffers
@@ -89,13 +89,13 @@ class PlainModel:
         self._weights = None
         if has_routers(config):
             sites = detect(network).sites
-            routers = {site.layer: network.get_submodule(site.module).weight for site in sites}
+            routers = {site.layer: network.get_parameter(f"{site.product}.weight") for site in sites}
             self._weights = RouterWeights(world, routers, sites, self.partitioned)
 
     def _whole(self, model: ModelConfig, config: Any, ds: Mapping[str, Any]) -> Any:
         zero3 = dict(ds) if self.partitioned else None
         if has_routers(config):
-            span = Span.suffix(0, int(config.num_hidden_layers))
+            span = Span.suffix(0, family_of(config).depth(config))
             return load_span(model, span, zero3, self.world.device, self.world)
         return self._dense(model, config, zero3)
 

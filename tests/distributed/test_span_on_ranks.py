@@ -77,10 +77,10 @@ def partitioned(world: World, folder: str, dtype: str) -> dict[str, Any]:
     span = Span.suffix(FIRST, DEPTH)
     network = load_span(model, span, ds, world.device, world)
     files = CheckpointFiles(model)
-    stored = [files.stored(key) for key in files.keys]
+    stored = [files.place(key) for key in files.keys]
     one_expert = max(place.size for place in stored if len(place.shape) == 2) * 3
     ends = ("model.norm", "lm_head", *(f"model.layers.{number}." for number in range(FIRST, DEPTH)))
-    whole_bytes = sum(files.stored(key).size for end in ends for key in files.under(end))
+    whole_bytes = sum(files.place(key).size for end in ends for key in files.under(end))
     # A rank's share begins and ends within an expert, which is read whole.
     assert bytes_read <= whole_bytes / world.size + (DEPTH - FIRST) * 2 * one_expert
     assert world.size > 1 or bytes_read == whole_bytes

@@ -291,7 +291,7 @@ def test_files_read_as_the_library_reads_them(tiny_model: Path, tmp_path: Path) 
         assert torch.equal(part, tensor.reshape(-1)[3:8]) and part.untyped_storage().nbytes() == part.nbytes
     layer = "model.layers.1."
     wanted = sum(tensor.nbytes for key, tensor in stored.items() if key.startswith(layer))
-    assert sum(files.stored(key).size for key in files.under(layer)) == wanted
+    assert sum(files.place(key).size for key in files.under(layer)) == wanted
     odd = {
         "scalar": torch.tensor(2.5, dtype=torch.float64),
         "none": torch.zeros(0, 3),

@@ -40,7 +40,7 @@ class RoutedHarnessModel(HFLM):
         self.router = router
         if weights:
             sites = detect(self.model).sites
-            routers = {site.layer: self.model.get_submodule(site.module).weight for site in sites}
+            routers = {site.layer: self.model.get_parameter(f"{site.product}.weight") for site in sites}
             RouterWeights(World(Ranks(), self.device), routers, sites, partitioned=False).use(weights)
 
     def get_model_info(self) -> dict[str, Any]:

@@ -1,0 +1,42 @@
+"""What stands in a part of a network for the modules that are not there, so that the rest keeps its numbers."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import nn
+
+
+class AbsentLayer(nn.Module):
+    """A decoder layer without weights: what comes in goes out, in the form that the layer returns."""
+
+    def __init__(self, layer: nn.Module, returned: tuple[str, ...]) -> None:
+        """returned: as `Family.returned`."""
+        super().__init__()
+        self.names = list(inspect.signature(type(layer).forward).parameters)[1:]
+        """Of the arguments that the layer's forward takes."""
+        self._returned = returned
+        # A model's forward asks its layers what kind they are.
+        for name, value in vars(layer).items():
+            if not name.startswith("_") and name not in vars(self):
+                setattr(self, name, value)
+
+    def forward(self, *inputs: Any, **named: Any) -> Any:
+        """The hidden states, alone or with what the layer would hand on."""
+        given = dict(zip(self.names, inputs, strict=False)) | named
+        hidden = given[self.names[0]]
+        return (hidden, *(given.get(name) for name in self._returned)) if self._returned else hidden
+
+
+class AbsentEmbedding(nn.Module):
+    """Zeros in the shape of embedded tokens; what enters the first layer that is there takes their place."""
+
+    def __init__(self, width: int, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.width, self.dtype = width, dtype
+
+    def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
+        """int64 [B, L] -> [B, L, width]"""
+        return torch.zeros(*input_ids.shape, self.width, dtype=self.dtype, device=input_ids.device)

@@ -1,0 +1,45 @@
+"""The class of a causal LM that a config describes, and a network of it."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+
+def causal_lm_class(config: Any) -> Any:
+    """transformers' class of a causal LM for a config; None where it has none, or it is code of a checkpoint's.
+
+    Some models have such a class and are not in the library's table of them: it is looked up beside their
+    config's class.
+    """
+    from transformers import PreTrainedModel
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    if found is not None:
+        return found[0] if isinstance(found, tuple) else found
+    home = type(config).__module__
+    if not home.startswith("transformers.models."):
+        return None
+    try:
+        module = import_module(home.replace("configuration_", "modeling_"))
+    except ImportError:
+        return None
+    for name, value in vars(module).items():
+        own = isinstance(value, type) and issubclass(value, PreTrainedModel)
+        if own and name.endswith("ForCausalLM") and value.config_class is type(config):
+            return value
+    return None
+
+
+def causal_lm(config: Any, dtype: Any, trust_remote_code: bool) -> Any:
+    """A network of `config` with random weights, or none where it is made under `init_empty_weights`.
+
+    Raises what transformers raises where the config describes none.
+    """
+    from transformers import AutoModelForCausalLM
+
+    found = causal_lm_class(config)
+    if found is None or trust_remote_code:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+    return found._from_config(config, dtype=dtype)

@@ -1,0 +1,171 @@
+"""What a router makes of random numbers: where its logits are, which scores it chooses by, what it chooses."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, Literal
+
+_PROBES = 16
+_ENTRIES = (ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError)
+
+
+class Unclear(Exception):
+    """Why nothing could be told, in words that follow `its routers`."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What was seen."""
+
+    weight: str
+    """As `Family.weight`."""
+    logits_from: Literal["router", "product"]
+    logits_at: int | None
+    indices_at: int | None
+    entries: int
+    """Of the logits that the router returns, or makes where it returns none."""
+    rows: int
+    """Of the weight."""
+    width: int
+    scoring: str
+
+
+def tried(meta_router: Any, width: int, experts: int) -> Trial:
+    """Run a router, given on the meta device. width: of the hidden states; experts: routed ones.
+
+    Raises Unclear.
+    """
+    import torch
+    from torch import nn
+
+    source = torch.Generator().manual_seed(0)
+    router = meta_router.to_empty(device="cpu").float().eval()
+    with torch.no_grad():
+        for name, values in (*router.named_parameters(), *router.named_buffers()):
+            if values.dim() == 2 and name.endswith("weight"):
+                values.normal_(std=values.shape[1] ** -0.5, generator=source)
+            elif name.endswith(("bias", "biases")) or not values.is_floating_point():
+                nn.init.zeros_(values)
+            else:
+                nn.init.ones_(values)
+        weight = _last_weight(router, experts)
+        owner = router.get_submodule(weight) if weight else router
+        rows, inner = owner.weight.shape
+        hidden = torch.randn(_PROBES, width, generator=source)
+        multiplied: list[Any] = []
+        if weight:
+            owner.register_forward_hook(lambda _, inputs, output: multiplied.append((inputs[0], output)))
+        outputs = _called(router, hidden, experts)
+        entering = multiplied[-1][0].reshape(-1, inner) if multiplied else hidden
+        if entering.shape[1] != inner:
+            raise Unclear(f"multiply a weight of width {inner} by what is not known")
+        product = entering @ owner.weight.T
+    found = [one.reshape(-1, one.shape[-1]) if one.dim() > 1 else one for one in outputs]
+    places = [place for place, one in enumerate(found) if _starts(one, product)]
+    if multiplied:
+        logits_from: Literal["router", "product"] = "product"
+    elif places:
+        logits_from = "router"
+    else:
+        raise Unclear("give out nothing that is the product of their weight with what enters")
+    entries = found[places[0]].shape[1] if places else rows
+    product = product[:, :entries]
+    chosen, indices_at = _chosen(found, product)
+    return Trial(
+        weight,
+        logits_from,
+        None if len(outputs) == 1 else places[0] if places else 0,
+        indices_at,
+        entries,
+        rows,
+        inner,
+        _scoring(product, *chosen),
+    )
+
+
+def _last_weight(router: Any, experts: int) -> str:
+    """Path of the module that owns the weight with a row for each expert."""
+    fitting = [
+        name.rpartition(".")[0]
+        for name, values in router.named_parameters()
+        if values.dim() == 2 and name.rpartition(".")[2] == "weight" and values.shape[0] >= experts
+    ]
+    exact = [path for path in fitting if _rows(router, path) == experts] or fitting
+    if not exact:
+        raise Unclear("have no weight with a row for each expert")
+    return exact[-1]
+
+
+def _rows(router: Any, path: str) -> int:
+    rows: int = router.get_parameter(f"{path}.weight" if path else "weight").shape[0]
+    return rows
+
+
+def _called(router: Any, hidden: Any, experts: int) -> tuple[Any, ...]:
+    """What the router gives, as a tuple of tensors."""
+    import torch
+
+    given = {}
+    for name, parameter in list(inspect.signature(router.forward).parameters.items())[1:]:
+        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            if "bias" not in name:
+                raise Unclear(f"are given `{name}` beside the hidden states")
+            given[name] = torch.zeros(experts)
+    error: Exception | None = None
+    for shaped in (hidden, hidden[None]):
+        try:
+            output = router(shaped, **given)
+        except _ENTRIES as failed:
+            error = error or failed
+            continue
+        listed = output if isinstance(output, tuple) else (output,)
+        if all(isinstance(one, torch.Tensor) for one in listed):
+            return listed
+    raise Unclear(f"cannot be tried: {error}" if error else "do not give tensors")
+
+
+def _starts(values: Any, product: Any) -> bool:
+    """Whether values [T, n] are the first n columns of the product, and enough of them."""
+    import torch
+
+    if values.dim() != 2 or not values.is_floating_point() or len(values) != len(product):
+        return False
+    count = values.shape[1]
+    return 1 < count <= product.shape[1] and torch.allclose(values.float(), product[:, :count], atol=1e-4)
+
+
+def _chosen(outputs: list[Any], product: Any) -> tuple[tuple[Any, Any], int]:
+    """Weights and indices [T, k] among the outputs, and the place of the indices."""
+    whole = [
+        place
+        for place, one in enumerate(outputs)
+        if one.dim() == 2 and not one.is_floating_point() and len(one) == len(product)
+    ]
+    for place in whole:
+        for other in outputs:
+            if other.is_floating_point() and other.shape == outputs[place].shape:
+                return (other.float(), outputs[place].long()), place
+    raise Unclear("do not say which experts they choose and what these weigh")
+
+
+def _scoring(product: Any, weights: Any, indices: Any) -> str:
+    """Which function of the logits the weights of the chosen experts are, up to a factor for each token."""
+    import torch
+
+    ways = {
+        "softmax": torch.softmax(product, -1),
+        "sigmoid": product.sigmoid(),
+        "sqrt_softplus": torch.nn.functional.softplus(product).sqrt(),
+    }
+    alone = indices.shape[1] == 1
+    for name, values in ways.items():
+        own = values.gather(1, indices)
+        # Of a single expert only a factor that all tokens share tells anything.
+        ratios = weights / own
+        like = ratios.mean(dim=0 if alone else 1, keepdim=True)
+        if torch.allclose(ratios, like.expand_as(ratios), rtol=1e-3, atol=1e-5):
+            return name
+    if alone and torch.allclose(weights, weights.mean().expand_as(weights)):
+        return "softmax"
+    raise Unclear("score by none of softmax, sigmoid and the root of softplus")
