@@ -42,12 +42,13 @@ def write_cache(folder: Path, prompts: Sequence[Any], hidden: int, dtype: str, f
     """A finished prefix cache of random values for the sequences of `prompts`."""
     import torch
 
+    from roma_ds.families.entering import Entering
     from roma_ds.prefix.prefix_cache import plan_cache
     from roma_ds.sequences.request_set import requests_of
 
     kind = getattr(torch, dtype)
     lengths = requests_of(prompts).lengths
-    cache = plan_cache(folder, lengths, hidden, kind, first, FINGERPRINT, 1)
+    cache = plan_cache(folder, lengths, Entering.alone(hidden, dtype), first, FINGERPRINT, 1)
     for number, length in enumerate(lengths):
         cache.write(number, torch.randn(length, hidden).to(kind))
     cache.finish()

@@ -33,7 +33,7 @@ class AnswerModel(nn.Module):
 
     def routers(self) -> list[nn.Parameter]:
         """The weights to train."""
-        return [self.network.get_submodule(site.module).weight for site in self.sites]
+        return [self.network.get_parameter(f"{site.product}.weight") for site in self.sites]
 
     def listen(self) -> None:
         """Read the routers' outputs; after the engine is built, so that ZeRO-3's own hooks come first."""

@@ -1,4 +1,4 @@
-"""What stands in a part of a network for the modules that are not there, so that the rest keeps its numbers."""
+"""What stands in a part of a network for modules that are not there, so that the rest keeps its numbers."""
 
 from __future__ import annotations
 

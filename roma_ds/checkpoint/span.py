@@ -65,6 +65,8 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
     dtype = getattr(torch, model.dtype)
     with making_faults(config), init_empty_weights(include_buffers=False):
         network = causal_lm(config, dtype, model.trust_remote_code)
+    # Each tensor went to the meta device by itself.
+    network.tie_weights()
     _settle_types(network, dtype)
     head = network.get_output_embeddings()
     if getattr(config, "tie_word_embeddings", False) and getattr(head, "bias", None) is not None:
@@ -163,8 +165,8 @@ class SpanLoader:
         layers = [f"{self.family.layers}.{number}" for number in range(self.span.first, self.span.last)]
         return [
             *([self.family.embedding] if self.span.embedding else []),
-            *layers,
             OTHERS,
+            *layers,
             *([self.family.head] if self.span.head else []),
         ]
 

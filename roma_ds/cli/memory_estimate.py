@@ -38,7 +38,11 @@ def memory_lines(subject: Subject) -> Iterator[str]:
     if run.collect.engine != "stream":
         yield _line("frozen pass, engine zero3", frozen_pass_bytes(sizes, scoring))
     if run.collect.engine != "zero3":
-        states = len(subject.training) * longest * sizes.hidden * scoring.itemsize
+        states = (
+            len(subject.training)
+            * longest
+            * max(sizes.entering_bytes(layer, scoring.itemsize) for layer in range(sizes.layers))
+        )
         held = min(int(run.collect.activation_memory * GIB), states)
         yield _line("frozen pass, engine stream, at most", stream_bytes(sizes, scoring, held))
 

@@ -7,7 +7,7 @@ from typing import Any
 
 
 def causal_lm_class(config: Any) -> Any:
-    """transformers' class of a causal LM for a config; None where it has none, or it is code of a checkpoint's.
+    """transformers' class of a causal LM for a config; None where it has none.
 
     Some models have such a class and are not in the library's table of them: it is looked up beside their
     config's class.

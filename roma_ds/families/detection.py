@@ -34,7 +34,7 @@ def family_of(config: Any) -> Family:
     raise UserError(
         f"model type '{model_type}' has no routers that roma_ds knows"
         if stated is None
-        else f"model type '{model_type}' may be sparse ({stated}), but no routers of it were found, so that it "
+        else f"model type '{model_type}' may be sparse ({stated}), but no routers of it were found, so it "
         "cannot be trained here",
         f"use a Mixture-of-Experts model of one of these types: {known}",
     )

@@ -1,4 +1,4 @@
-"""What a decoder layer's call is given of each token: hidden states, and in some models more of earlier layers."""
+"""What a decoder layer's call is given of each token: hidden states, in some models more of earlier ones."""
 
 from __future__ import annotations
 
@@ -59,6 +59,11 @@ class Entering:
     """
 
     fields: tuple[Field, ...]
+
+    @staticmethod
+    def alone(width: int, dtype: str) -> Entering:
+        """Hidden states and nothing else; dtype: torch's name."""
+        return Entering((Field(HIDDEN.name, (width,), dtype),))
 
     @property
     def width(self) -> int:

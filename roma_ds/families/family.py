@@ -26,7 +26,7 @@ class Family:
     gate_key: str
     """Name of a router's weight in saved checkpoints, with `{layer}`."""
     experts_attribute: str
-    """Name of the config attribute that holds the number of routed experts, with dots where it lies deeper."""
+    """Name of the config attribute with the number of routed experts; dots lead into a config in it."""
     selection: str
     """How the model picks a token's experts and weighs them, in words."""
     scoring: str = "softmax"
@@ -47,7 +47,8 @@ class Family:
     """Config attributes, or numbers, of classes that a token may choose and that are no network: they pass
     it on, or skip it. They are rows of the gate and entries of r."""
     joint_rows: tuple[str | int, ...] = ()
-    """Config attributes, or numbers, that count rows of the gate behind those of r: shared experts weighed by it."""
+    """Config attributes, or numbers, that count rows of the gate behind those of r: shared experts that it
+    weighs."""
     width: str | int = "hidden_size"
     """Width of what the gate multiplies: a number, or the name of the config attribute that has it."""
     layers_attribute: str = "num_hidden_layers"
@@ -128,7 +129,7 @@ class Family:
         return self.experts(config) + _sum(config, self.joint_rows)
 
     def top_k(self, config: Any) -> int:
-        """Experts that each token goes to, from a model config. Raises UserError where layers differ in it."""
+        """Experts that each token goes to, from a model config. Raises UserError where layers differ."""
         return self._number(config, self.top_k_attribute)
 
     def gate_width(self, config: Any) -> int:

@@ -244,7 +244,7 @@ def _block(layer: Any, inner: str) -> tuple[str, ...]:
 
 
 def _path_of(network: Any, module: Any) -> str:
-    return next(name for name, one in network.named_modules() if one is module)
+    return next(str(name) for name, one in network.named_modules() if one is module)
 
 
 def _gate_key(network: Any, place: str, trial: Trial, number: str) -> str:
@@ -253,4 +253,4 @@ def _gate_key(network: Any, place: str, trial: Trial, number: str) -> str:
 
     name = f"{place}.{trial.weight}.weight" if trial.weight else f"{place}.weight"
     (saved,) = revert_weight_conversion(network, {name: network.get_parameter(name)})
-    return re.sub(rf"\.{number}\.", ".{layer}.", saved, count=1)
+    return re.sub(rf"\.{number}\.", ".{layer}.", str(saved), count=1)

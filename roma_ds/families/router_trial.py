@@ -1,4 +1,4 @@
-"""What a router makes of random numbers: where its logits are, which scores it chooses by, what it chooses."""
+"""What a router makes of random numbers: where its logits are, by which scores it chooses, and whom."""
 
 from __future__ import annotations
 
@@ -87,14 +87,14 @@ def tried(meta_router: Any, width: int, experts: int) -> Trial:
 def _last_weight(router: Any, experts: int) -> str:
     """Path of the module that owns the weight with a row for each expert."""
     fitting = [
-        name.rpartition(".")[0]
+        str(name).rpartition(".")[0]
         for name, values in router.named_parameters()
         if values.dim() == 2 and name.rpartition(".")[2] == "weight" and values.shape[0] >= experts
     ]
     exact = [path for path in fitting if _rows(router, path) == experts] or fitting
     if not exact:
         raise Unclear("have no weight with a row for each expert")
-    return exact[-1]
+    return str(exact[-1])
 
 
 def _rows(router: Any, path: str) -> int:

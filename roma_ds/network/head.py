@@ -36,8 +36,9 @@ def _forward(head: Any, hidden: torch.Tensor) -> torch.Tensor:
     if not few or head.weight.requires_grad or head.bias is not None:
         own: torch.Tensor = type(head).forward(head, hidden)
         return own
-    logits: torch.Tensor = _FewRows.apply(hidden.reshape(rows, -1), head.weight)
-    return logits.reshape(*hidden.shape[:-1], -1)
+    flat = hidden if hidden.dim() == 2 else hidden.reshape(rows, -1)
+    logits: torch.Tensor = _FewRows.apply(flat, head.weight)
+    return logits if hidden.dim() == 2 else logits.reshape(*hidden.shape[:-1], -1)
 
 
 def use_frozen_head(head: nn.Module) -> None:

@@ -44,7 +44,7 @@ class Placement:
         return flat[self.packing.slots] if self.by_rows and rows * length != len(self.positions) else flat
 
     def places(self, tokens: torch.Tensor | None = None) -> torch.Tensor:
-        """Where tokens, by their numbers in T, lie in the flattened two dimensions; of all without `tokens`."""
+        """Where tokens, by their numbers in T, lie in the flattened two dimensions; by default all."""
         if not self.by_rows:
             return torch.arange(len(self.positions)) if tokens is None else tokens
         return self.packing.slots if tokens is None else self.packing.slots[tokens]

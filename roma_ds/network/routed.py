@@ -80,7 +80,7 @@ class RoutedLM(nn.Module):
         self._scoring = family.scoring
         self._outputs: dict[int, tuple[torch.Tensor, torch.Tensor | None]] = {}
         self.raw_logits: dict[int, torch.Tensor] = {}
-        """By layer, [tokens, rows]: what the router's product gave in the last forward; every gradient of
+        """By layer, [.., rows]: what the router's product gave in the last forward; every gradient of
         the router's weight passes through it."""
         self.router_inputs: dict[int, torch.Tensor] = {}
         """By layer, [tokens, width], detached: what the router multiplied in the last forward."""
@@ -103,7 +103,8 @@ class RoutedLM(nn.Module):
         network.base_model.register_forward_hook(self._keep_answers)
 
     def _layer(self, number: int) -> nn.Module:
-        return self.network.get_submodule(f"{self.layout.family.layers}.{number}")
+        found: nn.Module = self.network.get_submodule(f"{self.layout.family.layers}.{number}")
+        return found
 
     def _modules_read(self, kind: Literal["module", "product", "source"]) -> list[tuple[int, nn.Module]]:
         return [
@@ -154,7 +155,7 @@ class RoutedLM(nn.Module):
 
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             raw = logits_in(family, output)
-            self.raw_logits[layer] = raw.reshape(-1, raw.shape[-1])
+            self.raw_logits[layer] = raw
             hidden = inputs[0].detach()
             self.router_inputs[layer] = hidden.reshape(-1, hidden.shape[-1])
 

@@ -19,8 +19,8 @@ def routing_weights(logits: torch.Tensor, scoring: str) -> torch.Tensor:
     """float32 [..., E] that sum to 1 over all routed experts, from a router's logits [..., E].
 
     scoring: `Family.scoring`. A softmax as in the paper; for routers that score by sigmoids or by the root of
-    softplus, which the paper does not have, these divided by their sum (a choice). Neither knows of groups, correction biases or the
-    top-k: those decide which experts run.
+    softplus, which the paper does not have, these divided by their sum (a choice). Neither knows of groups,
+    correction biases or the top-k: those decide which experts run.
     """
     if scoring != "softmax":
         exact = logits.float()

@@ -129,7 +129,8 @@ class Steering:
 
     def _learn_rule(self, layer: int, index: torch.Tensor, weights: torch.Tensor) -> tuple[bool, float]:
         """Whether this model renormalises its k weights, and the factor on them, from what its router did."""
-        own = routing_weights(self.routed.raw_logits[layer].detach(), "softmax").gather(1, index)
+        logits = self.routed.raw_logits[layer].detach()
+        own = routing_weights(logits.reshape(len(index), -1), "softmax").gather(1, index)
         sums, shares = weights.detach().float().sum(dim=1), own.sum(dim=1)
         ratios = sums / shares
         if len(sums) < 2:

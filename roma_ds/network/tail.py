@@ -18,8 +18,9 @@ from roma_ds.sequences.packing import Past, pack
 def tail_of(routed: RoutedLM, batch: Batch, device: torch.device) -> Batch:
     """Run `batch` once, without gradient, and return its tail as a batch of its own.
 
-    A batch of a network that runs row by row is its own tail. Until the weights change, that gives what the whole batch would: logits at the same answer tokens,
-    routing at the same positions. Its expert loads are of its own tokens.
+    A batch of a network that runs row by row is its own tail. Until the weights change, a tail gives what the
+    whole batch would: logits at the same answer tokens, routing at the same positions. Its expert loads are
+    of its own tokens.
     """
     if routed.layout.family.mixing == "rows":
         # Layers of other kinds keep no keys and values: all of it is run again.

@@ -37,6 +37,7 @@ def forecast(model: ModelSizes, question: Question) -> Forecast:
     marked = model.training(question.layers)
     suffix = marked.suffix(first)
     lengths = [question.length]
+    kept = model.entering_bytes(first, question.setting.itemsize)
     once = question.samples * model_pass(model, lengths)
     epochs = {
         cached: question.samples * training_step(model, first, lengths, cached=cached).total
@@ -51,9 +52,7 @@ def forecast(model: ModelSizes, question: Question) -> Forecast:
     return Forecast(
         trainable=marked.trained,
         suffix=suffix.total,
-        cache_bytes=cache_bytes(question.tokens, question.samples, model.hidden, question.setting.itemsize)
-        if question.cacheable
-        else 0,
+        cache_bytes=cache_bytes(question.tokens, question.samples, kept) if question.cacheable else 0,
         collection_operations=once,
         epoch_operations=epochs[question.cacheable],
         epoch_operations_uncached=epochs[False],

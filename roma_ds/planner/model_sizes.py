@@ -55,6 +55,8 @@ class ModelSizes:
     """Routed experts of a layer."""
     top_k: int
     hidden: int
+    entering: tuple[tuple[int, int], ...]
+    """By layer, of what enters it of each token: values in the type of the weights, and bytes of others."""
     vocabulary: int
     attention: AttentionWidths
     inner_norms: bool
@@ -84,6 +86,11 @@ class ModelSizes:
         """Width of one routed expert: three products of the hidden width with it."""
         layer = self.moe_layers[-1]
         return self.in_layer(layer, "routed experts") // (3 * self.experts * self.hidden)
+
+    def entering_bytes(self, layer: int, itemsize: int) -> int:
+        """Bytes of what enters a layer of each token, with weights of `itemsize` bytes a value."""
+        values, others = self.entering[layer]
+        return values * itemsize + others
 
     def in_layer(self, layer: int, *wanted: Kind) -> int:
         """Parameters of some kinds in a layer; of all kinds where none is named."""
@@ -171,6 +178,7 @@ def sizes_of(network: Any, layout: MoELayout) -> ModelSizes:
         experts=layout.experts,
         top_k=layout.top_k,
         hidden=int(config.hidden_size),
+        entering=tuple(_entering(layout, config, layer) for layer in range(family.depth(config))),
         vocabulary=int(config.vocab_size),
         attention=attention_widths(config),
         inner_norms=any(
@@ -180,3 +188,11 @@ def sizes_of(network: Any, layout: MoELayout) -> ModelSizes:
         ),
         tied=not any(entry.kind == "head" for entry in known.values()),
     )
+
+
+def _entering(layout: MoELayout, config: Any, layer: int) -> tuple[int, int]:
+    wide, narrow = (
+        layout.family.entering(config, layer, name).token_bytes for name in ("float32", "float16")
+    )
+    values = (wide - narrow) // 2
+    return values, narrow - 2 * values

@@ -70,4 +70,6 @@ def _smallest(model: ModelSizes, setting: Setting, question: Question) -> int | 
 
 def _states(model: ModelSizes, question: Question) -> int:
     """Bytes of the hidden states of one rank's tokens."""
-    return -(-question.tokens // question.setting.world_size) * model.hidden * question.setting.itemsize
+    return -(-question.tokens // question.setting.world_size) * max(
+        model.entering_bytes(layer, question.setting.itemsize) for layer in range(model.layers)
+    )

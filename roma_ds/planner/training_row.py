@@ -36,7 +36,7 @@ def training_row(
     rates = question.rates
     memory = training_bytes(sizes, setting)
     gathered = gathered_bytes(sizes, setting)
-    hidden = sizes.hidden * setting.itemsize if cached else 0
+    hidden = sizes.entering_bytes(sizes.first, setting.itemsize) if cached else 0
     step = operations / question.samples * question.micro_batch / rates.matrix
     step += gathered / rates.link + setting.tokens * hidden / rates.disk
     return TrainingRow(

@@ -207,10 +207,11 @@ def plan_cache(
 ) -> PrefixCache:
     """A cache to write, its disk space taken. For one process; the others call `open_plan` afterwards.
 
-    lengths: tokens of each sequence. entering: what is kept of each token. shards: files to spread the values over. fingerprint: of all that the
-    values depend on. A cache of the same plan is taken up again, with as many shards as it has: `resumed` is
-    True then, and it is unfinished until `finish`. One of another plan is replaced, a finished one only once
-    there is room beside it. Raises EnvironmentFault when the disk is too small, before anything is touched.
+    lengths: tokens of each sequence. entering: what is kept of each token. shards: files to spread the values
+    over. fingerprint: of all that the values depend on. A cache of the same plan is taken up again, with as
+    many shards as it has: `resumed` is True then, and it is unfinished until `finish`. One of another plan is
+    replaced, a finished one only once there is room beside it. Raises EnvironmentFault when the disk is too
+    small, before anything is touched.
     """
     width, dtype = entering.width, entering.dtype
     plan = CachePlan(np.array(lengths, np.int64), width, dtype, first_layer, fingerprint, shards)

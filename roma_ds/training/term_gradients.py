@@ -29,7 +29,8 @@ class TermGradient:
 
     def _adder(self, layer: int, hidden: torch.Tensor) -> Any:
         def add(gradient: torch.Tensor) -> None:
-            product = gradient.detach().float().T @ hidden.float()
+            rows = gradient.detach().float().reshape(len(hidden), -1)
+            product = rows.T @ hidden.float()
             self.sums[layer] = self.sums[layer] + product if layer in self.sums else product
 
         return add

@@ -84,7 +84,7 @@ def partitioned(world: World, folder: str, dtype: str) -> dict[str, Any]:
     # A rank's share begins and ends within an expert, which is read whole.
     assert bytes_read <= whole_bytes / world.size + (DEPTH - FIRST) * 2 * one_expert
     assert world.size > 1 or bytes_read == whole_bytes
-    layout = detect(network).shifted(FIRST)
+    layout = detect(network, range(FIRST, DEPTH))
     check_loaded(network, layout, files, world)
     expert = -(-8 * world.rank // world.size)
     for path, first in (

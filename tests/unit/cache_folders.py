@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from roma_ds.families.entering import Entering
 from roma_ds.prefix.prefix_cache import PrefixCache, plan_cache
 
 MIB = 1 << 20
@@ -35,6 +36,10 @@ def same(one: torch.Tensor, other: torch.Tensor) -> bool:
     )
 
 
+def entering(hidden: int, dtype: torch.dtype) -> Entering:
+    return Entering.alone(hidden, str(dtype).removeprefix("torch."))
+
+
 def plan(folder: Path, fingerprint: str = "abc", **changes: Any) -> PrefixCache:
     given_plan: dict[str, Any] = {
         "lengths": LENGTHS,
@@ -43,7 +48,9 @@ def plan(folder: Path, fingerprint: str = "abc", **changes: Any) -> PrefixCache:
         "first_layer": 2,
         "shards": 2,
     }
-    return plan_cache(folder, fingerprint=fingerprint, **{**given_plan, **changes})
+    asked = {**given_plan, **changes}
+    table = entering(asked.pop("hidden"), asked.pop("dtype"))
+    return plan_cache(folder, fingerprint=fingerprint, entering=table, **asked)
 
 
 def fill(cache: PrefixCache, sequences: list[int] | None = None) -> None:

@@ -43,7 +43,7 @@ def read(sequence: Encoded) -> list[int]:
 def suffix_of(folder: Path, first: int = 0) -> RoutedLM:
     """The network of a checkpoint from layer `first` on, with all its routers read."""
     network = load_span(model_config(folder), Span.suffix(first, DEPTH), None, CPU)
-    layout = detect(network).shifted(first)
+    layout = detect(network, range(first, DEPTH))
     return RoutedLM(network, layout, layout.layers, first).attach()
 
 

@@ -54,9 +54,8 @@ class Setting:
         self.first = 2
 
     def plan(self, name: str) -> PrefixCache:
-        dtype = getattr(torch, self.model.dtype)
         return plan_cache(
-            self.folder / name, self.requests.lengths, self.whole.hidden, dtype, self.first, "all", 2
+            self.folder / name, self.requests.lengths, self.whole.entering(self.first), self.first, "all", 2
         )
 
     def streamed(self, name: str = "work", cache: PrefixCache | None = None, **changes: Any) -> StreamPass:

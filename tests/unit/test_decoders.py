@@ -84,7 +84,7 @@ def test_a_rival_writes_what_its_forward_pass_says(
 
     def logits(batch: Batch) -> torch.Tensor:
         if first is not None:
-            batch = replace(batch, hidden_states=base(**batch.inputs(CPU)).entering)
+            batch = replace(batch, entering=base(**batch.inputs(CPU)).entering)
         return rival.forward(batch)
 
     expected = loop(logits, tokenizer, prompts)

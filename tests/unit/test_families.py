@@ -54,7 +54,7 @@ def test_gate_keys_are_those_of_the_saved_checkpoint(model_type: str, tmp_path: 
     with safe_open(tmp_path / "model.safetensors", framework="pt") as file:
         for site in layout.sites:
             saved = file.get_tensor(layout.gate_key(site.layer))
-            assert torch.equal(saved, model.get_submodule(site.module).weight)
+            assert torch.equal(saved, model.get_parameter(f"{site.product}.weight"))
 
 
 def test_dense_layers_of_a_sparse_model_are_no_routers() -> None:

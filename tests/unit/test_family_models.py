@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from roma_ds.families import MoELayout, detect, family_of
 from roma_ds.families.own_models import register_own_models
 from roma_ds.network import packed_attention
 from roma_ds.network.routed import RoutedLM
-from roma_ds.sequences.batches import Batch, collate
+from roma_ds.sequences.batches import collate
 from roma_ds.training.stage import write_router_file
 
 pytestmark = [pytest.mark.parametrize("model_type", MODEL_TYPES), pytest.mark.usefixtures("one_thread")]
@@ -73,35 +74,17 @@ def test_prefix_and_suffix_are_the_whole(model_type: str, cut: int) -> None:
     wanted = run(whole, batch)
     assert wanted.entering is not None
     model = model_config(checkpoint(model_type))
-    before = RoutedFree(load_span(model, Span(0, cut, embedding=True, head=False), None, CPU))
-    hidden = before(batch)
+    network = load_span(model, Span(0, cut, embedding=True, head=False), None, CPU)
+    layout = detect(network, range(cut))
+    with torch.no_grad():
+        hidden, _ = RoutedLM(network, layout, layout.layers).attach().through(cut, **batch.inputs(CPU))
     torch.testing.assert_close(hidden, wanted.entering, rtol=0, atol=1e-6)
     suffix = loaded(model_type, cut)
-    output = run(suffix, Batch(**{**vars(batch), "hidden_states": wanted.entering}))
+    output = run(suffix, replace(batch, entering=wanted.entering))
     torch.testing.assert_close(output.logits, wanted.logits, rtol=0, atol=1e-6)
     kept = [place for place, layer in enumerate(whole.layers) if layer >= cut]
     assert suffix.layers == tuple(whole.layers[place] for place in kept)
     torch.testing.assert_close(output.routing, wanted.routing[:, kept], rtol=0, atol=1e-6)
-
-
-class RoutedFree:
-    """A span without a head, as the frozen pass runs it."""
-
-    def __init__(self, network: Any) -> None:
-        from roma_ds.network.frozen_modules import use_frozen_modules
-
-        use_frozen_modules(network)
-        self.base = network.base_model
-
-    def __call__(self, batch: Batch) -> torch.Tensor:
-        with torch.no_grad():
-            found: torch.Tensor = self.base(
-                input_ids=batch.input_ids[None],
-                position_ids=batch.position_ids[None],
-                packing=batch.packing,
-                use_cache=False,
-            ).last_hidden_state[0]
-        return found
 
 
 def test_every_tensor_is_that_of_the_stock_model(model_type: str) -> None:
@@ -112,20 +95,17 @@ def test_every_tensor_is_that_of_the_stock_model(model_type: str) -> None:
         for first in (0, 2):
             network = load_span(model, Span.suffix(first, DEPTH), None, CPU)
             for name, tensor in network.state_dict().items():
-                head, mark, rest = name.partition(".layers.")
-                number, _, tail = rest.partition(".")
-                stored = f"{head}{mark}{int(number) + first}.{tail}" if mark else name
                 if name in dict(network.named_parameters()):
                     assert tensor.dtype == getattr(torch, dtype), name
                 else:
-                    assert tensor.dtype == wanted[stored].dtype, name
-                assert torch.equal(tensor, wanted[stored].to(tensor.dtype)), name
+                    assert tensor.dtype == wanted[name].dtype, name
+                assert torch.equal(tensor, wanted[name].to(tensor.dtype)), name
             if first == 0:
                 assert network.state_dict().keys() == wanted.keys()
 
 
 def gates(network: Any, layout: MoELayout) -> dict[int, Any]:
-    return {site.layer: network.get_submodule(site.module).weight for site in layout.sites}
+    return {site.layer: network.get_parameter(f"{site.product}.weight") for site in layout.sites}
 
 
 def test_training_moves_the_chosen_routers_alone(model_type: str) -> None:

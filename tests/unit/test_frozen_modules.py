@@ -87,8 +87,8 @@ def test_bfloat16_norms_round_as_transformers_does() -> None:
     own, ours = (network_of(family).to(torch.bfloat16) for _ in range(2))
     use_frozen_norms(ours, family.norm_class)
     hidden = torch.randn(64, HIDDEN, dtype=torch.bfloat16)
-    theirs = own.get_submodule(family.norm)(hidden)
-    mine = ours.get_submodule(family.norm)(hidden)
+    theirs = own.get_submodule("model.norm")(hidden)
+    mine = ours.get_submodule("model.norm")(hidden)
     assert mine.dtype == torch.bfloat16
     assert (mine != theirs).float().mean() < 0.02
     torch.testing.assert_close(mine, theirs, rtol=2**-7, atol=0)
@@ -99,7 +99,7 @@ def test_a_norm_that_learns_runs_as_the_library_has_it() -> None:
     assert family.norm_class is not None
     network = network_of(family)
     use_frozen_norms(network, family.norm_class)
-    norm: Any = network.get_submodule(family.norm)
+    norm: Any = network.get_submodule("model.norm")
     norm.weight.requires_grad_(True)
     norm(torch.randn(4, HIDDEN)).sum().backward()
     assert norm.weight.grad is not None

@@ -19,6 +19,7 @@ from cache_folders import (
     MIB,
     assert_holds_all,
     content,
+    entering,
     fill,
     finished,
     free_bytes,
@@ -60,14 +61,14 @@ def test_what_is_written_in_any_order_is_read_in_any_order(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
-        cache = plan_cache(folders[0], lengths, hidden, dtype, 1, "f", shards)
+        cache = plan_cache(folders[0], lengths, entering(hidden, dtype), 1, "f", shards)
         for sequence in [*order, *twice]:
             cache.write(sequence, values(sequence, lengths[sequence], hidden, dtype))
             if sequence in flushes:
                 cache.flush()
         cache.finish()
         # In their order, into strided memory, each by a writer of its own.
-        plan_cache(folders[1], lengths, hidden, dtype, 1, "f", shards)
+        plan_cache(folders[1], lengths, entering(hidden, dtype), 1, "f", shards)
         for sequence in numbers:
             writer = open_plan(folders[1], "f")
             writer.write(sequence, values(sequence, lengths[sequence], hidden, dtype).T.contiguous().T)
@@ -97,11 +98,11 @@ def test_the_estimate_is_what_the_files_take(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], hidden: int, dtype: torch.dtype
 ) -> None:
     folder = tmp_path_factory.mktemp("cache")
-    plan_cache(folder, lengths, hidden, dtype, 1, "f", 2)
+    plan_cache(folder, lengths, entering(hidden, dtype), 1, "f", 2)
     sizes = {name: len(each) for name, each in content(folder).items()}
     del sizes["index.json"]
     header = sizes["lengths.npy"] - 8 * len(lengths)
-    assert sum(sizes.values()) - header == disk_bytes(lengths, hidden, dtype)
+    assert sum(sizes.values()) - header == disk_bytes(lengths, entering(hidden, dtype))
 
 
 def test_what_is_read_is_memory_of_its_own(tmp_path: Path) -> None:

@@ -82,7 +82,7 @@ def test_every_experts_weight_has_the_gradient_of_the_dense_mixture(
         for h in (1e-2, -1e-2):
 
             def add(module: Any, inputs: Any, output: Any, expert: int = expert, h: float = h) -> Any:
-                rows = steering._rows[3]
+                rows = steering.routed.rows_of(3, steering._positions)
                 index = torch.full((len(rows), 1), expert)
                 return output.index_add(
                     0, rows, module.forward(inputs[0][rows], index, torch.full((len(rows), 1), h))
