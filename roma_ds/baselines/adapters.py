@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from roma_ds.errors import EnvironmentFault, UserError
+from roma_ds.families import family_of
 
 PRODUCTS = ("q_proj", "k_proj", "v_proj", "o_proj")
 """Names of the products in an attention module, as most families call them."""
@@ -110,12 +111,13 @@ def _subsets(names: Sequence[str]) -> Iterator[tuple[str, ...]]:
 def add_adapters(network: Any, plan: Plan, seed: int, first: int = 0) -> list[nn.Parameter]:
     """Put the plan's adapters into the network and return what is trained; the function stays the same.
 
-    first: layers before it, by place in this network, stay as they are.
+    first: layers before it stay as they are.
     """
     torch.manual_seed(seed)
     products = linear_products(network, plan.products)
     if first:
-        behind = {module for layer in network.base_model.layers[first:] for module in layer.modules()}
+        layers = network.get_submodule(family_of(network.config).layers)
+        behind = {module for layer in layers[first:] for module in layer.modules()}
         products = {path: product for path, product in products.items() if product in behind}
     if plan.kind == "mixture":
         for path, product in products.items():

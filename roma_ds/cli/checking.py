@@ -45,7 +45,7 @@ def _model(subject: Subject) -> Iterator[str]:
         return
     layout, layers = subject.layout, subject.layers
     family = layout.family
-    depth = len(subject.network.base_model.layers)
+    depth = family.depth(subject.network.config)
     yield f"{family.name} ({family.support}), {depth} layers, {layout.experts} experts, top-{layout.top_k}"
     if family.reason:
         yield f"  {family.reason}"

@@ -175,8 +175,8 @@ def _refused(config: Any, reason: str) -> UserError:
 
 
 def _record(network: Any) -> Any:
-    """What transformers records as router logits, of the causal LM or of the model in it; None if nothing."""
-    for made in (network, network.base_model):
+    """What transformers records as router logits, of the causal LM or a model in it; None if nothing."""
+    for made in network.modules():
         record = (getattr(type(made), "_can_record_outputs", None) or {}).get(RECORD)
         if record is not None:
             return record

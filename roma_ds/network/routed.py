@@ -100,10 +100,15 @@ class RoutedLM(nn.Module):
             entering = family.leaving(config, self._dtype)
         LayerEntry(self._layer(first), entering).replace(lambda: self._table, lambda: self._placement)
         self._inside = self._narrow()
-        network.base_model.register_forward_hook(self._keep_answers)
+        self._inner().register_forward_hook(self._keep_answers)
 
     def _layer(self, number: int) -> nn.Module:
         found: nn.Module = self.network.get_submodule(f"{self.layout.family.layers}.{number}")
+        return found
+
+    def _inner(self) -> nn.Module:
+        """The network without its head."""
+        found: nn.Module = self.network.get_submodule(self.layout.family.layers.rpartition(".")[0])
         return found
 
     def _modules_read(self, kind: Literal["module", "product", "source"]) -> list[tuple[int, nn.Module]]:
@@ -245,7 +250,7 @@ class RoutedLM(nn.Module):
         self._begin(position_ids, packing, answer_position, entering)
         stop = self._stop_at(behind)
         try:
-            self.network.base_model(**self._placement.inputs(input_ids), use_cache=False)
+            self._inner()(**self._placement.inputs(input_ids), use_cache=False)
         except _Stop as stopped:
             table = stopped.table
         finally:

@@ -61,7 +61,6 @@ def partitioned(world: World, folder: str, dtype: str) -> dict[str, Any]:
     model = ModelConfig(path=folder, dtype=dtype)  # type: ignore[arg-type]
     whole = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
     layers = list(whole.base_model.layers)
-    whole.base_model.layers = torch.nn.ModuleList(layers[FIRST:])
     wanted = whole.state_dict()
     read = CheckpointFiles.read_flat
     bytes_read = 0
@@ -89,7 +88,7 @@ def partitioned(world: World, folder: str, dtype: str) -> dict[str, Any]:
     expert = -(-8 * world.rank // world.size)
     for path, first in (
         (layout.sites[0].module + ".weight", 0),
-        ("model.layers.0.mlp.experts.down_proj", expert),
+        (f"model.layers.{FIRST}.mlp.experts.down_proj", expert),
     ):
         parameter = network.get_parameter(path)
         share = parameter.ds_tensor
@@ -115,7 +114,7 @@ def partitioned(world: World, folder: str, dtype: str) -> dict[str, Any]:
     for parameter in network.parameters():
         assert parameter.numel() == 0
 
-    routers = [layer.mlp.gate.weight.requires_grad_(True) for layer in network.base_model.layers]
+    routers = [layer.mlp.gate.weight.requires_grad_(True) for layer in network.base_model.layers[FIRST:]]
     engine, *_ = deepspeed.initialize(
         model=Tail(network), model_parameters=routers, optimizer=torch.optim.AdamW(routers), config=ds
     )
