@@ -8,18 +8,11 @@ from decimal import Decimal
 from typing import Any
 
 from roma_ds.families import FAMILIES, detect, published
-from roma_ds.families.counting import KINDS, active_parameters, by_kind, counted
+from roma_ds.families.counting import KINDS, by_kind, counted
+from roma_ds.families.published_networks import as_stated, network, sizes
 
 ROUTERS = "last5"
-
-
-def built(name: str) -> Any:
-    """The network of a published config on the meta device: shapes alone."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(published.config(name), dtype=torch.bfloat16)
+TYPES = frozenset(model_type for family in FAMILIES for model_type in family.model_types)
 
 
 def table(header: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
@@ -38,31 +31,40 @@ def families() -> Iterator[Sequence[str]]:
         yield (family.name, types, family.selection, r, str(family.dense), shared, limits or "full")
 
 
-def sizes(networks: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+def of_a_family(networks: Mapping[str, Any]) -> dict[str, Any]:
+    """Those whose type has a family file."""
+    return {name: model for name, model in networks.items() if model.config.model_type in TYPES}
+
+
+def trained(model: Any, total: int) -> str:
+    """Parameters of the routers that are trained, and their share of all."""
+    layout = detect(model)
+    chosen = layout.choose(ROUTERS)
+    count = sum(site.experts * site.hidden for site in layout.sites if site.layer in chosen)
+    return f"{count:,} = {count / total:.4%}"
+
+
+def size_rows(networks: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     """One row a model: what its publisher states, and what its config gives."""
-    for name, network in networks.items():
-        model, config = published.published_model(name), network.config
-        layout = detect(network)
-        total = sum(by_kind(counted(network)).values())
-        chosen = layout.choose(ROUTERS)
-        trained = sum(site.experts * site.hidden for site in layout.sites if site.layer in chosen)
-        active = active_parameters(network, embedding=model.embedding_is_active)
+    known = of_a_family(networks)
+    for name, causal_lm in networks.items():
+        model, config, found = published.published_model(name), causal_lm.config, sizes(causal_lm)
         yield (
             f"[{name}](#{name.replace('.', '')})",
-            f"{config.num_hidden_layers}, {len(layout.layers)}",
-            f"{layout.experts}, {layout.top_k}",
+            f"{config.num_hidden_layers}, {len(found.sparse)}",
+            f"{found.experts}, {found.top_k}",
             str(config.hidden_size),
             f"{model.total} / {model.active or 'not stated'}",
-            f"{total:,}",
-            f"{active:,}",
-            f"{trained:,} = {trained / total:.4%}",
+            f"{found.total:,}",
+            f"{found.active(model.embedding_is_active):,}",
+            trained(causal_lm, found.total) if name in known else "no family file",
         )
 
 
 def kinds(networks: Mapping[str, Any]) -> Iterator[Sequence[str]]:
     """One row a model: parameters of each kind, in millions."""
-    for name, network in networks.items():
-        totals = by_kind(counted(network))
+    for name, causal_lm in of_a_family(networks).items():
+        totals = by_kind(counted(causal_lm))
         yield (name, *(f"{totals[kind] / 1e6:,.1f}" if totals[kind] else "0" for kind in KINDS))
 
 
@@ -84,23 +86,38 @@ def compared(what: str, count: int, stated: str) -> str:
 def sources(networks: Mapping[str, Any]) -> str:
     """One section a model."""
     parts = []
-    for name, network in networks.items():
+    for name, causal_lm in networks.items():
         model = published.published_model(name)
+        total, active = as_stated(model, sizes(causal_lm))
         lines = [f"#### {name}", "", f"- `{model.hub}`", f"- Config: {model.config_source}."]
         lines.append(f"- Size: {model.size_source}.")
-        counts = "with" if model.embedding_is_active else "without"
         if model.active:
-            lines.append(f"- Active parameters are compared {counts} the token embedding.")
-        total = sum(by_kind(counted(network)).values())
-        lines.append(f"- {compared('Total', total, model.total)}.")
+            counts = "with" if model.embedding_is_active else "without"
+            lines.append(
+                f"- Active parameters are compared {counts} the token embedding{also(model.active_with)}."
+            )
+        lines.append(f"- {compared(f'Total{counted_as(model)}', total, model.total)}.")
         known = f"{int(model.weights):,}" if model.weights.isdigit() else model.weights
         lines.append(f"- In the checkpoint's tensors: {known} ({model.weights_source}).")
+        if model.beside:
+            rest = ", ".join(f"{count:,} {part}" for part, count in model.beside.items())
+            lines.append(f"- Of these beside the parameters of the causal LM: {rest}.")
         if model.active:
-            active = active_parameters(network, embedding=model.embedding_is_active)
             lines.append(f"- {compared('Active', active, model.active)}.")
         lines += [f"- {model.note}"] if model.note else []
         parts.append("\n".join(lines))
     return "\n\n".join(parts)
+
+
+def also(parts: Sequence[str]) -> str:
+    """Words for what a figure counts beside the causal LM."""
+    return f" and with {', '.join(parts)}" if parts else ""
+
+
+def counted_as(model: published.PublishedModel) -> str:
+    """How the total was counted to compare it, where not as all parameters of the causal LM."""
+    said = "" if model.embedding_is_in_total else " without the token embedding"
+    return said + (f" with {', '.join(model.total_with)}" if model.total_with else "")
 
 
 def tables(networks: Mapping[str, Any]) -> Iterator[str]:
@@ -120,11 +137,11 @@ def tables(networks: Mapping[str, Any]) -> Iterator[str]:
             "active",
             f"routers of `{ROUTERS}`",
         ),
-        sizes(networks),
+        size_rows(networks),
     )
     yield table(("millions of", *KINDS), kinds(networks))
     yield sources(networks)
 
 
 if __name__ == "__main__":
-    sys.stdout.write("\n\n".join(tables({name: built(name) for name in published.names()})) + "\n")
+    sys.stdout.write("\n\n".join(tables({name: network(name) for name in published.names()})) + "\n")

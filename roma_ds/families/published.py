@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from importlib.resources import files
 from typing import Any
@@ -38,6 +39,15 @@ class PublishedModel:
     """Where the count of the tensors is from."""
     note: str
     """What differs from the checkpoint, or has to be known to compare; may be empty."""
+    beside: Mapping[str, int] = field(default_factory=dict)
+    """Values of the checkpoint that are no parameters of the causal LM here, by what they are for. Where they
+    are given, they and the parameters add up to `weights`."""
+    total_with: Sequence[str] = ()
+    """Which of `beside` the publisher's `total` counts."""
+    active_with: Sequence[str] = ()
+    """Which of `beside` the publisher's `active` counts."""
+    embedding_is_in_total: bool = True
+    """Whether the publisher's `total` counts the token embedding."""
 
 
 def _folder() -> Any:

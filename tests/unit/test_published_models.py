@@ -1,12 +1,10 @@
-"""The published configs, built without weights, have the sizes that their publishers state."""
+"""The published configs: every value is used, routers and kinds of parameters are where families say."""
 
 from __future__ import annotations
 
 import importlib.util
-from decimal import ROUND_DOWN, ROUND_HALF_UP, Decimal
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -16,68 +14,32 @@ from transformers import AutoModelForCausalLM
 from roma_ds.errors import UserError
 from roma_ds.families import FAMILIES, detect, family_of, published
 from roma_ds.families.counting import KINDS, active_parameters, by_kind, counted
+from roma_ds.families.published_networks import network, sizes
 
-
-@cache
-def built(name: str) -> Any:
-    """On the meta device: shapes alone."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(published.config(name), dtype=torch.bfloat16)
-
-
-def spelled(count: int, like: str) -> set[str]:
-    """A count in the unit and significant digits of `like`, such as 6.9B: rounded, and cut."""
-    exact = Decimal(count) / {"B": 10**9, "M": 10**6}[like[-1]]
-    step = Decimal(1).scaleb(int(Decimal(like[:-1]).normalize().as_tuple().exponent))
-    ways = (ROUND_HALF_UP, ROUND_DOWN)
-    return {f"{(exact / step).quantize(Decimal(1), way) * step:f}{like[-1]}" for way in ways}
-
-
-def figure(text: str) -> float:
-    unit = {"B": 10**9, "M": 10**6}.get(text[-1])
-    return float(text[:-1]) * unit if unit else float(text)
-
-
-def precision(text: str) -> float:
-    """How far a number can lie from a figure that is cut to the digits of `text`, relative to it."""
-    return 10.0 ** int(Decimal(text[:-1]).normalize().as_tuple().exponent) / float(text[:-1])
-
-
-def test_digits_are_rounded_or_cut() -> None:
-    assert spelled(6_919_161_856, "6.9B") == {"6.9B"}
-    assert spelled(21_825_437_888, "21B") == {"21B", "22B"}
-    assert spelled(428_658_688, "400M") == {"400M"}
-    assert spelled(20_914_757_184, "20.91B") == {"20.91B"}
-    assert precision("6.9B") == pytest.approx(0.1 / 6.9) and precision("400M") == pytest.approx(0.25)
-
-
-@pytest.mark.parametrize("name", published.names())
-def test_counts_are_those_of_the_publisher(name: str) -> None:
-    model, network = published.published_model(name), built(name)
-    total = sum(by_kind(counted(network)).values())
-    assert total == sum(parameter.numel() for parameter in network.parameters())
-    active = active_parameters(network, embedding=model.embedding_is_active)
-    stated = [(total, model.total)] + ([(active, model.active)] if model.active else [])
-    for count, text in stated:
-        assert text in spelled(count, text), f"{count:,} is not {text}"
-        assert abs(count / figure(text) - 1) <= max(0.01, precision(text)), text
-        if len(Decimal(text[:-1]).normalize().as_tuple().digits) > 2:
-            assert count == pytest.approx(figure(text), rel=0.01)
-    # All digits of what the files hold, but for one model of which four are known.
-    assert str(total) == model.weights or model.weights in spelled(total, model.weights)
-    assert total == pytest.approx(figure(model.weights), rel=0.001)
-    assert model.config_source and model.size_source and model.weights_source
+TYPES = {model_type for family in FAMILIES for model_type in family.model_types}
+OF_A_FAMILY = [
+    name for name in published.names() if published.published_model(name).config["model_type"] in TYPES
+]
+LEGACY = ("rope_theta", "rope_scaling", "partial_rotary_factor")
+OF_FULL_ATTENTION = {"global_head_dim": "head_dim", "num_global_key_value_heads": "num_key_value_heads"}
+"""Keys that transformers turns into values of single layers."""
+built = cache(network)
 
 
 @pytest.mark.parametrize("name", published.names())
 def test_every_value_of_a_config_is_used(name: str) -> None:
     written, config = published.published_model(name).config, published.config(name)
-    known = type(config)().to_dict()
+    known = {*type(config)().to_dict(), *config.attribute_map, *vars(type(config)), "head_dim"}
+    config.allow_global_per_layer_attribute_access = True
     for key, value in written.items():
-        if key in ("rope_theta", "rope_scaling", "partial_rotary_factor"):
-            continue
-        assert key in known or key in config.attribute_map or key == "head_dim", f"{name} has no {key}"
-        assert getattr(config, key) == value
+        if key in OF_FULL_ATTENTION:
+            layer = config.layer_types.index("full_attention")
+            assert getattr(config.per_layer_config[layer], OF_FULL_ATTENTION[key]) == value
+        elif key not in LEGACY:
+            assert key in known, f"{name} has no {key}"
+            assert getattr(config, key) == value
+    if "rope_theta" not in written:
+        return
     rotary = config.rope_parameters
     # Per kind of layer where a model has several.
     for values in [rotary] if "rope_theta" in rotary else rotary.values():
@@ -87,7 +49,17 @@ def test_every_value_of_a_config_is_used(name: str) -> None:
         assert values.get("partial_rotary_factor") == written.get("partial_rotary_factor")
 
 
-@pytest.mark.parametrize("name", published.names())
+@pytest.mark.parametrize("name", OF_A_FAMILY)
+def test_kinds_of_a_family_add_up_to_what_is_counted_without_it(name: str) -> None:
+    found = sizes(built(name))
+    kinds = by_kind(counted(built(name)))
+    assert sum(kinds.values()) == found.total
+    assert (kinds["routed experts"], kinds["embedding"]) == (found.routed, found.embedding)
+    for embedding in (True, False):
+        assert active_parameters(built(name), embedding=embedding) == found.active(embedding)
+
+
+@pytest.mark.parametrize("name", OF_A_FAMILY)
 def test_routers_are_where_the_config_says(name: str) -> None:
     network = built(name)
     layout = detect(network)
@@ -99,7 +71,7 @@ def test_routers_are_where_the_config_says(name: str) -> None:
 
 
 def test_every_family_has_a_published_model() -> None:
-    found = {family_of(published.config(name)).name for name in published.names()}
+    found = {family_of(published.config(name)).name for name in OF_A_FAMILY}
     assert found == {family.name for family in FAMILIES}
 
 
