@@ -7,50 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from roma_ds.testing.moe_types import causal_lm_class
+from roma_ds.testing.tiny_parts import Asked
+from roma_ds.testing.tiny_sizes import FIRST_TYPES, own_sizes
+from roma_ds.testing.tiny_weights import enlarge
+
 WORDS = ("Question", "Answer", ":", ".", "?", "A", "B", "C", "D", *(f"w{number}" for number in range(180)))
-
-ROUTERS = ("gate.weight", "router.weight")
-
-
-def _own_sizes(model_type: str, experts: int, hidden: int) -> dict[str, Any]:
-    """What a family names otherwise, or has beside what all have; small, and none of it switched off."""
-    group_limited = {"n_group": 4, "topk_group": 2, "num_experts_per_tok": 3, "routed_scaling_factor": 1.7}
-    latent = {
-        "q_lora_rank": 12,
-        "kv_lora_rank": 16,
-        "qk_nope_head_dim": hidden // 4,
-        "qk_rope_head_dim": 4,
-        "v_head_dim": 6,
-        "head_dim": 4,
-    }
-    leading = {"n_routed_experts": experts, "n_shared_experts": 1, "first_k_dense_replace": 1}
-    local = {"num_local_experts": experts, "num_key_value_heads": 2}
-    own: dict[str, dict[str, Any]] = {
-        "qwen2_moe": {"shared_expert_intermediate_size": hidden, "mlp_only_layers": [0]},
-        "mixtral": local,
-        "granitemoe": local
-        | {
-            "embedding_multiplier": 3.0,
-            "logits_scaling": 2.0,
-            "residual_multiplier": 0.7,
-            "attention_multiplier": 0.3,
-        },
-        "phimoe": local | {"attention_bias": True, "lm_head_bias": True, "router_jitter_noise": 0.1},
-        "deepseek": leading | {"num_experts_per_tok": 3},
-        "deepseek_v2": leading | latent | group_limited | {"topk_method": "group_limited_greedy"},
-        "deepseek_v3": leading | latent | group_limited,
-        "glm4_moe": leading | group_limited | {"use_qk_norm": True, "num_key_value_heads": 2},
-        "ernie4_5_moe": {
-            "moe_num_experts": experts,
-            "moe_k": 2,
-            "moe_num_shared_experts": 1,
-            "num_key_value_heads": 2,
-            "moe_layer_start_index": 1,
-        },
-        "gpt_oss": local | {"sliding_window": 6},
-        "flex_olmo": {"num_key_value_heads": 2},
-    }
-    return own.get(model_type, {})
 
 
 def save_tokenizer(folder: Path, words: Sequence[str] = WORDS) -> int:
@@ -71,28 +33,53 @@ def tiny_config(
     model_type: str, vocabulary: int, layers: int = 4, experts: int = 8, hidden: int = 32, **more: Any
 ) -> Any:
     """A small transformers config of `model_type`; more: values that go before those chosen here."""
-    from transformers import AutoConfig
+    from transformers import CONFIG_MAPPING, AutoConfig
 
     from roma_ds.families.own_models import register_own_models
 
     register_own_models()
-    sizes = {
-        "vocab_size": vocabulary,
-        "hidden_size": hidden,
-        "intermediate_size": hidden,
-        "moe_intermediate_size": hidden,
-        "num_hidden_layers": layers,
-        "num_attention_heads": 4,
+    asked, first = Asked(vocabulary, layers, experts, hidden), model_type in FIRST_TYPES
+    widths = {
+        "intermediate_size": hidden if first else asked.dense_width,
+        "moe_intermediate_size": hidden if first else asked.expert_width,
         "num_key_value_heads": 4,
         "head_dim": hidden // 4,
         "num_experts": experts,
         "num_experts_per_tok": 2,
+    }
+    if not first:
+        # What a published config does not name, code is not to find in a tiny one either.
+        widths = _named(CONFIG_MAPPING[model_type], widths)
+    sizes = {
+        "vocab_size": vocabulary,
+        "hidden_size": hidden,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 4,
         "max_position_embeddings": 512,
         "pad_token_id": 0,
         "bos_token_id": None,
         "eos_token_id": 2,
     }
-    return AutoConfig.for_model(model_type, **sizes | _own_sizes(model_type, experts, hidden) | more)
+    return AutoConfig.for_model(model_type, **sizes | widths | own_sizes(model_type, asked) | more)
+
+
+def _named(config_class: Any, sizes: dict[str, Any]) -> dict[str, Any]:
+    """Those of the sizes that a config class has, under this name or as an alias of its own one."""
+    return {
+        name: size
+        for name, size in sizes.items()
+        if hasattr(config_class, name) or name in config_class.attribute_map
+    }
+
+
+def random_model(config: Any, dtype: Any = None) -> Any:
+    """The causal language model of a config, as its library draws it."""
+    from transformers import AutoModelForCausalLM
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
+        return AutoModelForCausalLM.from_config(config, dtype=dtype)
+    return causal_lm_class(type(config))._from_config(config, dtype=dtype)
 
 
 def save_tiny(
@@ -111,19 +98,11 @@ def save_tiny(
     more: config values that go before those of `tiny_config`.
     """
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = tiny_config(model_type, save_tokenizer(folder), layers, experts, hidden, **more)
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(config, dtype=getattr(torch, dtype))
-    for name, parameter in model.named_parameters():
-        # Larger routers than the usual initialisation: routing far from uniform tests more.
-        if name.endswith(ROUTERS):
-            torch.nn.init.normal_(parameter, std=0.5)
-    for name, values in (*model.named_parameters(), *model.named_buffers()):
-        # Zero at first, and then nothing would show whether they are read.
-        if name.endswith(("_bias", ".bias", ".sinks")):
-            torch.nn.init.normal_(values, std=0.2)
+    model = random_model(config, getattr(torch, dtype))
+    enlarge(model, everything=model_type not in FIRST_TYPES)
     model.save_pretrained(folder, max_shard_size=shard_size)
     return folder
 
