@@ -36,6 +36,8 @@ class AbsentEmbedding(nn.Module):
     def __init__(self, width: int, dtype: torch.dtype) -> None:
         super().__init__()
         self.width, self.dtype = width, dtype
+        # Some models ask where their embedding lies.
+        self.register_buffer("weight", torch.empty(0, dtype=dtype), persistent=False)
 
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """int64 [B, L] -> [B, L, width]"""

@@ -129,8 +129,9 @@ class Family:
         return self.experts(config) + _sum(config, self.joint_rows)
 
     def top_k(self, config: Any) -> int:
-        """Experts that each token goes to, from a model config. Raises UserError where layers differ."""
-        return self._number(config, self.top_k_attribute)
+        """Experts that each token goes to, from a model config; the most of any layer."""
+        stated = attribute(config, self.top_k_attribute)
+        return int(max(stated) if isinstance(stated, (list, tuple)) else stated)
 
     def gate_width(self, config: Any) -> int:
         """Columns of a router's weight, from a model config."""
@@ -172,9 +173,15 @@ class Family:
 
 
 def attribute(config: Any, path: str) -> Any:
-    """The value at a path of names with dots between them; None where there is none."""
+    """The value at a path of names with dots between them; None where there is none.
+
+    Some configs have values by layer and raise where one is asked for all of them: None too.
+    """
     for name in path.split("."):
-        config = getattr(config, name, None)
+        try:
+            config = getattr(config, name, None)
+        except RuntimeError:
+            return None
     return config
 
 

@@ -15,7 +15,7 @@ from roma_ds.errors import UserError
 from roma_ds.families.capability import Limit
 from roma_ds.families.causal_lm import causal_lm_class
 from roma_ds.families.entering import HIDDEN, Carried
-from roma_ds.families.family import Family
+from roma_ds.families.family import Family, attribute
 from roma_ds.families.router_trial import Trial, Unclear, tried
 from roma_ds.families.unusable_config import making_faults
 
@@ -40,13 +40,18 @@ RECOMPUTED = {
     "kwargs",
 }
 """Arguments of a layer that a model makes from the tokens and their places alone."""
-HANDED_ON = (Carried("prev_topk_indices", (("index_topk",),), "int32", True, ("indexer_types", "shared")),)
+HANDED_ON = (
+    Carried("prev_topk_indices", (("index_topk",),), "int32", True, ("indexer_types", "shared")),
+    Carried("prev_router_hidden_states", (("router_hidden_size",),)),
+)
 """Arguments of a layer that come from the layers before it, and that it returns behind the hidden states."""
 STREAMS = (
     ("hc_mult", Carried(HIDDEN.name, (("hc_mult",), ("hidden_size",)))),
     ("hc_count", Carried(HIDDEN.name, (("hc_count", "hidden_size"),))),
+    # Routers that read those before them come with a residual stream in float32.
+    ("router_hidden_size", Carried(HIDDEN.name, (("hidden_size",),), "float32")),
 )
-"""Config attributes of models with several residual streams, and what then enters a layer."""
+"""Config attributes of models with other residual streams than one, and what then enters a layer."""
 _NUMBERED = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 
 
@@ -101,7 +106,8 @@ def _found(key: _Key) -> Family | None:
     layers, number, inner = _NUMBERED.match(next(iter(places.values()))[0]).groups()  # type: ignore[union-attr]
     router = next(iter(places.values()))[1]
     experts_attribute, top_k = _sizes(config)
-    experts = int(getattr(config, experts_attribute))
+    stated = getattr(config, experts_attribute)
+    experts = int(stated[int(number)] if isinstance(stated, list) else stated)
     try:
         trial = tried(router, int(config.hidden_size), experts)
     except Unclear as error:
@@ -156,7 +162,7 @@ def _limits(
             "route",
             "experimental",
             f"no family describes it; found were {len(places)} routers of class {kind} with {experts} "
-            f"experts, top-{getattr(config, top_k)}, that score by {trial.scoring}",
+            f"experts, top-{attribute(config, top_k)}, that score by {trial.scoring}",
         )
     ]
     known = RECOMPUTED | {one.name for one in carried}
@@ -219,11 +225,16 @@ def _routers(config: Any, network: Any, record: Any) -> dict[int, tuple[str, Any
 
 def _sizes(config: Any) -> tuple[str, str]:
     """Names of the config attributes with the number of experts and how many a token goes to."""
-    experts = [name for name in EXPERTS if isinstance(getattr(config, name, None), int)]
-    top_k = [name for name in TOP_K if isinstance(getattr(config, name, None), int)]
+    experts, top_k = ([name for name in names if _is_number(config, name)] for names in (EXPERTS, TOP_K))
     if not experts or not top_k:
         raise _refused(config, "its config does not say how many experts there are and are chosen")
     return experts[0], top_k[0]
+
+
+def _is_number(config: Any, name: str) -> bool:
+    """Whether an attribute is a whole number, or one for each layer."""
+    value = attribute(config, name)
+    return isinstance(value, int) or (isinstance(value, list) and all(isinstance(one, int) for one in value))
 
 
 def _depth_attribute(config: Any, layers: Any) -> str:
@@ -236,7 +247,8 @@ def _depth_attribute(config: Any, layers: Any) -> str:
 def _block(layer: Any, inner: str) -> tuple[str, ...]:
     """Path in a layer of the module around its router, where that takes hidden states and nothing else."""
     path = inner.rpartition(".")[0]
-    if not path:
+    # A convolution behind the block reads what the block gave at the tokens before.
+    if not path or any("Conv" in type(child).__name__ for child in layer.children()):
         return ()
     given = inspect.signature(layer.get_submodule(path).forward).parameters.values()
     plain = [one for one in given if one.kind is one.POSITIONAL_OR_KEYWORD]

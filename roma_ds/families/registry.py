@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from roma_ds.families import (
+    dbrx,
     deepseek_moe,
     deepseek_v2,
     deepseek_v3,
@@ -11,6 +12,7 @@ from roma_ds.families import (
     glm4_moe,
     gpt_oss,
     granite_moe,
+    jetmoe,
     mixtral,
     olmoe,
     phimoe,
@@ -65,5 +67,7 @@ FAMILIES: tuple[Family, ...] = _checked(
         glm4_moe.FAMILY,
         ernie4_5_moe.FAMILY,
         gpt_oss.FAMILY,
+        jetmoe.FAMILY,
+        dbrx.FAMILY,
     )
 )

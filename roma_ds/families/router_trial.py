@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 _PROBES = 16
-_ENTRIES = (ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError)
+_FAULTS = (ValueError, TypeError, RuntimeError, AttributeError, IndexError, KeyError)
 
 
 class Unclear(Exception):
@@ -108,15 +108,15 @@ def _called(router: Any, hidden: Any, experts: int) -> tuple[Any, ...]:
 
     given = {}
     for name, parameter in list(inspect.signature(router.forward).parameters.items())[1:]:
-        if parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
-            if "bias" not in name:
-                raise Unclear(f"are given `{name}` beside the hidden states")
+        if "bias" in name:
             given[name] = torch.zeros(experts)
+        elif parameter.default is parameter.empty and parameter.kind is parameter.POSITIONAL_OR_KEYWORD:
+            raise Unclear(f"are given `{name}` beside the hidden states")
     error: Exception | None = None
     for shaped in (hidden, hidden[None]):
         try:
             output = router(shaped, **given)
-        except _ENTRIES as failed:
+        except _FAULTS as failed:
             error = error or failed
             continue
         listed = output if isinstance(output, tuple) else (output,)
@@ -135,8 +135,11 @@ def _starts(values: Any, product: Any) -> bool:
     return 1 < count <= product.shape[1] and torch.allclose(values.float(), product[:, :count], atol=1e-4)
 
 
-def _chosen(outputs: list[Any], product: Any) -> tuple[tuple[Any, Any], int]:
-    """Weights and indices [T, k] among the outputs, and the place of the indices."""
+def _chosen(outputs: list[Any], product: Any) -> tuple[tuple[Any, Any], int | None]:
+    """Weights and indices [T, k] among the outputs, and the place of the indices.
+
+    Where a router gives weights of all experts, most of them 0, the indices have no place.
+    """
     whole = [
         place
         for place, one in enumerate(outputs)
@@ -146,6 +149,11 @@ def _chosen(outputs: list[Any], product: Any) -> tuple[tuple[Any, Any], int]:
         for other in outputs:
             if other.is_floating_point() and other.shape == outputs[place].shape:
                 return (other.float(), outputs[place].long()), place
+    for one in outputs:
+        counts = (one != 0).sum(dim=-1) if one.shape == product.shape else None
+        if counts is not None and 0 < int(counts[0]) < product.shape[1] and bool((counts == counts[0]).all()):
+            weights, indices = one.float().topk(int(counts[0]), dim=-1)
+            return (weights, indices), None
     raise Unclear("do not say which experts they choose and what these weigh")
 
 
@@ -161,8 +169,8 @@ def _scoring(product: Any, weights: Any, indices: Any) -> str:
     alone = indices.shape[1] == 1
     for name, values in ways.items():
         own = values.gather(1, indices)
-        # Of a single expert only a factor that all tokens share tells anything.
-        ratios = weights / own
+        # Of a single expert only a factor that all tokens share tells anything. Weight 0 is none: skipped.
+        ratios = (weights / own)[(weights != 0).all(dim=1)]
         like = ratios.mean(dim=0 if alone else 1, keepdim=True)
         if torch.allclose(ratios, like.expand_as(ratios), rtol=1e-3, atol=1e-5):
             return name

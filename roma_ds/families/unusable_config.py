@@ -98,15 +98,14 @@ def require_numbers(family: Family, config: Any) -> None:
 
 def _head_problems(config: Any) -> Iterator[str]:
     """Numbers of heads that do not divide what they share; nothing where a config has them by layer."""
-    hidden = getattr(config, "hidden_size", None)
-    heads = getattr(config, "num_attention_heads", None)
-    shared = getattr(config, "num_key_value_heads", None) or heads
+    hidden, heads = attribute(config, "hidden_size"), attribute(config, "num_attention_heads")
+    shared = attribute(config, "num_key_value_heads") or heads
     by_layer = not (isinstance(heads, int) and isinstance(shared, int))
-    if not heads or by_layer or getattr(config, "kv_lora_rank", None):
+    if not heads or by_layer or attribute(config, "kv_lora_rank"):
         return
     if heads % shared:
         yield f"num_attention_heads is {heads}, no multiple of the {shared} of num_key_value_heads"
-    if hidden and not getattr(config, "head_dim", None) and hidden % heads:
+    if hidden and not attribute(config, "head_dim") and hidden % heads:
         yield f"hidden_size is {hidden}, no multiple of the {heads} of num_attention_heads"
 
 

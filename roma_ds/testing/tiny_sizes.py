@@ -162,7 +162,7 @@ def _attention_sizes(asked: Asked) -> dict[str, dict[str, Any]]:
         | {
             "num_attention_heads_per_layer": by_turns(layers, 6, 4),
             "moe_routed_scaling_factor": 1.7,
-            "moe_router_logit_softcapping": 2.0,
+            "moe_router_logit_softcapping": 0.0,
         },
         "llama4_text": {
             "num_local_experts": experts,
