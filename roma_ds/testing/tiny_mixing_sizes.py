@@ -18,16 +18,16 @@ from roma_ds.testing.tiny_parts import (
 def latent_sizes(asked: Asked) -> dict[str, dict[str, Any]]:
     """Types whose keys and values come from a narrow state, many of them with an indexer that picks keys."""
     layers, experts = asked.layers, asked.experts
-    latent = {
+    narrow = {
         "n_routed_experts": experts,
-        "n_shared_experts": 1,
         "q_lora_rank": 12,
         "kv_lora_rank": 16,
         "qk_nope_head_dim": asked.hidden // 4,
         "qk_rope_head_dim": 4,
         "v_head_dim": 6,
     }
-    # With few index heads scores of nothing tie in a model so small, and the choice would be by length.
+    latent = narrow | {"n_shared_experts": 1}
+    # With few index heads scores of zero tie in a model so small, and the length of a text would choose.
     indexed = {"index_topk": 8, "index_n_heads": 16, "index_head_dim": 16}
     sparse = {"mlp_layer_types": dense_first(layers)}
     reused = {"indexer_types": ["full", *by_turns(layers - 1, "full", "shared")]}
@@ -77,7 +77,7 @@ def latent_sizes(asked: Asked) -> dict[str, dict[str, Any]]:
         "glm4_moe_lite": latent | sparse | groups() | {"head_dim": 4},
         "glm_moe_dsa": latent | sparse | groups() | indexed | reused,
         "hy_v4": latent | sparse | groups() | indexed | reused | streams,
-        "longcat_flash": latent
+        "longcat_flash": narrow
         | {
             # Two attentions a layer, and each counts as one.
             "num_hidden_layers": 2 * layers,

@@ -133,7 +133,8 @@ def _attention_sizes(asked: Asked) -> dict[str, dict[str, Any]]:
             "attention_k_eq_v": True,
             "global_head_dim": 12,
             "num_global_key_value_heads": 1,
-            "num_kv_shared_layers": 2,
+            # Before them there is to be a layer of each kind.
+            "num_kv_shared_layers": min(2, layers - 2),
             "use_double_wide_mlp": True,
             "hidden_size_per_layer_input": 6,
             "vocab_size_per_layer_input": asked.vocabulary,

@@ -86,7 +86,8 @@ def test_positions_that_depend_on_the_longest_sequence_are_refused(tmp_path: Pat
 def test_an_unknown_model_is_found_by_its_recorded_routers(
     model_type: str, scoring: str, tmp_path: Path
 ) -> None:
-    sizes = {"n_routed_experts": 8, "n_group": 1, "topk_group": 1, "num_key_value_heads": 2}
+    sizes: dict[str, Any] = {"n_routed_experts": 8, "n_group": 1, "topk_group": 1, "num_key_value_heads": 2}
+    sizes |= {"num_experts_per_tok": 2, "mlp_layer_types": ["sparse"] * DEPTH}
     folder = save_tiny(tmp_path, model_type, **sizes)
     config = AutoConfig.from_pretrained(folder)
     family = family_of(config)
