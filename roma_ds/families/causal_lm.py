@@ -6,8 +6,8 @@ from importlib import import_module
 from typing import Any
 
 
-def causal_lm_class(config: Any) -> Any:
-    """transformers' class of a causal LM for a config; None where it has none.
+def causal_lm_class(config_class: Any) -> Any:
+    """transformers' class of a causal LM for a config's class; None where it has none.
 
     Some models have such a class and are not in the library's table of them: it is looked up beside their
     config's class.
@@ -15,10 +15,10 @@ def causal_lm_class(config: Any) -> Any:
     from transformers import PreTrainedModel
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    found = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
     if found is not None:
         return found[0] if isinstance(found, tuple) else found
-    home = type(config).__module__
+    home = config_class.__module__
     if not home.startswith("transformers.models."):
         return None
     try:
@@ -27,7 +27,7 @@ def causal_lm_class(config: Any) -> Any:
         return None
     for name, value in vars(module).items():
         own = isinstance(value, type) and issubclass(value, PreTrainedModel)
-        if own and name.endswith("ForCausalLM") and value.config_class is type(config):
+        if own and name.endswith("ForCausalLM") and value.config_class is config_class:
             return value
     return None
 
@@ -39,7 +39,7 @@ def causal_lm(config: Any, dtype: Any, trust_remote_code: bool) -> Any:
     """
     from transformers import AutoModelForCausalLM
 
-    found = causal_lm_class(config)
+    found = causal_lm_class(type(config))
     if found is None or trust_remote_code:
         return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
     return found._from_config(config, dtype=dtype)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from importlib import import_module
 from math import prod
 from typing import Any
 
 from roma_ds.families import published
+from roma_ds.families.causal_lm import causal_lm_class
 from roma_ds.families.published import PublishedModel
 
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k")
@@ -24,18 +24,7 @@ def network(name: str) -> Any:
 
     config = published.config(name)
     with torch.device("meta"):
-        return _class_of(config)._from_config(config, dtype=torch.bfloat16)
-
-
-def _class_of(config: Any) -> Any:
-    """The causal LM of transformers for a config, also where its automatic classes do not list it."""
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    if type(config) in MODEL_FOR_CAUSAL_LM_MAPPING:
-        found = MODEL_FOR_CAUSAL_LM_MAPPING[type(config)]
-        return found[0] if isinstance(found, tuple) else found
-    place = type(config).__module__.replace(".configuration_", ".modeling_")
-    return getattr(import_module(place), type(config).__name__.removesuffix("Config") + "ForCausalLM")
+        return causal_lm_class(type(config))._from_config(config, dtype=torch.bfloat16)
 
 
 @dataclass(frozen=True)

@@ -45,6 +45,8 @@ HANDED_ON = (
     Carried("prev_router_hidden_states", (("router_hidden_size",),)),
 )
 """Arguments of a layer that come from the layers before it, and that it returns behind the hidden states."""
+SWITCHED = {"per_layer_input": "hidden_size_per_layer_input", "shared_kv_states": "num_kv_shared_layers"}
+"""Arguments of a layer that mean nothing where a config attribute is 0 or absent."""
 STREAMS = (
     ("hc_mult", Carried(HIDDEN.name, (("hc_mult",), ("hidden_size",)))),
     ("hc_count", Carried(HIDDEN.name, (("hc_count", "hidden_size"),))),
@@ -60,7 +62,7 @@ def recorded_family(config: Any) -> Family | None:
 
     Raises UserError where there are routers and they, or the model around them, cannot be used.
     """
-    network_class = causal_lm_class(config)
+    network_class = causal_lm_class(type(config))
     if network_class is None:
         return None
     return _found(_Key(config, network_class))
@@ -166,6 +168,7 @@ def _limits(
         )
     ]
     known = RECOMPUTED | {one.name for one in carried}
+    known |= {name for name, switch in SWITCHED.items() if not attribute(config, switch)}
     others = [name for name in inspect.signature(layer.forward).parameters if name not in known]
     if others:
         reason = f"its layers are given {others[0]}, of which it is not known where it comes from"

@@ -2,38 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
 import sys
 from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
+from roma_ds.families.causal_lm import causal_lm_class
 from roma_ds.testing.tiny_sizes import MOE_TYPES
 
 EXPERT_COUNTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts")
 """How configs name the number of their routed experts."""
-
-
-def causal_lm_class(config_class: Any) -> Any:
-    """The causal language model of a config's class: a class, or None where there is none.
-
-    It is the one that AutoModelForCausalLM lists or else one beside the config that the list lacks, as
-    mistral4's. None as well for a config of several parts: its text part has a type of its own.
-    """
-    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
-
-    if "text_config" in config_class.sub_configs:
-        return None
-    if config_class in MODEL_FOR_CAUSAL_LM_MAPPING:
-        listed = MODEL_FOR_CAUSAL_LM_MAPPING[config_class]
-        return listed if listed.__name__.endswith("ForCausalLM") else None
-    try:
-        beside = importlib.import_module(config_class.__module__.replace(".configuration_", ".modeling_"))
-    except ModuleNotFoundError:
-        return None
-    return next(
-        (one for one in _models_of(beside, config_class) if one.__name__.endswith("ForCausalLM")), None
-    )
 
 
 def new_types(known: Collection[str] = MOE_TYPES) -> tuple[str, ...]:
@@ -61,8 +39,9 @@ def _may_route(model_type: str) -> bool:
 
 
 def _routes(config_class: Any) -> bool:
-    causal = causal_lm_class(config_class)
-    if causal is None:
+    # Of a config of several parts the text part has a type of its own.
+    causal = None if "text_config" in config_class.sub_configs else causal_lm_class(config_class)
+    if causal is None or not causal.__name__.endswith("ForCausalLM"):
         return False
     named = {*getattr(config_class, "__dataclass_fields__", ()), *config_class.attribute_map}
     return not named.isdisjoint(EXPERT_COUNTS) or any(

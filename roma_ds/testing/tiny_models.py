@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from roma_ds.testing.moe_types import causal_lm_class
+from roma_ds.families.causal_lm import causal_lm_class
 from roma_ds.testing.tiny_parts import Asked
 from roma_ds.testing.tiny_sizes import FIRST_TYPES, own_sizes
 from roma_ds.testing.tiny_weights import enlarge

@@ -133,11 +133,9 @@ def _attention_sizes(asked: Asked) -> dict[str, dict[str, Any]]:
             "attention_k_eq_v": True,
             "global_head_dim": 12,
             "num_global_key_value_heads": 1,
-            # Before them there is to be a layer of each kind.
-            "num_kv_shared_layers": min(2, layers - 2),
-            "use_double_wide_mlp": True,
-            "hidden_size_per_layer_input": 6,
-            "vocab_size_per_layer_input": asked.vocabulary,
+            # As in the published model with experts; those without share keys and have inputs by layer.
+            "num_kv_shared_layers": 0,
+            "hidden_size_per_layer_input": 0,
             "final_logit_softcapping": 2.0,
         },
         "granitemoe_swa": local

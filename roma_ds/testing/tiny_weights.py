@@ -47,6 +47,9 @@ def enlarge(model: Any, everything: bool = True) -> None:
         # Zero at first, and then nothing would show whether they are read.
         if name.endswith(BIASES + OTHER_BIASES * everything):
             torch.nn.init.normal_(values, std=0.2)
+        # The class that skips: stock transformers sets its bias to -1 whatever a checkpoint says.
+        if name.endswith("balancing_biases"):
+            values.data[-1] = -1.0
     if everything:
         _vary_constants(model)
 

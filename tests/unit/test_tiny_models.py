@@ -12,7 +12,8 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from roma_ds.testing.moe_types import causal_lm_class, new_types
+from roma_ds.families.causal_lm import causal_lm_class
+from roma_ds.testing.moe_types import new_types
 from roma_ds.testing.tiny_models import save_tiny
 from roma_ds.testing.tiny_sizes import FIRST_TYPES, MOE_TYPES
 
