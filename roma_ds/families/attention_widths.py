@@ -21,7 +21,18 @@ class AttentionWidths:
 
 
 def attention_widths(config: Any) -> AttentionWidths:
-    """The widths of a transformers config; with latent attention those of what the heads attend with."""
+    """The widths of a transformers config; with latent attention those of what the heads attend with.
+
+    Where layers differ, those of the widest.
+    """
+    try:
+        return _widths(config)
+    except RuntimeError:
+        # transformers refuses to give one value for all layers.
+        return max(map(_widths, config.per_layer_config), key=lambda widths: widths.pair)
+
+
+def _widths(config: Any) -> AttentionWidths:
     heads = int(config.num_attention_heads)
     if getattr(config, "kv_lora_rank", None):
         query = int(config.qk_nope_head_dim) + int(config.qk_rope_head_dim)

@@ -59,6 +59,8 @@ class Family:
     convolutions, indexed and compressed attention."""
     hidden: Carried = HIDDEN
     """The hidden states between two layers."""
+    streams: tuple[str, ...] = ()
+    """Parameters outside the layers by which residual streams begin or are joined."""
     carried: tuple[Carried, ...] = ()
     """What else a layer's call is given of earlier layers."""
     returned: tuple[str, ...] = ()

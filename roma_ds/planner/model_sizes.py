@@ -12,8 +12,6 @@ from roma_ds.families import MoELayout
 from roma_ds.families.attention_widths import AttentionWidths, attention_widths
 from roma_ds.families.counting import Kind, counted
 
-_LAYER = re.compile(r"(?:^|\.)layers\.(\d+)(?:\.|$)")
-
 
 @dataclass(frozen=True)
 class Weight:
@@ -159,7 +157,8 @@ def sizes_of(network: Any, layout: MoELayout) -> ModelSizes:
 
     family, config = layout.family, network.config
     known = {entry.name: entry for entry in counted(network)}
-    rows = re.compile(rf"(?:^|\.)layers\.\d+\.(?:{'|'.join(map(re.escape, family.row_modules))})(?:\.|$)")
+    in_layer = re.compile(rf"{re.escape(family.layers)}\.(\d+)(?:\.|$)")
+    inside = re.compile(rf"(?:{'|'.join(map(re.escape, family.row_modules))})(?:\.|$)")
     modules = []
     for path, module in network.named_modules():
         # A list of modules is never called.
@@ -168,9 +167,12 @@ def sizes_of(network: Any, layout: MoELayout) -> ModelSizes:
         own = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
         # A tied weight is listed once, under the name that comes first.
         weights = tuple(Weight(known[name].numel, known[name].kind) for name in own if name in known)
-        found = _LAYER.search(path)
+        found = in_layer.match(path)
         layer = None if found is None else int(found[1])
-        modules.append(Module(path, layer, weights, rows.search(path) is not None))
+        by_rows = (
+            found is not None and bool(family.row_modules) and inside.match(path, found.end()) is not None
+        )
+        modules.append(Module(path, layer, weights, by_rows))
     return ModelSizes(
         modules=tuple(modules),
         layers=family.depth(config),
