@@ -70,7 +70,12 @@ def check_loaded(network: Any, layout: MoELayout, files: CheckpointFiles, world:
             raise _misplaced(key, files)
     for site in layout.sites[:: max(1, len(layout.sites) // LAYERS)]:
         for key, stored, fused, expert in _sampled(network, layout, site, files, world):
-            ways = (stored.reshape(-1), stored.T.reshape(-1))
+            # As it is, transposed, or with the rows of gate and up by turns.
+            ways = (
+                stored.reshape(-1),
+                stored.T.reshape(-1),
+                torch.cat([stored[::2], stored[1::2]]).reshape(-1),
+            )
             if not any(_somewhere(held, way, expert) for held in fused for way in ways):
                 raise _misplaced(key, files)
 
