@@ -217,7 +217,7 @@ def _check(name: str, value: Any) -> None:
         return
     if isinstance(value, int) and _COUNT.search(name):
         _check_number(value, least=0 if _MAY_BE_0.search(name) else 1)
-        if name == "num_hidden_layers" and value > MOST_LAYERS:
+        if name.endswith("layers") and value > MOST_LAYERS:
             raise ValueError(f"{MOST_LAYERS:,} or less")
     elif _SHARE.search(name):
         _check_number(value, least=0)
