@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
+from pathlib import Path
 from typing import Any
 
 from roma_ds.families.registry import FAMILIES
@@ -36,7 +39,7 @@ _COUNT = re.compile(
     r"^(num|n)_|_(num|size|dim|rank|heads|experts|step|interval|freq|group|window)(_|$)"
     r"|^(moe_k|max_position_embeddings)$"
 )
-_MAY_BE_0 = re.compile(r"shared|nextn|mtp|window_layers")
+_MAY_BE_0 = re.compile(r"shared|nextn|mtp|window_layers|per_layer_input")
 _ADDED = re.compile(r"bias$|_replace$|_index$|^tie_|^use_qk")
 _GROUP_METHODS = ("greedy", "group_limited_greedy")
 _MAY_BE_NULL = re.compile(r"key_value_heads|head_dim|_id$|window|lora_rank|aux_loss|_tp$|shared|mtp")
@@ -79,14 +82,24 @@ def settled(kind: Any, values: Mapping[str, Any], file: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in empty | left}
 
 
-def _turns_a_part(kind: Any) -> bool:
-    """Whether a class knows heads of which the rotary embedding turns a part; by its own default."""
-    own = getattr(kind(), "rope_parameters", None) or {}
-    return bool(own.get("partial_rotary_factor", 1.0) != 1)
+@cache
+def _reads(kind: Any, name: str) -> bool:
+    """Whether the source of a config class or of its model speaks of a key."""
+    file = Path(str(sys.modules[kind.__module__].__file__))
+    files = (file, file.with_name(file.name.replace("configuration_", "modeling_")))
+    return any(name in each.read_text("utf-8") for each in files if each.is_file())
 
 
 def _is_described(kind: Any) -> bool:
     return any(kind.model_type in family.model_types for family in FAMILIES)
+
+
+def _is_dense(kind: Any, name: str, value: Any) -> bool:
+    """Whether a value says that a model of a family's type has no routers."""
+    found = (
+        one for family in FAMILIES if kind.model_type in family.model_types for one in family.without_routers
+    )
+    return (name, value) in found
 
 
 def _is_machinery(kind: Any, name: str) -> bool:
@@ -123,14 +136,15 @@ def _taken(kind: Any, name: str, value: Any) -> Any:
         counts = isinstance(default, int | float) and not isinstance(default, bool)
         if value is None and counts and not _MAY_BE_NULL.search(name):
             raise TypeError("a number")
-        _check(name, value)
+        if not _is_dense(kind, name, value):
+            _check(name, value)
     elif name in READ_EVERYWHERE:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         wrong = isinstance(value, bool) or not isinstance(value, READ_EVERYWHERE[name])
         if wrong:
             raise TypeError(_in_words(READ_EVERYWHERE[name]))
-        if name == "per_layer_config" and value:
+        if name == "per_layer_config" and value and not _reads(kind, name):
             raise ValueError("empty: layers that differ are not supported")
         _check(name, value)
     return value
@@ -203,7 +217,7 @@ def _check(name: str, value: Any) -> None:
         return
     if isinstance(value, int) and _COUNT.search(name):
         _check_number(value, least=0 if _MAY_BE_0.search(name) else 1)
-        if name == "num_hidden_layers" and value > MOST_LAYERS:
+        if name.endswith("layers") and value > MOST_LAYERS:
             raise ValueError(f"{MOST_LAYERS:,} or less")
     elif _SHARE.search(name):
         _check_number(value, least=0)
@@ -246,7 +260,7 @@ def _check_rope(kind: Any, value: dict[str, Any] | None, at_top: bool = False) -
                     raise ValueError(f"one of {', '.join(known)}")
             elif name in ("rope_theta", "factor", "partial_rotary_factor"):
                 _check_number(part, least=0, over=True)
-                if name == "partial_rotary_factor" and (part > 1 or (part < 1 and not _turns_a_part(kind))):
+                if name == "partial_rotary_factor" and (part > 1 or (part < 1 and not _reads(kind, name))):
                     raise ValueError("1 or less" if part > 1 else "1 in this type of model")
             elif isinstance(part, list):
                 for one in part:

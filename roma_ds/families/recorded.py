@@ -14,7 +14,7 @@ from typing import Any
 from roma_ds.errors import UserError
 from roma_ds.families.capability import Limit
 from roma_ds.families.causal_lm import causal_lm_class
-from roma_ds.families.entering import HIDDEN, Carried
+from roma_ds.families.entering import CHOSEN_KEYS, HIDDEN, Carried
 from roma_ds.families.family import Family, attribute
 from roma_ds.families.router_trial import Trial, Unclear, tried
 from roma_ds.families.unusable_config import making_faults
@@ -41,7 +41,7 @@ RECOMPUTED = {
 }
 """Arguments of a layer that a model makes from the tokens and their places alone."""
 HANDED_ON = (
-    Carried("prev_topk_indices", (("index_topk",),), "int32", True, ("indexer_types", "shared")),
+    CHOSEN_KEYS,
     Carried("prev_router_hidden_states", (("router_hidden_size",),)),
 )
 """Arguments of a layer that come from the layers before it, and that it returns behind the hidden states."""
