@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from roma_ds.errors import UserError
 from roma_ds.storage.tensor_header import read_header
 
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LAYER = re.compile(r"\.(\d+)\.")
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class RouterFile:
         """Weights by layer number. Raises UserError on a key without one."""
         found = {}
         for key, weight in self.weights.items():
-            match = _LAYER.search(f".{key}")
+            match = _LAYER.search(key)
             if match is None:
                 raise UserError(
                     f"router file key {key} names no layer", "use a file written by roma-ds train"

@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from roma_ds.families.composite import TEXT
 from roma_ds.families.registry import FAMILIES
 from roma_ds.families.unusable_config import UnusableConfig, shown
 
@@ -58,6 +59,7 @@ def settled(kind: Any, values: Mapping[str, Any], file: str) -> dict[str, Any]:
     Ranges are looked at for the types that a family describes.
     Raises UnusableConfig that names every key and value that cannot be used.
     """
+    values = {**values, **_settled_text(kind, values, file)}
     found: dict[str, Any] = {}
     problems = []
     # Off, classes write a window of 0.
@@ -90,6 +92,23 @@ def _reads(kind: Any, name: str) -> bool:
     return any(name in each.read_text("utf-8") for each in files if each.is_file())
 
 
+def _settled_text(kind: Any, values: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """The values of the text part of a config that has one, settled as its own class takes them."""
+    text = values.get(TEXT)
+    if not isinstance(text, dict) or TEXT not in kind.sub_configs_defaults:
+        return {}
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    spec = kind.sub_configs_defaults[TEXT]
+    stated = text.get("model_type", spec.model_type)
+    own = CONFIG_MAPPING.get(stated, None)
+    # A class that names that of its text part takes no other.
+    own = spec.config_class if hasattr(spec.config_class, "sub_configs_defaults") else own
+    if own is None:
+        return {}
+    return {TEXT: {**settled(own, text, f"{TEXT} of {file}"), "model_type": stated}}
+
+
 def _is_described(kind: Any) -> bool:
     return any(kind.model_type in family.model_types for family in FAMILIES)
 
@@ -105,7 +124,21 @@ def _is_dense(kind: Any, name: str, value: Any) -> bool:
 def _is_machinery(kind: Any, name: str) -> bool:
     """Whether a key has the name of a part of transformers' config classes, which it would replace."""
     own = name in READ_EVERYWHERE or name in _DTYPES or name.startswith("rope_") or name in _declared(kind)
-    return name == "auto_map" or (hasattr(kind, name) and not own)
+    return name == "auto_map" or (hasattr(kind, name) and not own and not _is_taken_up(kind, name))
+
+
+def _is_taken_up(kind: Any, name: str) -> bool:
+    """Whether a class makes something of a key that it does not declare.
+
+    By a property of its own that can be set, or in its `__post_init__`, which then names the key.
+    """
+    from transformers import PreTrainedConfig
+
+    found = getattr(kind, name, None)
+    if isinstance(found, property) and found.fset is not None and not hasattr(PreTrainedConfig, name):
+        return True
+    own = (vars(one).get("__post_init__") for one in kind.__mro__ if not issubclass(PreTrainedConfig, one))
+    return any(name in made.__code__.co_consts for made in own if made is not None)
 
 
 def sizes_in(config: Any) -> dict[str, int]:

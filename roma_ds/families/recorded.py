@@ -12,6 +12,7 @@ from functools import lru_cache
 from typing import Any
 
 from roma_ds.errors import UserError
+from roma_ds.families.batching import mixing_reason
 from roma_ds.families.capability import Limit
 from roma_ds.families.causal_lm import causal_lm_class
 from roma_ds.families.entering import CHOSEN_KEYS, HIDDEN, Carried
@@ -97,6 +98,9 @@ def _found(key: _Key) -> Family | None:
     import torch
 
     config = key.config
+    mixing = mixing_reason(config)
+    if mixing is not None:
+        raise _refused(config, f"{mixing}, so that no token has a routing of its own")
     if unrecorded(config) is None and not getattr(key.network_class, "_can_record_outputs", None):
         return None
     with making_faults(config), torch.device("meta"):
