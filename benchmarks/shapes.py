@@ -26,7 +26,9 @@ OVERHEAD_TOKENS = 14
 """Of a prompt, beside its question: four options and `Answer:`."""
 ROUTER_SPREAD = 1.5
 """Standard deviation of a router's logits: expert choices differ from token to token."""
-_FIRST_LAYER = re.compile(r"(?<=\.layers\.)0(?=\.)")
+PERIODS = {"qwen3_next": 4}
+"""After how many layers the kinds of layers come again, by model type; 1 for others."""
+_LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,26 @@ class Shape:
             bos_token_id=None,
             eos_token_id=2,
             dtype=self.dtype,
+            **self._hybrid(),
         )
+
+    @property
+    def period(self) -> int:
+        """After how many layers the kinds of layers come again."""
+        return PERIODS.get(self.model_type, 1)
+
+    def _hybrid(self) -> dict[str, int]:
+        """Sizes of linear attention, which three of four layers have, in the proportions of Qwen3-Next."""
+        if self.model_type != "qwen3_next":
+            return {}
+        return {
+            "linear_num_value_heads": 2 * self.heads,
+            "linear_num_key_heads": self.heads,
+            "linear_key_head_dim": self.head_width // 2,
+            "linear_value_head_dim": self.head_width // 2,
+            "shared_expert_intermediate_size": self.expert_width,
+            "full_attention_interval": self.period,
+        }
 
 
 @dataclass(frozen=True)
@@ -112,14 +133,14 @@ class Entry:
 
 
 def template(shape: Shape) -> list[Entry]:
-    """The tensors that transformers saves for a model of one decoder layer, by saving one."""
+    """The tensors that transformers saves for a model of one decoder layer of each kind, by saving one."""
     import torch
     from safetensors import safe_open
     from transformers import AutoModelForCausalLM
 
     dtype = getattr(torch, shape.dtype)
     with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(shape.config(layers=1), dtype=dtype)
+        model = AutoModelForCausalLM.from_config(shape.config(layers=shape.period), dtype=dtype)
     model.to_empty(device="cpu")
     entries = []
     with tempfile.TemporaryDirectory() as folder:
@@ -135,10 +156,15 @@ def template(shape: Shape) -> list[Entry]:
 def entries_of(shape: Shape) -> Iterator[list[Entry]]:
     """All tensors of a checkpoint in groups that belong together: outside the layers, then layer by layer."""
     known = template(shape)
-    yield [entry for entry in known if not _FIRST_LAYER.search(entry.key)]
-    of_layer = [entry for entry in known if _FIRST_LAYER.search(entry.key)]
+    of_layer: dict[int, list[Entry]] = {}
+    outside = []
+    for entry in known:
+        found = _LAYER.search(entry.key)
+        (of_layer.setdefault(int(found[0]), []) if found else outside).append(entry)
+    yield outside
     for layer in range(shape.layers):
-        yield [Entry(_FIRST_LAYER.sub(str(layer), e.key), e.shape, e.nbytes) for e in of_layer]
+        like = of_layer[layer % shape.period]
+        yield [Entry(_LAYER.sub(str(layer), e.key, count=1), e.shape, e.nbytes) for e in like]
 
 
 def checkpoint_bytes(shape: Shape) -> int:
@@ -194,8 +220,7 @@ def _architecture(config: Any) -> str:
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        small = type(config).from_dict({**config.to_dict(), "num_hidden_layers": 1})
-        return type(AutoModelForCausalLM.from_config(small)).__name__
+        return type(AutoModelForCausalLM.from_config(config)).__name__
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from roma_ds.comm import World
+from roma_ds.families.batching import Batching
 from roma_ds.network.steered import Steering
 from roma_ds.sequences.batches import Batch, collate
 from roma_ds.sequences.encoding import Encoded
@@ -29,6 +30,7 @@ class VirtualDecoder:
     """
 
     partitioned = False
+    batching: Batching = "padded"
 
     def __init__(self, world: World, model: Any, network: Any, count: int) -> None:
         """model: peft's; network: the causal LM in it; count: virtual tokens."""
@@ -96,6 +98,7 @@ class SteeredDecoder:
     """
 
     partitioned = False
+    batching: Batching = "padded"
 
     def __init__(
         self,

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.gate_keys import stored_layout
 from roma_ds.checkpoint.span import Span, SpanLoader, skeleton
 from roma_ds.config import ModelConfig
 from roma_ds.families import MoELayout, detect, family_of
@@ -34,10 +35,13 @@ class Blueprint:
         return self.layout.family.entering(self.config, layer, self.dtype)
 
 
-def blueprint(model: ModelConfig) -> Blueprint:
-    """From the model's config alone. Raises UserError where the model is none of a known family."""
+def blueprint(model: ModelConfig, files: CheckpointFiles | None = None) -> Blueprint:
+    """From the model's config alone, or with `files` with the gate keys that its checkpoint has.
+
+    Raises UserError where the model is none of a known family.
+    """
     network = skeleton(model)
-    layout = detect(network)
+    layout = detect(network) if files is None else stored_layout(detect(network), files)
     layers = network.get_submodule(layout.family.layers)
     return Blueprint(
         layout,

@@ -7,8 +7,8 @@ alive, while what is read here is gone with its tensor.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable, Mapping
 from functools import cached_property
 from math import prod
 from pathlib import Path
@@ -16,44 +16,22 @@ from typing import Any
 
 import torch
 
+from roma_ds.checkpoint.conversion import Conversion
 from roma_ds.checkpoint.loading import ask_hub, checkpoint, load_config, not_found
+from roma_ds.checkpoint.skeleton import blank_network
+from roma_ds.checkpoint.stored_tensor import StoredTensor, stored_tensors
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import family_of
+from roma_ds.families.composite import text_network
 from roma_ds.storage.atomic import read_json
 from roma_ds.storage.hub import why_unreachable
 from roma_ds.storage.raw_values import bytes_of, read_at
-from roma_ds.storage.tensor_header import read_header
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _COMPLETE = "complete the checkpoint"
-_DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
-
-
-@dataclass(frozen=True)
-class StoredTensor:
-    """Where a tensor lies: `shape` values of `dtype` from byte `start` of `file`."""
-
-    file: Path
-    dtype: torch.dtype
-    shape: tuple[int, ...]
-    start: int
-
-    @property
-    def size(self) -> int:
-        """Bytes in the file."""
-        return prod(self.shape) * self.dtype.itemsize
+_NUMBERED = re.compile(r"\.\d+\.")
+"""In keys of layers."""
 
 
 class CheckpointFiles:
@@ -86,8 +64,8 @@ class CheckpointFiles:
 
     def _is_twin(self, key: str, placed: Mapping[str, str]) -> bool:
         """Whether an index places a tied head, or embedding, in a file that holds the other one alone."""
-        other = None if "layers." in key else tied_twin(self.config, key)
-        if other is None or other not in placed:
+        other = self.tied_twin(key, placed)
+        if other is None:
             return False
         try:
             return key not in self._header(placed[key]) and other in self._header(placed[other])
@@ -95,10 +73,29 @@ class CheckpointFiles:
             # `check_shards` names all files that are absent or damaged at once.
             return False
 
+    def tied_twin(self, key: str, keys: Iterable[str]) -> str | None:
+        """Which of `keys` holds the tensor that `key` stands for too, where a model's head is its embedding.
+
+        None for any other tensor.
+        """
+        if _NUMBERED.search(key) or not getattr(self.config, "tie_word_embeddings", False):
+            return None
+        family, name_of = family_of(self.config), self.conversion.name_of
+        ends = [f"{family.embedding}.weight", f"{family.head}.weight"]
+        if name_of(key) not in ends:
+            return None
+        twin = ends[1 - ends.index(name_of(key))]
+        return next((one for one in keys if not _NUMBERED.search(one) and name_of(one) == twin), None)
+
     @cached_property
     def config(self) -> Any:
         """The transformers config of the whole model; not to be changed."""
         return load_config(self.model)
+
+    @cached_property
+    def conversion(self) -> Conversion:
+        """What becomes of its tensors in the whole network."""
+        return Conversion(blank_network(self.model, self.config), text_network(self.config))
 
     def _path(self, name: str, required: bool = True) -> Path | None:
         place = Path(checkpoint(self.model))
@@ -136,7 +133,7 @@ class CheckpointFiles:
             path = self._path(name)
             assert path is not None
             try:
-                self._headers[name] = _typed_places(path)
+                self._headers[name] = stored_tensors(path)
             except (OSError, ValueError) as error:
                 raise UserError(
                     f"model.path: {path} is no readable safetensors file: {error}", _COMPLETE
@@ -207,22 +204,3 @@ class CheckpointFiles:
         except (OSError, EOFError) as error:
             raise UserError(f"model.path: {place.file} cannot be read: {error}", _COMPLETE) from error
         return tensor
-
-
-def tied_twin(config: Any, key: str) -> str | None:
-    """The key whose tensor `key` stands for where a model's head is its embedding; None for any other."""
-    if not getattr(config, "tie_word_embeddings", False):
-        return None
-    family = family_of(config)
-    ends = f"{family.embedding}.weight", f"{family.head}.weight"
-    return ends[1 - ends.index(key)] if key in ends else None
-
-
-def _typed_places(path: Path) -> dict[str, StoredTensor]:
-    """Places of the tensors in a file, whose types torch must have."""
-    tensors = {}
-    for key, place in read_header(path)[1].items():
-        if place.dtype not in _DTYPES:
-            raise ValueError(f"{key} has the type {place.dtype}, which is not supported")
-        tensors[key] = StoredTensor(path, _DTYPES[place.dtype], place.shape, place.start)
-    return tensors

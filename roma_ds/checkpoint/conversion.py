@@ -6,19 +6,22 @@ piece by piece, so that little more than what is asked for is read and in memory
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 
-from roma_ds.checkpoint.checkpoint_files import StoredTensor
+from roma_ds.checkpoint.stored_tensor import StoredTensor
+from roma_ds.families.composite import TextNetwork
+from roma_ds.families.unread_keys import UnreadKeys
 
 PIECE_BYTES = 1 << 20
 """Of experts fused at once: larger pieces are no faster, and the allocator keeps the memory they took."""
 READ_BYTES = 1 << 22
 """Of a tensor read at once that is taken as it is."""
+OTHER_PART = "other part: "
 Read = Callable[[str], torch.Tensor]
 Piece = tuple[str, int, torch.Tensor]
 """Name of a tensor of the network, number of the first value in the flattened tensor, values."""
@@ -47,30 +50,61 @@ class Target:
 
 
 class Conversion:
-    """transformers' rules for the checkpoints of `network`, which may be on the meta device."""
+    """transformers' rules for the checkpoints of a causal LM, or of a network that it is a part of."""
 
-    def __init__(self, network: Any) -> None:
+    def __init__(self, network: Any, within: TextNetwork | None = None) -> None:
+        """network: the causal LM, which may be on the meta device. within: where it lies in the network of
+        its checkpoint, where that has other parts; rules and tensors are then those of the whole one."""
         from transformers.conversion_mapping import get_model_conversion_mapping
         from transformers.core_model_loading import WeightConverter, WeightRenaming
 
-        rules = get_model_conversion_mapping(network)
-        self.network = network
-        self._prefix, self._names = network.base_model_prefix, network.state_dict(keep_vars=True)
+        self._within = within
+        self.network = network if within is None else within.network
+        rules = get_model_conversion_mapping(self.network)
+        self._prefix = self.network.base_model_prefix
+        self._names = self.network.state_dict(keep_vars=True)
         self.renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
         self.converters = [rule for rule in rules if isinstance(rule, WeightConverter)]
+        self._unread = UnreadKeys(network, within)
+        self._found: dict[str, tuple[str, str | None]] = {}
 
     def name_of(self, key: str) -> str:
-        """Name in the network of what a stored tensor becomes, or becomes a part of."""
-        return self._renamed(key)[0]
+        """Name in the causal LM of what a stored tensor becomes, or becomes a part of.
+
+        For tensors of other parts of a checkpoint their name in the whole network, behind `OTHER_PART`.
+        """
+        return self._inner(self._renamed(key)[0])
+
+    def strays(self, keys: Iterable[str]) -> list[str]:
+        """Those of `keys`, none of which the causal LM has a place for, that transformers does not leave too.
+
+        It leaves other parts of a checkpoint, modules that predict further tokens, and what a class names.
+        """
+        outer = {key: self._renamed(key)[0] for key in keys}
+        inner = self._within.inner if self._within is not None else str
+        found = self._unread.strays({(name, inner(name)) for name in outer.values()})
+        return sorted(key for key, name in outer.items() if name in found)
+
+    def _inner(self, name: str) -> str:
+        if self._within is None:
+            return name
+        return self._within.inner(name) or f"{OTHER_PART}{name}"
+
+    def _outer(self, name: str) -> str:
+        return name if self._within is None else self._within.outer(name)
 
     def _renamed(self, key: str) -> tuple[str, str | None]:
+        """Name in the network that the rules are of, and the source pattern of a rule that makes it."""
         from transformers.core_model_loading import rename_source_key
 
-        found: tuple[str, str | None] = rename_source_key(
-            key, self.renamings, self.converters, self._prefix, self._names
-        )
-        name, pattern = found
-        return (key, None) if name not in self._names and key in self._names else (name, pattern)
+        if key not in self._found:
+            found: tuple[str, str | None] = rename_source_key(
+                key, self.renamings, self.converters, self._prefix, self._names
+            )
+            if found[0] not in self._names and key in self._names:
+                found = (key, None)
+            self._found[key] = found
+        return self._found[key]
 
     def targets(self, keys: Sequence[str], wanted: Mapping[str, Any]) -> list[Target]:
         """What of `wanted` (tensors of the network by name) can be made from the stored tensors `keys`."""
@@ -79,6 +113,7 @@ class Conversion:
         found: dict[str, Target] = {}
         for key in sorted(keys, key=dot_natural_key):
             name, pattern = self._renamed(key)
+            name = self._inner(name)
             if name in wanted:
                 found.setdefault(name, Target(name)).sources.setdefault(pattern, []).append(key)
         return list(found.values())
@@ -87,8 +122,8 @@ class Conversion:
         """Tensors of the network that `target`'s sources give: more than one where a rule splits them."""
         for pattern in target.sources:
             if pattern is not None:
-                outputs = self._rule(pattern).target_patterns
-                return [target.name.replace(outputs[0], output) for output in outputs]
+                outputs, name = self._rule(pattern).target_patterns, self._outer(target.name)
+                return [self._inner(name.replace(outputs[0], output)) for output in outputs]
         return [target.name]
 
     def _rule(self, pattern: str) -> Any:
@@ -167,13 +202,13 @@ class Conversion:
     def _applied(
         self, rule: Any, target: Target, lists: Mapping[str, list[str]], typed: Read
     ) -> Iterator[tuple[str, torch.Tensor]]:
-        rule = deepcopy(rule)
+        rule, outer = deepcopy(rule), self._outer(target.name)
         for pattern, keys in lists.items():
             for key in keys:
-                rule.add_tensor(target.name, key, pattern, typed(key))
-        made = rule.convert(target.name, model=self.network, config=self.network.config)
+                rule.add_tensor(outer, key, pattern, typed(key))
+        made = rule.convert(outer, model=self.network, config=self.network.config)
         for name, value in made.items():
-            yield name, value[0] if isinstance(value, list) else value
+            yield self._inner(name), value[0] if isinstance(value, list) else value
 
 
 def _unlike(name: str, shape: tuple[int, ...], like: torch.Tensor) -> str | None:

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from typing import Any
 
 import torch
 
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
-from roma_ds.checkpoint.expert_keys import expert_keys
+from roma_ds.checkpoint.expert_keys import expert_keys, stack_shape
 from roma_ds.comm import World
 from roma_ds.errors import RomaError, UserError
 from roma_ds.families import MoELayout, RouterSite
@@ -111,23 +111,21 @@ def _sampled(
     """
     expert = min(layout.experts - 1, -(-layout.experts * world.rank // world.size))
     fused = []
-    for parameter in network.get_submodule(f"{layout.family.layers}.{site.layer}").parameters():
+    layer = network.get_submodule(f"{layout.family.layers}.{site.layer}")
+    for name, parameter in layer.named_parameters():
         held = _Held.of(parameter, world.rank)
-        if held is not None and len(held.shape) == 3 and held.shape[0] == layout.experts:
-            fused.append(held)
+        shape = None if held is None else stack_shape(name, held.shape, layout.experts)
+        if held is not None and shape is not None:
+            fused.append(replace(held, shape=shape))
     for key in expert_keys(files, layout, site.layer) if fused else ():
-        shape = files.place(key).shape
-        if len(shape) == 2 and f".experts.{expert}." in key:
-            yield key, files.read(key), fused, expert
-        elif len(shape) == 3:
+        shape = stack_shape(key, files.place(key).shape, layout.experts)
+        if shape is not None:
             # All experts in one tensor, as in memory.
             block = prod(shape[1:])
-            yield (
-                key,
-                files.read_flat(key, expert * block, (expert + 1) * block).view(shape[1:]),
-                fused,
-                expert,
-            )
+            part = files.read_flat(key, expert * block, (expert + 1) * block)
+            yield key, part.view(shape[1:]), fused, expert
+        elif f".experts.{expert}." in key and len(files.place(key).shape) == 2:
+            yield key, files.read(key), fused, expert
 
 
 def _somewhere(held: _Held, stored: torch.Tensor, expert: int) -> bool:

@@ -12,6 +12,7 @@ from huggingface_hub.errors import StrictDataclassError
 
 from roma_ds.config import ModelConfig
 from roma_ds.errors import EnvironmentFault, RomaError, UserError, full_disk, out_of_memory
+from roma_ds.families.composite import text_part, whole_config
 from roma_ds.families.config_values import settled
 from roma_ds.families.own_models import register_own_models
 from roma_ds.families.unusable_config import UnusableConfig, mentioned, shown
@@ -87,7 +88,8 @@ def reading_faults(model: ModelConfig) -> Iterator[None]:
 def load_config(model: ModelConfig) -> Any:
     """The transformers config of the checkpoint, without weights, and without what says how to run it.
 
-    Raises UserError when it is not there, or has values of which no config can be made.
+    Of a checkpoint of several parts it is that of the text part, which remembers the whole one. Raises
+    UserError when it is not there, or has values of which no config can be made.
     """
     from transformers import AutoConfig, PreTrainedConfig
     from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -107,17 +109,21 @@ def load_config(model: ModelConfig) -> Any:
             return AutoConfig.from_pretrained(
                 place, revision=model.revision, trust_remote_code=model.trust_remote_code
             )
-        file = _config_file(model)
-        usable = settled(CONFIG_MAPPING[kind], values, file)
-        try:
-            return CONFIG_MAPPING[kind].from_dict({**usable, "name_or_path": place})
-        except Exception as error:
-            named = mentioned(_said(error), values)
-            said = f"{_said(error)} ({named})" if named else _said(error)
-            raise UnusableConfig(
-                f"{file}, of model type '{kind}', cannot be used: {said}",
-                "give the values that the checkpoint was saved with",
-            ) from error
+        return text_part(_made(CONFIG_MAPPING[kind], values, _config_file(model), place))
+
+
+def _made(kind: Any, values: dict[str, Any], file: str, place: str) -> Any:
+    """The config of class `kind` with these values. Raises UnusableConfig."""
+    usable = settled(kind, values, file)
+    try:
+        return kind.from_dict({**usable, "name_or_path": place})
+    except Exception as error:
+        named = mentioned(_said(error), values)
+        said = f"{_said(error)} ({named})" if named else _said(error)
+        raise UnusableConfig(
+            f"{file}, of model type '{kind.model_type}', cannot be used: {said}",
+            "give the values that the checkpoint was saved with",
+        ) from error
 
 
 def _config_file(model: ModelConfig) -> str:
@@ -152,6 +158,7 @@ def load_tokenizer(model: ModelConfig) -> Any:
 
     # With a config of ours the class of a tokenizer does not depend on how a config.json is written.
     config = load_config(model)
+    config = whole_config(config) or config
     place = Path(checkpoint(model))
     with reading_faults(model):
         try:

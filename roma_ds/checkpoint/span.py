@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -12,17 +13,15 @@ from torch import nn
 
 from roma_ds.checkpoint.absent import AbsentEmbedding, AbsentLayer
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
-from roma_ds.checkpoint.conversion import Conversion, Target
+from roma_ds.checkpoint.conversion import Target
 from roma_ds.checkpoint.load_report import LoadReport
 from roma_ds.checkpoint.loading import load_config, memory_faults
 from roma_ds.checkpoint.partition import Partition
+from roma_ds.checkpoint.skeleton import blank_network, initial_values
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
-from roma_ds.errors import UserError
 from roma_ds.families import Family, family_of
-from roma_ds.families.causal_lm import causal_lm
 from roma_ds.families.config_values import sizes_in
-from roma_ds.families.unusable_config import making_faults, require_plain_weights
 from roma_ds.progress import Progress
 
 MB = 1_000_000
@@ -52,31 +51,16 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
     """The causal LM, or a span of it, without weights: parameters on the meta device, buffers computed.
 
     Layers keep their numbers: for those outside the span, and for an embedding that is not in it, stand
-    modules without weights. config: of the whole model, where it is known. Raises UserError for quantized
-    weights, a tied head with a bias, a config that describes no network.
+    modules without weights. config: of the whole model, where it is known. Raises as `blank_network`, and
+    UserError where no part of such a model can be run.
     """
-    from accelerate import init_empty_weights
-
     config = config or load_config(model)
     family = family_of(config)
-    require_plain_weights(config, model.path)
     if span is not None and span != Span.suffix(0, family.depth(config)):
         family.require_parts()
-    dtype = getattr(torch, model.dtype)
-    with making_faults(config), init_empty_weights(include_buffers=False):
-        network = causal_lm(config, dtype, model.trust_remote_code)
-    # Each tensor went to the meta device by itself.
-    network.tie_weights()
-    _settle_types(network, dtype)
-    head = network.get_output_embeddings()
-    if getattr(config, "tie_word_embeddings", False) and getattr(head, "bias", None) is not None:
-        raise UserError(
-            f"model.path: the head of {model.path} shares its weight with the embedding "
-            "(tie_word_embeddings) and has a bias of its own, which is not supported",
-            "save the checkpoint with tie_word_embeddings false and the head's weight in it",
-        )
+    network = blank_network(model, config)
     if span is not None:
-        _leave_out(network, family, span, dtype)
+        _leave_out(network, family, span, getattr(torch, model.dtype))
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     network.config.use_cache = False
@@ -144,7 +128,7 @@ class SpanLoader:
         self.files = files or CheckpointFiles(model)
         self.network = skeleton(model, span, self.files.config)
         self.family: Family = family_of(self.network.config)
-        self.conversion = Conversion(self.network)
+        self.conversion = self.files.conversion
         self._stored = self.files.by_part(lambda key: self._part_of(self.conversion.name_of(key)))
         self.report().refuse(model.path, sizes_in(self.files.config))
         for module in self.network.modules():
@@ -214,7 +198,7 @@ class SpanLoader:
             wanted = self._wanted(part)
             targets = self._targets(part, wanted)
             found = {name for target in targets for name in self.conversion.names(target)}
-            missing.extend(sorted(wanted.keys() - found))
+            missing.extend(sorted(wanted.keys() - found - self._optional(wanted)))
             problems = (self.conversion.problem(target, self.files, wanted) for target in targets)
             unfit.extend(text for text in problems if text is not None)
             used.update(key for target in targets for keys in target.sources.values() for key in keys)
@@ -224,12 +208,7 @@ class SpanLoader:
         """Keys that nothing in the whole model takes, but for those that its class is known to leave."""
         if self.span != Span.suffix(0, self.family.depth(self.files.config)):
             return []
-        known = [*(self.network._keys_to_ignore_on_load_unexpected or ()), r"rotary_emb\.inv_freq"]
-        pattern = re.compile("|".join(f"(?:{one})" for one in known))
-        names = self.conversion.name_of
-        left = (key for key in self.files.keys if key not in used)
-        # The library looks for these patterns in the renamed keys.
-        return sorted(key for key in left if not pattern.search(key) and not pattern.search(names(key)))
+        return self.conversion.strays(key for key in self.files.keys if key not in used)
 
     def fill(self, part: str, partition: Partition | None = None) -> None:
         """Give a part its weights, or with `partition` this rank's share of them."""
@@ -237,9 +216,13 @@ class SpanLoader:
             self._put(f"{part}.weight", self.network.get_submodule(self.family.embedding).weight)
             return
         wanted = self._wanted(part)
+        left = self._optional(wanted)
         with memory_faults(self.model), torch.no_grad():
             for target in self._targets(part, wanted):
+                left -= set(self.conversion.names(target))
                 self._make(target, wanted, partition)
+            for name in sorted(left):
+                self._put(name, initial_values(self.network, name, self.device))
 
     def _make(
         self,
@@ -266,6 +249,12 @@ class SpanLoader:
             if partition is not None and isinstance(put, nn.Parameter):
                 partition.take(put)
 
+    def _optional(self, names: Iterable[str]) -> set[str]:
+        """Those of `names`, buffers, that some checkpoints of the model's class go without."""
+        patterns = self.network._keys_to_ignore_on_load_missing or ()
+        buffers = dict(self.network.named_buffers()) if patterns else {}
+        return {name for name in names if name in buffers and any(re.search(one, name) for one in patterns)}
+
     def _is_tied(self, part: str) -> bool:
         """Whether the part is a head that is the span's embedding: one tensor in memory, as in the files."""
         if part != self.family.head or not self.span.embedding:
@@ -285,14 +274,3 @@ class SpanLoader:
 def _replace(network: Any, path: str, module: nn.Module | None) -> None:
     parent, _, name = path.rpartition(".")
     setattr(network.get_submodule(parent), name, module)
-
-
-def _settle_types(network: Any, dtype: torch.dtype) -> None:
-    """Parameters all of `dtype`, as DeepSpeed casts them; buffers that transformers keeps in float32 so."""
-    for parameter in network.parameters():
-        parameter.data = parameter.data.to(dtype)
-    plan = network._get_dtype_plan(dtype)
-    for name, buffer in network.named_buffers() if plan else ():
-        for pattern, wanted in plan.items():
-            if re.search(pattern.replace("*", ".*"), name):
-                buffer.data = buffer.data.to(wanted)

@@ -36,7 +36,7 @@ def lines(what: str, under: Path | None = None) -> Iterator[str]:
 
         for family in FAMILIES:
             types = ", ".join(family.model_types)
-            yield f"{family.name:<14} {family.support:<12} model_type: {types:<13} {family.reason}".rstrip()
+            yield f"{family.name:<14} {family.support:<12} model_type: {types:<16} {family.reason}".rstrip()
     elif what == "tasks":
         from roma_ds.data.named import NAMED
         from roma_ds.data.tasks import TASKS

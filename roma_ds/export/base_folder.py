@@ -13,12 +13,14 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from roma_ds.checkpoint.checkpoint_files import INDEX, WHOLE, tied_twin
+from roma_ds.checkpoint.checkpoint_files import INDEX, WHOLE, CheckpointFiles
+from roma_ds.checkpoint.gate_keys import stored_layout
 from roma_ds.checkpoint.loading import load_config
+from roma_ds.checkpoint.span import skeleton
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.export.shard import open_shard
-from roma_ds.families import family_of
+from roma_ds.families import detect, family_of
 from roma_ds.storage.atomic import read_json
 
 LEFT_OUT = (".git", ".cache")
@@ -94,13 +96,17 @@ def base_folder(base: Path, routers: Mapping[str, torch.Tensor]) -> BaseFolder:
 
 def _require_gates(base: Path, routers: Mapping[str, torch.Tensor]) -> None:
     """Raises UserError where one of the router file's tensors is no router of the base."""
+    model = ModelConfig(path=str(base))
     try:
-        family = family_of(load_config(ModelConfig(path=str(base))))
+        family = family_of(load_config(model))
     except UserError:
         # A config that needs code of its own is not read here, and merging needs none.
         return
     pattern = re.escape(family.gate_key).replace(re.escape("{layer}"), "[0-9]+")
     other = [key for key in routers if not re.fullmatch(pattern, key)]
+    if other:
+        layout = stored_layout(detect(skeleton(model)), CheckpointFiles(model))
+        other = sorted(set(other) - {layout.gate_key(layer) for layer in layout.layers})
     if other:
         raise UserError(
             f"the router file has {other[0]}, which is no router of {base}",
@@ -121,9 +127,9 @@ def _placement(base: Path) -> dict[str, str]:
         raise UserError(f"{base / INDEX} has no weight_map", "complete the checkpoint")
     held = {shard: open_shard(base / shard).places for shard in sorted(set(placement.values()))}
     lost = [key for key, shard in placement.items() if key not in held[shard]]
-    config = load_config(ModelConfig(path=str(base))) if lost else None
+    files = CheckpointFiles(ModelConfig(path=str(base))) if lost else None
     for key in lost:
-        other = tied_twin(config, key)
+        other = files.tied_twin(key, placement) if files else None
         if other is None or other not in held.get(placement.get(other, ""), ()):
             raise UserError(
                 f"{base / INDEX} places {key} in {placement[key]}, which lacks it", "complete the checkpoint"

@@ -25,3 +25,7 @@ class Limit:
     """`experimental`: it runs, with the reservation that the reason names; or `unsupported`."""
     reason: str
     """One sentence without a full stop."""
+
+
+FLOAT8 = Limit("load", "experimental", "the published weights are FP8: a copy in bfloat16 is needed")
+"""Of families whose publisher has no other weights."""

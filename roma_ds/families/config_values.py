@@ -7,10 +7,14 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Mapping
 from dataclasses import fields
+from functools import cache
+from pathlib import Path
 from typing import Any
 
+from roma_ds.families.composite import TEXT
 from roma_ds.families.registry import FAMILIES
 from roma_ds.families.unusable_config import UnusableConfig, shown
 
@@ -36,7 +40,7 @@ _COUNT = re.compile(
     r"^(num|n)_|_(num|size|dim|rank|heads|experts|step|interval|freq|group|window)(_|$)"
     r"|^(moe_k|max_position_embeddings)$"
 )
-_MAY_BE_0 = re.compile(r"shared|nextn|mtp|window_layers")
+_MAY_BE_0 = re.compile(r"shared|nextn|mtp|window_layers|per_layer_input")
 _ADDED = re.compile(r"bias$|_replace$|_index$|^tie_|^use_qk")
 _GROUP_METHODS = ("greedy", "group_limited_greedy")
 _MAY_BE_NULL = re.compile(r"key_value_heads|head_dim|_id$|window|lora_rank|aux_loss|_tp$|shared|mtp")
@@ -55,6 +59,7 @@ def settled(kind: Any, values: Mapping[str, Any], file: str) -> dict[str, Any]:
     Ranges are looked at for the types that a family describes.
     Raises UnusableConfig that names every key and value that cannot be used.
     """
+    values = {**values, **_settled_text(kind, values, file)}
     found: dict[str, Any] = {}
     problems = []
     # Off, classes write a window of 0.
@@ -79,20 +84,61 @@ def settled(kind: Any, values: Mapping[str, Any], file: str) -> dict[str, Any]:
     return {name: value for name, value in found.items() if name not in empty | left}
 
 
-def _turns_a_part(kind: Any) -> bool:
-    """Whether a class knows heads of which the rotary embedding turns a part; by its own default."""
-    own = getattr(kind(), "rope_parameters", None) or {}
-    return bool(own.get("partial_rotary_factor", 1.0) != 1)
+@cache
+def _reads(kind: Any, name: str) -> bool:
+    """Whether the source of a config class or of its model speaks of a key."""
+    file = Path(str(sys.modules[kind.__module__].__file__))
+    files = (file, file.with_name(file.name.replace("configuration_", "modeling_")))
+    return any(name in each.read_text("utf-8") for each in files if each.is_file())
+
+
+def _settled_text(kind: Any, values: Mapping[str, Any], file: str) -> dict[str, Any]:
+    """The values of the text part of a config that has one, settled as its own class takes them."""
+    text = values.get(TEXT)
+    if not isinstance(text, dict) or TEXT not in kind.sub_configs_defaults:
+        return {}
+    from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+
+    spec = kind.sub_configs_defaults[TEXT]
+    stated = text.get("model_type", spec.model_type)
+    own = CONFIG_MAPPING.get(stated, None)
+    # A class that names that of its text part takes no other.
+    own = spec.config_class if hasattr(spec.config_class, "sub_configs_defaults") else own
+    if own is None:
+        return {}
+    return {TEXT: {**settled(own, text, f"{TEXT} of {file}"), "model_type": stated}}
 
 
 def _is_described(kind: Any) -> bool:
     return any(kind.model_type in family.model_types for family in FAMILIES)
 
 
+def _is_dense(kind: Any, name: str, value: Any) -> bool:
+    """Whether a value says that a model of a family's type has no routers."""
+    found = (
+        one for family in FAMILIES if kind.model_type in family.model_types for one in family.without_routers
+    )
+    return (name, value) in found
+
+
 def _is_machinery(kind: Any, name: str) -> bool:
     """Whether a key has the name of a part of transformers' config classes, which it would replace."""
     own = name in READ_EVERYWHERE or name in _DTYPES or name.startswith("rope_") or name in _declared(kind)
-    return name == "auto_map" or (hasattr(kind, name) and not own)
+    return name == "auto_map" or (hasattr(kind, name) and not own and not _is_taken_up(kind, name))
+
+
+def _is_taken_up(kind: Any, name: str) -> bool:
+    """Whether a class makes something of a key that it does not declare.
+
+    By a property of its own that can be set, or in its `__post_init__`, which then names the key.
+    """
+    from transformers import PreTrainedConfig
+
+    found = getattr(kind, name, None)
+    if isinstance(found, property) and found.fset is not None and not hasattr(PreTrainedConfig, name):
+        return True
+    own = (vars(one).get("__post_init__") for one in kind.__mro__ if not issubclass(PreTrainedConfig, one))
+    return any(name in made.__code__.co_consts for made in own if made is not None)
 
 
 def sizes_in(config: Any) -> dict[str, int]:
@@ -123,14 +169,15 @@ def _taken(kind: Any, name: str, value: Any) -> Any:
         counts = isinstance(default, int | float) and not isinstance(default, bool)
         if value is None and counts and not _MAY_BE_NULL.search(name):
             raise TypeError("a number")
-        _check(name, value)
+        if not _is_dense(kind, name, value):
+            _check(name, value)
     elif name in READ_EVERYWHERE:
         if isinstance(value, float) and value.is_integer():
             value = int(value)
         wrong = isinstance(value, bool) or not isinstance(value, READ_EVERYWHERE[name])
         if wrong:
             raise TypeError(_in_words(READ_EVERYWHERE[name]))
-        if name == "per_layer_config" and value:
+        if name == "per_layer_config" and value and not _reads(kind, name):
             raise ValueError("empty: layers that differ are not supported")
         _check(name, value)
     return value
@@ -203,7 +250,7 @@ def _check(name: str, value: Any) -> None:
         return
     if isinstance(value, int) and _COUNT.search(name):
         _check_number(value, least=0 if _MAY_BE_0.search(name) else 1)
-        if name == "num_hidden_layers" and value > MOST_LAYERS:
+        if name.endswith("layers") and value > MOST_LAYERS:
             raise ValueError(f"{MOST_LAYERS:,} or less")
     elif _SHARE.search(name):
         _check_number(value, least=0)
@@ -246,7 +293,7 @@ def _check_rope(kind: Any, value: dict[str, Any] | None, at_top: bool = False) -
                     raise ValueError(f"one of {', '.join(known)}")
             elif name in ("rope_theta", "factor", "partial_rotary_factor"):
                 _check_number(part, least=0, over=True)
-                if name == "partial_rotary_factor" and (part > 1 or (part < 1 and not _turns_a_part(kind))):
+                if name == "partial_rotary_factor" and (part > 1 or (part < 1 and not _reads(kind, name))):
                     raise ValueError("1 or less" if part > 1 else "1 in this type of model")
             elif isinstance(part, list):
                 for one in part:

@@ -2,6 +2,7 @@
 
 from roma_ds.families.dense_layers import LeadingDenseLayers
 from roma_ds.families.family import Family
+from roma_ds.families.latent_attention import ROW_MODULES
 
 FAMILY = Family(
     name="DeepSeek-V2",
@@ -14,5 +15,5 @@ FAMILY = Family(
     "`topk_method` is `group_limited_greedy`; times `routed_scaling_factor`, not renormalised",
     dense=LeadingDenseLayers("first_k_dense_replace"),
     shared=("mlp.shared_experts",),
-    row_modules=("self_attn.q_proj", "self_attn.q_a_proj", "self_attn.q_b_proj", "self_attn.o_proj", "mlp"),
+    row_modules=ROW_MODULES,
 )

@@ -1,8 +1,9 @@
 """DeepSeek-V3 and R1: 256 routed experts in 8 groups, top-8 by sigmoid; latent attention; 3 dense layers."""
 
-from roma_ds.families.capability import Limit
+from roma_ds.families.capability import FLOAT8
 from roma_ds.families.dense_layers import LeadingDenseLayers
 from roma_ds.families.family import Family
+from roma_ds.families.latent_attention import ROW_MODULES
 from roma_ds.families.sigmoid_groups import NOT_IN_THE_PAPER, SELECTION
 
 FAMILY = Family(
@@ -17,9 +18,6 @@ FAMILY = Family(
     frozen_router_parts=("e_score_correction_bias",),
     dense=LeadingDenseLayers("first_k_dense_replace"),
     shared=("mlp.shared_experts",),
-    row_modules=("self_attn.q_proj", "self_attn.q_a_proj", "self_attn.q_b_proj", "self_attn.o_proj", "mlp"),
-    limits=(
-        Limit("load", "experimental", "the published weights are FP8: a copy in bfloat16 is needed"),
-        NOT_IN_THE_PAPER,
-    ),
+    row_modules=ROW_MODULES,
+    limits=(FLOAT8, NOT_IN_THE_PAPER),
 )

@@ -97,4 +97,80 @@ class SparseRange:
         return "outside " + ", ".join(f"`{name}`" for name in names)
 
 
-DenseLayers = NoDenseLayers | ListedDenseLayers | LeadingDenseLayers | SparseRange
+@dataclass(frozen=True)
+class NamedSparseLayers:
+    """Sparse are the layers with one name in a list of one name a layer."""
+
+    attribute: str
+    """Name of the config attribute with the list."""
+    name: str
+    """Of sparse layers."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """As `NoDenseLayers`."""
+        return ()
+
+    def is_sparse(self, config: Any, layer: int) -> bool:
+        """As `NoDenseLayers`."""
+        names = getattr(config, self.attribute) or ()
+        return layer < len(names) and names[layer] == self.name
+
+    def __str__(self) -> str:
+        return f"those that are not `{self.name}` in `{self.attribute}`"
+
+
+@dataclass(frozen=True)
+class ListedSparseLayers:
+    """Sparse are the layers in a list."""
+
+    attribute: str
+    """Name of the config attribute that lists them."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """As `NoDenseLayers`."""
+        return ()
+
+    def is_sparse(self, config: Any, layer: int) -> bool:
+        """As `NoDenseLayers`."""
+        return layer in (getattr(config, self.attribute) or ())
+
+    def __str__(self) -> str:
+        return f"those that `{self.attribute}` lacks"
+
+
+@dataclass(frozen=True)
+class PeriodicSparseLayers:
+    """Sparse is every p-th layer, from an offset on."""
+
+    period_attribute: str
+    """Name of the config attribute with p."""
+    offset_attribute: str
+    """Name of the config attribute with the number of the first."""
+
+    @property
+    def steps(self) -> tuple[str, ...]:
+        """As `NoDenseLayers`."""
+        return (self.period_attribute,)
+
+    def is_sparse(self, config: Any, layer: int) -> bool:
+        """As `NoDenseLayers`."""
+        period, offset = (
+            int(getattr(config, name)) for name in (self.period_attribute, self.offset_attribute)
+        )
+        return layer % period == offset
+
+    def __str__(self) -> str:
+        return f"those outside `{self.period_attribute}`, `{self.offset_attribute}`"
+
+
+DenseLayers = (
+    NoDenseLayers
+    | ListedDenseLayers
+    | LeadingDenseLayers
+    | SparseRange
+    | NamedSparseLayers
+    | ListedSparseLayers
+    | PeriodicSparseLayers
+)

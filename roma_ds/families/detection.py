@@ -7,11 +7,11 @@ from collections.abc import Collection
 from typing import Any
 
 from roma_ds.errors import UserError
-from roma_ds.families.family import Family
+from roma_ds.families.family import Family, attribute
 from roma_ds.families.layout import MoELayout, RouterSite
 from roma_ds.families.recorded import recorded_family, unrecorded
 from roma_ds.families.registry import FAMILIES
-from roma_ds.families.unusable_config import UnusableConfig, require_numbers
+from roma_ds.families.unusable_config import UnusableConfig, require_numbers, require_routers
 
 
 def family_of(config: Any) -> Family:
@@ -22,21 +22,22 @@ def family_of(config: Any) -> Family:
     """
     model_type = getattr(config, "model_type", "?")
     for family in FAMILIES:
-        if model_type in family.model_types:
-            require_numbers(family, config)
+        known = model_type in family.model_types
+        if known and not any(attribute(config, name) for name in family.by_detection):
+            require_routers(family, config)
             return family
     recorded = recorded_family(config)
     if recorded is not None:
         require_numbers(recorded, config)
         return recorded
-    known = ", ".join(t for family in FAMILIES for t in family.model_types)
+    types = ", ".join(t for family in FAMILIES for t in family.model_types)
     stated = unrecorded(config)
     raise UserError(
         f"model type '{model_type}' has no routers that roma_ds knows"
         if stated is None
         else f"model type '{model_type}' may be sparse ({stated}), but no routers of it were found, so it "
         "cannot be trained here",
-        f"use a Mixture-of-Experts model of one of these types: {known}",
+        f"use a Mixture-of-Experts model of one of these types: {types}",
     )
 
 

@@ -37,6 +37,9 @@ class Carried:
 HIDDEN = Carried("hidden_states", (("hidden_size",),))
 """The hidden states of most models: one vector a token."""
 
+CHOSEN_KEYS = Carried("prev_topk_indices", (("index_topk",),), "int32", True, ("indexer_types", "shared"))
+"""Places of the keys that an indexer chose, which layers of type `shared` take from the one before."""
+
 
 @dataclass(frozen=True)
 class Field:

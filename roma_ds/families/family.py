@@ -70,12 +70,26 @@ class Family:
     in float32 and rounded before the weight comes; None for others, which run as the library has them."""
     frozen_router_parts: tuple[str, ...] = ()
     """Further parameters and buffers of a router, under its path; they never change."""
+    frozen_block_parts: tuple[str, ...] = ()
+    """Parameters and buffers beside a router that are handed to it, under the path of the module around it;
+    they never change. One that a config leaves out is not there."""
     dense: DenseLayers = field(default_factory=NoDenseLayers)
     """Which layers have no router."""
+    without_routers: tuple[tuple[str, Any], ...] = ()
+    """Config attributes, each with a value at which a model of these types has no routers at all."""
+    by_detection: tuple[str, ...] = ()
+    """Config attributes of which this file knows nothing: a model in which one is not 0, false or null is
+    looked at as one of a type without a file."""
     shared: tuple[str, ...] = ()
     """Modules of a sparse layer that every token goes through beside its routed experts. No part of r."""
     attention: str = "self_attn"
     """Name of the attention module in a decoder layer."""
+    mixers: tuple[str, ...] = ()
+    """Names of what layers have in its place: linear attention, state spaces, convolutions."""
+    token_layers: tuple[str, tuple[str, ...]] | None = None
+    """Config attribute with a list of one name a layer, and the names of the layers that work on each token
+    alone, where a layer is either that or mixes tokens, under the same path. None where every layer does
+    both."""
     row_modules: tuple[str, ...] = ("self_attn.q_proj", "self_attn.o_proj", "mlp")
     """Modules of a decoder layer that work on each token alone, and in the last layer are wanted only for
     the tokens that are read. One that a config leaves out is None in the layer. Without any, the last layer
@@ -160,6 +174,20 @@ class Family:
         if self.recorded_layers is not None:
             return self.recorded_layers
         return tuple(layer for layer in range(self.depth(config)) if self.dense.is_sparse(config, layer))
+
+    def mixes_tokens(self, config: Any, layer: int) -> bool:
+        """Whether a layer has attention or what stands in its place."""
+        if self.token_layers is None:
+            return True
+        listed, alone = self.token_layers
+        return getattr(config, listed)[layer] not in alone
+
+    def row_modules_in(self, config: Any, layer: int) -> tuple[str, ...]:
+        """Those of `row_modules` that a layer may have."""
+        if self.token_layers is not None and self.mixes_tokens(config, layer):
+            return ()
+        # Of a family that was found only sparse layers are known to have such modules.
+        return self.row_modules if layer in (self.recorded_layers or (layer,)) else ()
 
     def stored_layer(self, layer: int) -> str:
         """What the checkpoint keys of a decoder layer start with."""

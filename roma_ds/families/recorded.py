@@ -12,9 +12,10 @@ from functools import lru_cache
 from typing import Any
 
 from roma_ds.errors import UserError
+from roma_ds.families.batching import mixing_reason
 from roma_ds.families.capability import Limit
 from roma_ds.families.causal_lm import causal_lm_class
-from roma_ds.families.entering import HIDDEN, Carried
+from roma_ds.families.entering import CHOSEN_KEYS, HIDDEN, Carried
 from roma_ds.families.family import Family, attribute
 from roma_ds.families.router_trial import Trial, Unclear, tried
 from roma_ds.families.unusable_config import making_faults
@@ -41,7 +42,7 @@ RECOMPUTED = {
 }
 """Arguments of a layer that a model makes from the tokens and their places alone."""
 HANDED_ON = (
-    Carried("prev_topk_indices", (("index_topk",),), "int32", True, ("indexer_types", "shared")),
+    CHOSEN_KEYS,
     Carried("prev_router_hidden_states", (("router_hidden_size",),)),
 )
 """Arguments of a layer that come from the layers before it, and that it returns behind the hidden states."""
@@ -97,6 +98,9 @@ def _found(key: _Key) -> Family | None:
     import torch
 
     config = key.config
+    mixing = mixing_reason(config)
+    if mixing is not None:
+        raise _refused(config, f"{mixing}, so that no token has a routing of its own")
     if unrecorded(config) is None and not getattr(key.network_class, "_can_record_outputs", None):
         return None
     with making_faults(config), torch.device("meta"):

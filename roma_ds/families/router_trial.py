@@ -60,7 +60,7 @@ def tried(meta_router: Any, width: int, experts: int) -> Trial:
             owner.register_forward_hook(lambda _, inputs, output: multiplied.append((inputs[0], output)))
         outputs = _called(router, hidden, experts)
         entering = multiplied[-1][0].reshape(-1, inner) if multiplied else hidden
-        if entering.shape[1] != inner:
+        if entering.shape[1] != inner or not entering.is_floating_point():
             raise Unclear(f"multiply a weight of width {inner} by what is not known")
         product = entering @ owner.weight.T
     found = [one.reshape(-1, one.shape[-1]) if one.dim() > 1 else one for one in outputs]

@@ -73,6 +73,23 @@ def _is_model(frame: traceback.FrameSummary) -> bool:
     return "modeling_" in frame.filename or frame.filename.endswith("modelling.py")
 
 
+def require_routers(family: Family, config: Any) -> None:
+    """Raises UserError where a model of a family's type is dense, and what `require_numbers` raises."""
+    off = [
+        f"{name} is {shown(value)}"
+        for name, value in family.without_routers
+        if attribute(config, name) == value
+    ]
+    if not off:
+        require_numbers(family, config)
+        off = [] if family.sparse_layers(config) else [f"no layer has routers (dense layers: {family.dense})"]
+    if off:
+        raise UserError(
+            f"this model of type '{config.model_type}' has no routers: {off[0]}",
+            "use a Mixture-of-Experts model",
+        )
+
+
 def require_numbers(family: Family, config: Any) -> None:
     """Raises UnusableConfig where the numbers of experts or heads make no sense, all in one message."""
     names = (family.experts_attribute, family.top_k_attribute, *family.dense.steps)

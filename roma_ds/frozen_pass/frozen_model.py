@@ -11,6 +11,7 @@ import torch
 
 from roma_ds.checkpoint.blueprint import blueprint
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.gate_keys import stored_layout
 from roma_ds.checkpoint.loaded_weights import check_loaded, refuse_not_finite
 from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.comm import World, agreement
@@ -49,8 +50,9 @@ def load_part(
     span = Span.suffix(0, depth) if first is None else Span(first, depth, embedding=False, head=True)
     network = load_span(model, span, zero3, world.device, world)
     with agreement(world):
-        layout = detect(network, range(first or 0, depth))
-        check_loaded(network, layout, CheckpointFiles(model), world)
+        files = CheckpointFiles(model)
+        layout = stored_layout(detect(network, range(first or 0, depth)), files)
+        check_loaded(network, layout, files, world)
         refuse_not_finite(network, world.rank)
     return network, layout
 

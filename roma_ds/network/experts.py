@@ -143,7 +143,7 @@ def _fits(module: Any, hidden: torch.Tensor) -> bool:
         and not (module.has_bias or module.is_transposed or module.has_post_expert_norm)
         and not module._is_expert_parallel
         and type(module)._apply_gate is moe._default_apply_gate
-        and type(module.act_fn) is type(ACT2FN["silu"])
+        and (module.act_fn is F.silu or type(module.act_fn) is type(ACT2FN["silu"]))
         and not (module.gate_up_proj.requires_grad or module.down_proj.requires_grad)
     )
 

@@ -126,10 +126,9 @@ class RoutedLM(nn.Module):
         for number in range(self.first if self._by_rows else self.last_layer, self.last_layer + 1):
             place, last = f"{family.layers}.{number}", number == self.last_layer
             rows = self._needed_rows if last else self._all_rows
-            # Of a family that was found only sparse layers are known to have such modules.
-            if number not in (family.recorded_layers or (number,)):
-                continue
-            for name, module in present(self._layer(number), family.row_modules):
+            for name, module in present(
+                self._layer(number), family.row_modules_in(self.network.config, number)
+            ):
                 run_on_rows(module, rows)
                 if f"{routers.get(number)}.".startswith(f"{place}.{name}."):
                     inside.add(number)

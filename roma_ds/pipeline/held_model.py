@@ -45,7 +45,7 @@ class HeldModel:
             self.family = family_of(model_config)
             self.tokenizer = load_tokenizer(run.model)
             self.files = check_checkpoint(run.model)
-            self.whole = blueprint(run.model)
+            self.whole = blueprint(run.model, self.files)
         if self.family.limits:
             self.say(f"model: family {self.family.name} is {self.family.support}: {self.family.reason}")
         self.vocabulary = int(model_config.vocab_size)

@@ -11,6 +11,7 @@ from typing import Any, Protocol
 import torch
 
 from roma_ds.comm import World
+from roma_ds.families.batching import Batching
 
 Step = Callable[[torch.Tensor | None], torch.Tensor]
 """From the tokens chosen last, int64 [B], None at the start: logits float32 [B, V] of the next ones."""
@@ -27,6 +28,8 @@ class Decoder(Protocol):
     """Whether every pass is a collective of these ranks."""
     generation_config: Any
     """As transformers has it; its `eos_token_id` ends an answer."""
+    batching: Batching
+    """Which prompts may be in one batch."""
 
     def decoding(self, numbers: Sequence[int], prompts: Sequence[Sequence[int]]) -> Step:
         """Begin a batch; numbers: of these prompts among those that are written, none where it stands in."""
@@ -40,6 +43,17 @@ def left_padded(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch
     for row, tokens in enumerate(sequences):
         ids[row, longest - len(tokens) :] = torch.tensor(tokens)
         mask[row, longest - len(tokens) :] = 1
+    return ids, mask
+
+
+def right_padded(sequences: Sequence[Sequence[int]]) -> tuple[torch.Tensor, torch.Tensor]:
+    """As `left_padded`, the padding behind the tokens."""
+    longest = max(map(len, sequences))
+    ids = torch.zeros(len(sequences), longest, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for row, tokens in enumerate(sequences):
+        ids[row, : len(tokens)] = torch.tensor(tokens)
+        mask[row, : len(tokens)] = 1
     return ids, mask
 
 

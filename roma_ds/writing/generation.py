@@ -50,7 +50,7 @@ class Writer:
     def write(self, asked: Sequence[Asked], batch_size: int, title: str) -> list[Written] | None:
         """One answer a prompt, in their order; complete on rank 0, None elsewhere. A collective."""
         world = self.model.world
-        batches = in_batches([len(one.prompt) for one in asked], batch_size)
+        batches = self._batches([len(one.prompt) for one in asked], batch_size)
         mine = [batches[index] for index in world.share(len(batches))]
         found: dict[int, Written] = {}
         with Progress(sum(map(len, mine)), title, enabled=world.is_first) as progress:
@@ -66,6 +66,21 @@ class Writer:
             return None
         everything = {number: one for part in gathered for number, one in part.items()}
         return [everything[number] for number in range(len(asked))]
+
+    def _batches(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
+        """Numbers of prompts by their lengths, as far as the model can have them in one batch."""
+        if self.model.batching == "alone":
+            return [[number] for batch in in_batches(lengths, 1) for number in batch]
+        if self.model.batching == "padded":
+            return in_batches(lengths, batch_size)
+        groups: dict[int, list[int]] = {}
+        for number, length in enumerate(lengths):
+            groups.setdefault(length, []).append(number)
+        return [
+            group[start : start + batch_size]
+            for _, group in sorted(groups.items(), reverse=True)
+            for start in range(0, len(group), batch_size)
+        ]
 
     def _batch(self, numbers: Sequence[int], asked: Sequence[Asked]) -> list[Written]:
         """One batch; without any prompt, as many forward passes as the other ranks need."""

@@ -1,7 +1,8 @@
 """A causal LM by the library's own forward pass: for generated answers, and for models without routers.
 
-Sequences are padded on the left, so that the tokens to predict line up at the end.
-Shapes: B sequences, L tokens of the longest, K positions at the end that are asked for, V vocabulary.
+Sequences that are scored are padded on the right, where padding changes no real token; those that are gone on
+with on the left, or not at all where a model cannot have that.
+Shapes: B sequences, L tokens of the longest, n newest of them, K positions that are asked for, V vocabulary.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import detect, family_of, has_routers
+from roma_ds.families.batching import scoring_batches, writing_batches
 from roma_ds.frozen_pass.frozen_model import OF_TRAINING, is_zero3
 from roma_ds.network.release import release, return_freed_memory
 from roma_ds.network.routed import exact_buffers
@@ -32,33 +34,50 @@ from roma_ds.sequences.encoding import Encoded, Prompt
 from roma_ds.sequences.found import Record
 from roma_ds.sequences.request_set import Requests, requests_of, result_of
 from roma_ds.sequences.scores import Scores
-from roma_ds.writing.decoding import CachedSteps, Step, left_padded
+from roma_ds.writing.decoding import CachedSteps, Step, right_padded
 
 NO_ROUTING = np.zeros((0, 0), np.float16)
 
 
+class _Cache:
+    """What a network keeps of the tokens that it has read."""
+
+    def __init__(self, network: Any) -> None:
+        from transformers import DynamicCache
+
+        # Some models make one of their own kind.
+        common = network._supports_default_dynamic_cache()
+        self.past = DynamicCache(config=network.config) if common else None
+
+
 class _Root(nn.Module):
-    """What DeepSpeed wraps: the network, asked for logits at the last positions alone."""
+    """What DeepSpeed wraps: the network, asked for logits at some positions alone."""
 
     def __init__(self, network: Any) -> None:
         super().__init__()
         self.network = network
 
-    def forward(self, input_ids: torch.Tensor, mask: torch.Tensor, last: int, cache: Any) -> torch.Tensor:
-        """float32 [B, K, V]; input_ids [B, n], the newest n of the L tokens that mask [B, L] marks."""
-        width = input_ids.shape[1]
-        positions = (mask.cumsum(dim=1) - 1).clamp(min=0)[:, -width:]
-        # As indices: a slice would make the head's product copy its weight for every sequence on a CPU.
-        asked = torch.arange(width - last, width, device=input_ids.device)
-        logits: torch.Tensor = self.network(
+    def forward(
+        self, input_ids: torch.Tensor, mask: torch.Tensor, asked: torch.Tensor, cache: _Cache | None
+    ) -> torch.Tensor:
+        """[B, K, V] at the places `asked` int64 [K] of input_ids [B, n].
+
+        These are the newest n of the L tokens that mask [B, L] marks.
+        """
+        before = (mask.cumsum(dim=1) == 0).sum(dim=1, keepdim=True)
+        positions = (torch.arange(mask.shape[1], device=mask.device) - before).clamp(min=0)
+        found = self.network(
             input_ids=input_ids,
             attention_mask=mask,
-            position_ids=positions,
-            past_key_values=cache,
+            position_ids=positions[:, -input_ids.shape[1] :],
+            past_key_values=cache.past if cache is not None else None,
             use_cache=cache is not None,
             logits_to_keep=asked,
-        ).logits
-        return logits.float()
+        )
+        if cache is not None:
+            cache.past = found.past_key_values
+        logits: torch.Tensor = found.logits
+        return logits
 
 
 class PlainModel:
@@ -76,6 +95,7 @@ class PlainModel:
         network.config.use_cache = True
         self.network = network
         self.config = network.config
+        self.batching = writing_batches(self.config)
         with agreement(world):
             self.generation_config = load_generation_config(model, config)
         self._root = _Root(network)
@@ -145,26 +165,33 @@ class PlainModel:
         elif weights:
             raise UserError("this model has no routers", "use the base model of the router file")
 
-    def logits(self, ids: torch.Tensor, mask: torch.Tensor, last: int, cache: Any = None) -> torch.Tensor:
-        """float32 [B, last, V] on the device. Under ZeRO-3 a collective: all ranks call it equally often."""
+    def logits(
+        self, ids: torch.Tensor, mask: torch.Tensor, asked: torch.Tensor, cache: _Cache | None = None
+    ) -> torch.Tensor:
+        """[B, K, V] on the device, in the type that the network gives, at the places `asked` int64 [K].
+
+        Under ZeRO-3 a collective: all ranks call it equally often.
+        """
         device = self.world.device
         with torch.no_grad():
-            found: torch.Tensor = self._call(ids.to(device), mask.to(device), last, cache)
+            found: torch.Tensor = self._call(ids.to(device), mask.to(device), asked.to(device), cache)
         return found
 
     def decoding(self, numbers: Sequence[int], prompts: Sequence[Sequence[int]]) -> Step:
         """Begin to write behind these prompts, as `Decoder`."""
-        from transformers import DynamicCache
+        return CachedSteps(prompts, _Cache(self.network), self._newest)
 
-        return CachedSteps(prompts, DynamicCache(config=self.config), self._newest)
-
-    def _newest(self, ids: torch.Tensor, mask: torch.Tensor, cache: Any) -> torch.Tensor:
-        return self.logits(ids, mask, 1, cache)[:, -1]
+    def _newest(self, ids: torch.Tensor, mask: torch.Tensor, cache: _Cache) -> torch.Tensor:
+        # As an index: a slice would make the head's product copy its weight for every sequence on a CPU.
+        last = torch.tensor([ids.shape[1] - 1])
+        return self.logits(ids, mask, last, cache)[:, -1].float()
 
     def score(self, prompts: Sequence[Prompt], batch_size: int, title: str) -> Scores | None:
         """Score every prompt, without routing; complete on rank 0, None elsewhere. A collective."""
         requests, world = requests_of(prompts), self.world
         batches = in_batches(requests.lengths, batch_size)
+        if scoring_batches(self.config) == "alone":
+            batches = [[number] for batch in batches for number in batch]
         mine = [batches[index] for index in world.share(len(batches))]
         found: list[Record] = []
         with Progress(sum(map(len, mine)), title, enabled=world.is_first) as progress:
@@ -173,11 +200,16 @@ class PlainModel:
                 if not (numbers or self.partitioned):
                     break
                 sequences = [requests.sequences[number] for number in numbers] or [FILLER]
-                read = [(*one.prompt, *one.continuation[:-1]) for one in sequences]
-                longest = max(len(one.continuation) for one in sequences)
-                logits = self.logits(*left_padded(read), longest)
+                ids, mask = right_padded([(*one.prompt, *one.continuation[:-1]) for one in sequences])
+                places = [_predicting(one) for one in sequences]
+                asked = torch.tensor(sorted({place for own in places for place in own}))
+                logits = self.logits(ids, mask, asked)
                 if numbers:
-                    found += _records(requests, numbers, sequences, logits)
+                    rows = [
+                        own[torch.isin(asked, torch.tensor(at)).to(own.device)]
+                        for own, at in zip(logits, places, strict=True)
+                    ]
+                    found += _records(requests, numbers, rows)
                     progress.advance(len(numbers))
         gathered = world.gather_to_first(found)
         if gathered is None:
@@ -186,12 +218,16 @@ class PlainModel:
         return Scores.assemble(prompts, records, tokens_read=sum(requests.lengths))
 
 
-def _records(
-    requests: Requests, numbers: Sequence[int], sequences: Sequence[Encoded], logits: torch.Tensor
-) -> list[Record]:
-    """Results of the sequences `numbers`; logits float32 [B, K, V] at the last positions of each."""
+def _predicting(sequence: Encoded) -> range:
+    """Places of the tokens that the continuation is predicted from."""
+    first = len(sequence.prompt) - 1
+    return range(first, first + len(sequence.continuation))
+
+
+def _records(requests: Requests, numbers: Sequence[int], logits: Sequence[torch.Tensor]) -> list[Record]:
+    """Results of the sequences `numbers`; logits [K, V] of each where its continuation is predicted."""
     records: list[Record] = []
-    for number, sequence, own in zip(numbers, sequences, logits, strict=True):
-        logprobs = torch.log_softmax(own[len(own) - len(sequence.continuation) :], dim=-1).cpu()
+    for number, own in zip(numbers, logits, strict=True):
+        logprobs = torch.log_softmax(own.float(), dim=-1).cpu()
         records.append(result_of(requests, number, logprobs, NO_ROUTING))
     return records

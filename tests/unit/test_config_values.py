@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +84,15 @@ HARMFUL: list[tuple[str, Any]] = [
     ("model_type", ["olmoe"]),
 ]
 
+UNDECLARED = {
+    "jetmoe": ("num_attention_heads", "hidden_act"),
+    "dbrx": ("rms_norm_eps", "hidden_act"),
+    "lfm2_moe": ("rms_norm_eps", "hidden_act"),
+    "nemotron_h": ("rms_norm_eps", "hidden_act", "num_hidden_layers"),
+    "gemma4_text": ("hidden_act",),
+}
+"""Keys that a type has under another name or computes, so that nobody reads them."""
+
 
 def changed(model_type: str, folder: Path, /, **values: Any) -> Path:
     """A checkpoint of that type with other values in its config.json."""
@@ -129,7 +139,12 @@ def test_a_whole_number_where_a_fraction_is_meant_is_that_number(tmp_path: Path)
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_what_cannot_be_used_is_named_with_its_value(model_type: str, tmp_path: Path) -> None:
+    declared = {field.name for field in fields(CONFIG_MAPPING[model_type])}
+    unread = UNDECLARED.get(model_type, ())
+    assert declared.isdisjoint(unread)
     for key, value in HARMFUL:
+        if key in unread:
+            continue
         folder = changed(model_type, tmp_path, **{key: value})
         with pytest.raises(UserError) as caught:
             load_config(model_config(folder))

@@ -9,11 +9,15 @@ import torch
 from safetensors import safe_open
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from roma_ds.checkpoint.loading import load_config
 from roma_ds.cli.listing import lines
+from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
-from roma_ds.families import FAMILIES, detect, family_of
+from roma_ds.families import FAMILIES, detect, family_of, has_routers
 from roma_ds.families.capability import Limit
 from roma_ds.families.registry import _checked
+from roma_ds.families.unusable_config import UnusableConfig
+from roma_ds.testing.tiny_models import random_model, tiny_config
 
 TYPES = {"olmoe": "OLMoE", "qwen3_moe": "Qwen3-MoE"}
 
@@ -95,15 +99,40 @@ def test_a_dense_model_is_refused_with_the_known_types() -> None:
     assert all(model_type in str(caught.value.fix) for model_type in TYPES)
 
 
-@pytest.mark.parametrize("model_type", ["llama4", "llama4_text"])
-def test_a_sparse_model_without_recorded_routers_is_not_called_dense(model_type: str) -> None:
-    with pytest.raises(UserError, match=r"may be sparse \(num_local_experts=16\), but .* cannot be trained"):
-        family_of(AutoConfig.for_model(model_type))
+def test_a_sparse_model_without_recorded_routers_is_not_called_dense() -> None:
+    """Of a type that has experts and no class of a causal LM."""
+    with pytest.raises(UserError, match=r"may be sparse \(num_experts=60\), but .* cannot be trained"):
+        family_of(AutoConfig.for_model("qwen3_vl_moe_text"))
 
 
-def test_a_sparse_type_without_sparse_layers_is_refused() -> None:
-    with pytest.raises(UserError, match="no router of class"):
-        detect(small("qwen3_moe", num_hidden_layers=2, mlp_only_layers=[0, 1]))
+@pytest.mark.parametrize(
+    ("model_type", "changes", "says"),
+    [
+        ("qwen3_moe", {"mlp_only_layers": [0, 1, 2, 3]}, "no layer has routers"),
+        ("nemotron_h", {"layers_block_type": ["mlp", "linear_attention"]}, "no layer has routers"),
+        ("granitemoehybrid", {"num_local_experts": 0}, "num_local_experts is 0"),
+        ("gemma4_text", {"enable_moe_block": False}, "enable_moe_block is false"),
+        ("jamba", {"num_experts": 1}, "num_experts is 1"),
+    ],
+)
+def test_a_dense_model_of_a_sparse_type_is_a_dense_model(
+    model_type: str, changes: dict[str, Any], says: str, tmp_path: Path
+) -> None:
+    """As the smaller ones of some families are published."""
+    config = tiny_config(model_type, 100, **changes)
+    with pytest.raises(UserError, match=f"has no routers: {says}") as caught:
+        family_of(config)
+    assert not isinstance(caught.value, UnusableConfig) and not has_routers(config)
+    random_model(config).save_pretrained(tmp_path)
+    assert not has_routers(load_config(ModelConfig(path=str(tmp_path))))
+
+
+def test_what_a_file_knows_nothing_of_is_left_to_detection() -> None:
+    """Keys and values that layers share, and inputs by layer, are no part of a suffix here."""
+    config = tiny_config("gemma4_text", 100, num_kv_shared_layers=2)
+    family = family_of(config)
+    assert family.name == "gemma4_text" and "shared_kv_states" in str(family.barrier("suffix"))
+    assert family_of(tiny_config("gemma4_text", 100)).barrier("suffix") is None
 
 
 @pytest.mark.parametrize("change", [{"num_experts": 7}, {"hidden_size": 17}])

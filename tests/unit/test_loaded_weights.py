@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from family_models import MODEL_TYPES
+from family_models import MODEL_TYPES, depth, layers_of
 
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.checksums import checksums, sampled_keys
@@ -21,17 +21,27 @@ from roma_ds.families import detect
 from roma_ds.testing.tiny_models import save_tiny
 
 
+def stacked(name: str, values: Any) -> bool:
+    """Whether a parameter has weights of all experts of an MLP: of no attention's, and no convolution's."""
+    return "attention" not in name and (
+        (values.dim() == 3 and 1 not in values.shape) or ".experts.mlp." in name
+    )
+
+
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_weights_in_the_wrong_place_are_seen(model_type: str, tmp_path: Path) -> None:
     world, model = World(Ranks(), torch.device("cpu")), ModelConfig(path=str(tmp_path), dtype="bfloat16")
-    save_tiny(tmp_path, model_type)
-    network = load_span(model, Span.suffix(0, 4), None, world.device)
+    save_tiny(tmp_path, model_type, layers=depth(model_type))
+    network = load_span(model, Span.suffix(0, depth(model_type)), None, world.device)
     files, layout = CheckpointFiles(model), detect(network)
     check_loaded(network, layout, files, world)
     gates = [network.get_parameter(f"{site.product}.weight") for site in layout.sites]
-    stacks: list[Any] = [values for values in network.model.layers[1].parameters() if values.dim() == 3]
-    assert len(stacks) == 2, "gate and up projections in one, down projections"
-    for one, other in ((gates[1], gates[2]), *((stack[0], stack[5]) for stack in stacks)):
+    layer = layers_of(network)[layout.layers[0]]
+    stacks: list[Any] = [values for name, values in layer.named_parameters() if stacked(name, values)]
+    wanted = 3 if model_type == "dbrx" else 2
+    assert len(stacks) == wanted, "gate and up projections, in one but for one family; down projections"
+    stacks = [stack.view(layout.experts, -1, stack.shape[-1]) for stack in stacks]
+    for one, other in ((gates[0], gates[1]), *((stack[0], stack[5]) for stack in stacks)):
         kept = one.clone(), other.clone()
         one.data.copy_(kept[1]), other.data.copy_(kept[0])
         with pytest.raises(RomaError, match="is not where it belongs"):
@@ -42,9 +52,10 @@ def test_weights_in_the_wrong_place_are_seen(model_type: str, tmp_path: Path) ->
 
 @pytest.mark.parametrize("model_type", MODEL_TYPES)
 def test_a_tensor_of_the_experts_of_each_layer_has_a_digest(model_type: str, tmp_path: Path) -> None:
-    model = ModelConfig(path=str(save_tiny(tmp_path, model_type)))
+    layers = depth(model_type)
+    model = ModelConfig(path=str(save_tiny(tmp_path, model_type, layers=layers)))
     layout, files = (
-        detect(load_span(model, Span.suffix(0, 4), None, torch.device("cpu"))),
+        detect(load_span(model, Span.suffix(0, layers), None, torch.device("cpu"))),
         CheckpointFiles(model),
     )
     keys = sampled_keys(files, layout)

@@ -58,12 +58,23 @@ def model_config(folder: Path, dtype: Any = "float32") -> ModelConfig:
     return ModelConfig(path=str(folder), dtype=dtype)
 
 
+def stock_class(folder: str | Path) -> Any:
+    """The library's class of a checkpoint's causal LM: its own table of them lacks one of the types."""
+    from transformers import AutoConfig
+
+    from roma_ds.families.causal_lm import causal_lm_class
+    from roma_ds.families.own_models import register_own_models
+
+    register_own_models()
+    return causal_lm_class(type(AutoConfig.from_pretrained(folder)))
+
+
 def stock_network(model: ModelConfig) -> Any:
     """The model as transformers itself loads it, frozen: what our own loading is held against."""
     import torch
-    from transformers import AutoModelForCausalLM
 
-    network = AutoModelForCausalLM.from_pretrained(model.path, dtype=getattr(torch, model.dtype)).eval()
+    kind = stock_class(model.path)
+    network = kind.from_pretrained(model.path, dtype=getattr(torch, model.dtype)).eval()
     network.config.use_cache = False
     return network.requires_grad_(False)
 

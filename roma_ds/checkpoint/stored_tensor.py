@@ -1,0 +1,49 @@
+"""Where the tensors of a safetensors file lie in it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import torch
+
+from roma_ds.storage.tensor_header import read_header
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """Where a tensor lies: `shape` values of `dtype` from byte `start` of `file`."""
+
+    file: Path
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+
+    @property
+    def size(self) -> int:
+        """Bytes in the file."""
+        return prod(self.shape) * self.dtype.itemsize
+
+
+def stored_tensors(path: Path) -> dict[str, StoredTensor]:
+    """Places of the tensors in a file, whose types torch must have."""
+    tensors = {}
+    for key, place in read_header(path)[1].items():
+        if place.dtype not in _DTYPES:
+            raise ValueError(f"{key} has the type {place.dtype}, which is not supported")
+        tensors[key] = StoredTensor(path, _DTYPES[place.dtype], place.shape, place.start)
+    return tensors
