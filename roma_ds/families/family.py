@@ -138,7 +138,11 @@ class Family:
 
         Raises UserError where layers differ in it.
         """
-        return self._number(config, self.experts_attribute) + _sum(config, self.zero_experts)
+        return self._number(config, self.experts_attribute) + self.zeros(config)
+
+    def zeros(self, config: Any) -> int:
+        """How many of these are no network."""
+        return _sum(config, self.zero_experts)
 
     def gate_rows(self, config: Any) -> int:
         """Rows of a router's weight, from a model config."""
