@@ -40,11 +40,17 @@ def _machine(subject: Subject) -> Iterator[str]:
 
 
 def _model(subject: Subject) -> Iterator[str]:
+    from roma_ds.pipeline.acceptance import accept_family
+
     if subject.evaluation_only:
+        subject.require_evaluable()
         yield f"{subject.evaluation_only}: `roma-ds eval` measures it, and nothing can be trained"
+        if subject.mixing:
+            yield f"  {subject.mixing}: every sequence is run alone"
         return
     layout, layers = subject.layout, subject.layers
     family = layout.family
+    accept_family(subject.run, family)
     depth = family.depth(subject.network.config)
     yield f"{family.name} ({family.support}), {depth} layers, {layout.experts} experts, top-{layout.top_k}"
     if family.reason:

@@ -48,6 +48,23 @@ class Subject:
             return error.message
         return None
 
+    def require_evaluable(self) -> None:
+        """Raises UserError where the library has no network of the model that could be measured."""
+        from roma_ds.checkpoint.loading import load_config
+        from roma_ds.families.library_network import require_network
+
+        # Code of the checkpoint's own is not run here.
+        if not self.run.model.trust_remote_code:
+            require_network(load_config(self.run.model))
+
+    @property
+    def mixing(self) -> str | None:
+        """Why its sequences are run one at a time, where they are."""
+        from roma_ds.checkpoint.loading import load_config
+        from roma_ds.families.batching import mixing_reason
+
+        return mixing_reason(load_config(self.run.model))
+
     @cached_property
     def context(self) -> int | None:
         """Tokens that the model reads at most."""

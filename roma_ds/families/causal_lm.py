@@ -17,7 +17,10 @@ def causal_lm_class(config_class: Any) -> Any:
 
     found = MODEL_FOR_CAUSAL_LM_MAPPING.get(config_class, None)
     if found is not None:
-        return found[0] if isinstance(found, tuple) else found
+        found = found[0] if isinstance(found, tuple) else found
+        # For a config of several parts the table may name the class of its text part.
+        parts = getattr(config_class, "sub_configs_defaults", {})
+        return None if "text_config" in parts and found.config_class is not config_class else found
     home = config_class.__module__
     if not home.startswith("transformers.models."):
         return None

@@ -8,7 +8,7 @@ from roma_ds.config import RunConfig, resolve_deepspeed
 from roma_ds.data.store import data_inputs
 from roma_ds.embed.encoder_files import check_encoder, embedding_width
 from roma_ds.embed.stage import embed_inputs
-from roma_ds.families import has_routers
+from roma_ds.families import Family, has_routers
 from roma_ds.index.stage import check_index
 from roma_ds.pipeline.folders import Folders
 from roma_ds.pipeline.held_model import EVALUATED, HeldModel
@@ -23,12 +23,17 @@ def accept(run: RunConfig, whole: Blueprint, world_size: int, embeds: bool, inde
     """
     whole.layout.choose(run.roma.layers)
     check_batches(run, world_size)
-    if run.train.prefix_cache == "on" or run.collect.engine == "stream":
-        whole.layout.family.require_parts()
+    accept_family(run, whole.layout.family)
     if embeds:
         check_encoder(run.embed)
     if indexes:
         check_index(run, world_size, embedding_width(run.embed), None)
+
+
+def accept_family(run: RunConfig, family: Family) -> None:
+    """Raises UserError where a run asks for parts of a model that can only be run whole."""
+    if run.train.prefix_cache == "on" or run.collect.engine == "stream":
+        family.require_parts()
 
 
 def must_embed(run: RunConfig, folders: Folders) -> bool:

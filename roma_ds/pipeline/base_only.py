@@ -13,6 +13,7 @@ from roma_ds.data.store import load_samples
 from roma_ds.data.tasks import new_tokens_of
 from roma_ds.evaluation.stage import evaluate, outputs
 from roma_ds.families import has_routers
+from roma_ds.families.batching import mixing_reason
 from roma_ds.pipeline.data import make_data
 from roma_ds.pipeline.folders import Folders, describe_run
 from roma_ds.pipeline.measuring import evaluated_rows, say_accuracies, scoring_inputs, written_answers
@@ -78,6 +79,8 @@ def evaluate_base(world: World, run: RunConfig, ds: Mapping[str, Any]) -> None:
             )
             rows = evaluated_rows(folders)
         model = PlainModel(world, run.model, ds)
+        if mixing := mixing_reason(config):
+            say(f"model: {mixing}, so that every sequence is run alone")
 
         def score(prompts: Sequence[Prompt]) -> Scores | None:
             return model.score(prompts, run.eval.batch_size, "eval base")

@@ -19,6 +19,8 @@ from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.families import detect
+from roma_ds.families.composite import text_network, text_part
+from roma_ds.families.library_network import library_class
 from roma_ds.families.own_models import register_own_models
 from roma_ds.network.router_weights import RouterWeights
 from roma_ds.storage import fingerprint
@@ -39,9 +41,19 @@ class RoutedHarnessModel(HFLM):
         super().__init__(pretrained, **options)
         self.router = router
         if weights:
-            sites = detect(self.model).sites
-            routers = {site.layer: self.model.get_parameter(f"{site.product}.weight") for site in sites}
+            part = text_network(text_part(self._config))
+            sites = detect(self.model if part is None else part.text).sites
+            names = {site.layer: f"{site.product}.weight" for site in sites}
+            if part is not None:
+                names = {layer: part.outer(name) for layer, name in names.items()}
+            routers = {layer: self.model.get_parameter(name) for layer, name in names.items()}
             RouterWeights(World(Ranks(), self.device), routers, sites, partitioned=False).use(weights)
+
+    def _create_model(self, pretrained: str, **options: Any) -> None:
+        """As the harness's own, by the class of the checkpoint: its table of them lacks some."""
+        if self.backend == "causal" and not options.get("trust_remote_code"):
+            self.AUTO_MODEL_CLASS = library_class(text_part(self._config))
+        super()._create_model(pretrained, **options)
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results; also which router file was used."""
