@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli.projects import BIN, DESCRIPTIONS, Finished, Project, make_project, typed
+from cli.projects import BIN, DESCRIPTIONS, Finished, Project, make_project, roma_ds, typed
 
 from roma_ds.cli.checking import LOOKS
 from roma_ds.cli.main import main
@@ -278,7 +278,7 @@ def test_demo_twice(tmp_path: Path) -> None:
     assert (tmp_path / "demo" / "report" / "report.html").stat().st_size > 10_000
     files = [path for path in (tmp_path / "demo").rglob("*") if path.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files if path.name not in DESCRIPTIONS}
-    second = typed(*line, cwd=tmp_path, timeout_s=420)
+    second = roma_ds(*line, cwd=tmp_path, timeout_s=420)
     assert second.code == 0, second
     assert second.out.count("up to date") >= 9, second
     assert {path: path.stat().st_mtime_ns for path in before} == before
