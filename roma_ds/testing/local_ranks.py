@@ -29,6 +29,8 @@ _IMPORTED = (
     "transformers.models.olmoe.modeling_olmoe",
     "sentence_transformers",
     "torch.utils.tensorboard",
+    "roma_ds.config.deepspeed_models",
+    "roma_ds.monitor.report",
     "roma_ds.pipeline.evaluating",
     "roma_ds.pipeline.stages",
     "roma_ds.pipeline.worker",

@@ -20,7 +20,7 @@ from collections.abc import Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, ClassVar
+from typing import IO, Any, ClassVar
 from unittest import mock
 
 from roma_ds.storage.atomic import write_text
@@ -87,6 +87,9 @@ def _become(cwd: Path, folder: Path, variables: Mapping[str, str], arguments: Se
     import torch
 
     torch.set_num_threads(int(os.environ.get("OMP_NUM_THREADS", "1")))
+    for entry in reversed(os.environ.get("PYTHONPATH", "").split(os.pathsep)):
+        if entry and entry not in sys.path:
+            sys.path.insert(0, entry)
 
 
 def _command(arguments: Sequence[str], cwd: Path, folder: Path, variables: Mapping[str, str]) -> None:
@@ -121,9 +124,10 @@ class WarmLauncher:
     _latest: ClassVar[WarmLauncher | None] = None
 
     def __init__(self, line: Sequence[str], env: Mapping[str, str], **started: Any) -> None:
-        at = list(line).index("--module")
-        flags = dict(word.removeprefix("--").split("=") for word in line[:at] if "=" in word)
-        module, arguments = line[at + 1], line[at + 2 :]
+        words = [word for word in line if word != "--module"]
+        at = next(place for place, word in enumerate(words) if place and not word.startswith("-"))
+        flags = dict(word.removeprefix("--").split("=") for word in words[1:at] if "=" in word)
+        program, arguments = words[at], words[at + 1 :]
         size, self.pid = int(flags["num_accelerators"]), os.getpid()
         self._ranks: list[BaseProcess] = []
         for rank in range(size):
@@ -136,7 +140,7 @@ class WarmLauncher:
                 "MASTER_ADDR": "127.0.0.1",
                 "MASTER_PORT": flags["master_port"],
             }
-            words = [module, f"--local_rank={rank}", *arguments]
+            words = [program, f"--local_rank={rank}", *arguments]
             self._ranks.append(
                 fork_server().Process(target=_rank, args=(words, Path.cwd(), self.streams, variables))
             )
@@ -174,4 +178,23 @@ class WarmLauncher:
 def _rank(words: Sequence[str], cwd: Path, folder: Path, variables: Mapping[str, str]) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     _become(cwd, folder, variables, words)
-    runpy.run_module(words[0], run_name="__main__")
+    if words[0].endswith(".py"):
+        sys.path.insert(0, str(Path(words[0]).parent))
+        runpy.run_path(words[0], run_name="__main__")
+    else:
+        runpy.run_module(words[0], run_name="__main__")
+
+
+def run_launcher(
+    line: Sequence[str], env: Mapping[str, str], stdout: IO[bytes], timeout: float, **started: Any
+) -> SimpleNamespace:
+    """In place of `subprocess.run` for a line of the launcher whose output goes to a file; its exit code."""
+    with tempfile.TemporaryDirectory() as name:
+
+        class Launcher(WarmLauncher):
+            streams = Path(name)
+
+        code = Launcher(line, env).wait(timeout)
+        for stream in STREAMS:
+            stdout.write((Launcher.streams / stream).read_bytes())
+    return SimpleNamespace(returncode=code)
