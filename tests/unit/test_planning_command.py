@@ -26,7 +26,7 @@ def test_what_is_kept_of_a_token_is_stated_where_it_is_more_than_hidden_states(
     config = tiny_config("glm_moe_dsa", 100)
     config.save_pretrained(tmp_path)
     assert config.indexer_types[-2:] == ["full", "shared"] and config.index_topk == 8
-    for layers, text in (("last2", "B\n"), ("last1", "B, 96 bytes a token, 64 for hidden states alone\n")):
+    for layers, text in (("last2", "MB\n"), ("last1", "MB, 96 bytes a token, 64 for hidden states alone\n")):
         assert main(["plan", str(tmp_path), "--layers", layers]) == 0
         said = capsys.readouterr().out
         assert said.partition("prefix cache on disk: ")[2].partition(" ")[2].startswith(text)
