@@ -5,6 +5,9 @@ from __future__ import annotations
 from importlib import import_module
 from typing import Any
 
+LARGE = 2**24
+"""Values of a tensor that is a parameter: no buffer of a model is so large."""
+
 
 def causal_lm_class(config_class: Any) -> Any:
     """transformers' class of a causal LM for a config's class; None where it has none.
@@ -36,13 +39,35 @@ def causal_lm_class(config_class: Any) -> Any:
 
 
 def causal_lm(config: Any, dtype: Any, trust_remote_code: bool) -> Any:
-    """A network of `config` with random weights, or none where it is made under `init_empty_weights`.
+    """A network of `config`, to be made under `init_empty_weights`, which empties its parameters.
 
     Raises what transformers raises where the config describes none.
     """
     from transformers import AutoModelForCausalLM
 
     found = causal_lm_class(type(config))
-    if found is None or trust_remote_code:
-        return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
-    return found._from_config(config, dtype=dtype)
+    with unfilled():
+        if found is None or trust_remote_code:
+            return AutoModelForCausalLM.from_config(config, dtype=dtype, trust_remote_code=trust_remote_code)
+        return found._from_config(config, dtype=dtype)
+
+
+def unfilled() -> Any:
+    """A context in which `torch.zeros` gives large tensors on the meta device.
+
+    Memory that nothing writes to is not taken, but one family fills its experts with zeros, up to 21 GB a
+    layer, before they can be emptied.
+    """
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Unfilled(TorchFunctionMode):
+        def __torch_function__(self, made: Any, types: Any, args: Any = (), options: Any = None) -> Any:
+            options = options or {}
+            if made is torch.zeros and "device" not in options:
+                blank = made(*args, **options, device="meta")
+                if blank.numel() >= LARGE:
+                    return blank
+            return made(*args, **options)
+
+    return Unfilled()
