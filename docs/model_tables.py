@@ -8,7 +8,7 @@ from decimal import Decimal
 from typing import Any
 
 from roma_ds.families import FAMILIES, detect, published
-from roma_ds.families.counting import KINDS, by_kind, counted
+from roma_ds.families.counting import KINDS, Kind, by_kind, counted
 from roma_ds.families.published_networks import as_stated, network, sizes
 
 ROUTERS = "last5"
@@ -66,11 +66,10 @@ def size_rows(networks: Mapping[str, Any]) -> Iterator[Sequence[str]]:
         )
 
 
-def kinds(networks: Mapping[str, Any]) -> Iterator[Sequence[str]]:
+def kinds(found: Mapping[str, Mapping[Kind, int]], shown: Sequence[Kind]) -> Iterator[Sequence[str]]:
     """One row a model: parameters of each kind, in millions."""
-    for name, causal_lm in of_a_family(networks).items():
-        totals = by_kind(counted(causal_lm))
-        yield (name, *(f"{totals[kind] / 1e6:,.1f}" if totals[kind] else "0" for kind in KINDS))
+    for name, totals in found.items():
+        yield (name, *(f"{totals[kind] / 1e6:,.1f}" if totals[kind] else "0" for kind in shown))
 
 
 def compared(what: str, count: int, stated: str) -> str:
@@ -144,7 +143,9 @@ def tables(networks: Mapping[str, Any]) -> Iterator[str]:
         ),
         size_rows(networks),
     )
-    yield table(("millions of", *KINDS), kinds(networks))
+    found = {name: by_kind(counted(causal_lm)) for name, causal_lm in of_a_family(networks).items()}
+    shown = [kind for kind in KINDS if any(totals[kind] for totals in found.values())]
+    yield table(("millions of", *shown), kinds(found, shown))
     yield sources(networks)
 
 

@@ -70,7 +70,12 @@ def check_loaded(network: Any, layout: MoELayout, files: CheckpointFiles, world:
             raise _misplaced(key, files)
     for site in layout.sites[:: max(1, len(layout.sites) // LAYERS)]:
         for key, stored, fused, expert in _sampled(network, layout, site, files, world):
-            ways = (stored.reshape(-1), stored.T.reshape(-1))
+            # As it is, transposed, or with the rows of gate and up by turns.
+            ways = (
+                stored.reshape(-1),
+                stored.T.reshape(-1),
+                torch.cat([stored[::2], stored[1::2]]).reshape(-1),
+            )
             if not any(_somewhere(held, way, expert) for held in fused for way in ways):
                 raise _misplaced(key, files)
 
@@ -104,16 +109,16 @@ def _sampled(
 
     The first expert that lies whole in this rank's share.
     """
-    expert = min(layout.experts - 1, -(-layout.experts * world.rank // world.size))
+    expert = min(layout.networks - 1, -(-layout.networks * world.rank // world.size))
     fused = []
     layer = network.get_submodule(f"{layout.family.layers}.{site.layer}")
     for name, parameter in layer.named_parameters():
         held = _Held.of(parameter, world.rank)
-        shape = None if held is None else stack_shape(name, held.shape, layout.experts)
+        shape = None if held is None else stack_shape(name, held.shape, layout)
         if held is not None and shape is not None:
             fused.append(replace(held, shape=shape))
     for key in expert_keys(files, layout, site.layer) if fused else ():
-        shape = stack_shape(key, files.place(key).shape, layout.experts)
+        shape = stack_shape(key, files.place(key).shape, layout)
         if shape is not None:
             # All experts in one tensor, as in memory.
             block = prod(shape[1:])

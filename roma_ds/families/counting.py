@@ -12,7 +12,15 @@ from roma_ds.families.detection import family_of
 from roma_ds.families.family import Family
 
 Kind = Literal[
-    "embedding", "attention", "dense MLP", "routed experts", "shared experts", "router", "norm", "head"
+    "embedding",
+    "attention",
+    "dense MLP",
+    "routed experts",
+    "shared experts",
+    "router",
+    "norm",
+    "head",
+    "streams",
 ]
 KINDS: tuple[Kind, ...] = get_args(Kind)
 
@@ -25,7 +33,8 @@ class Counted:
     """Path in the network."""
     kind: Kind
     """Gates of shared experts count as shared experts, norms inside attention as norm, correction biases as
-    router, and linear attention, state spaces and convolutions as attention."""
+    router, and linear attention, state spaces and convolutions as attention. Streams are what begins or joins
+    residual streams outside the layers."""
     layer: int | None
     """Number of its decoder layer in this network; None outside the layers."""
     numel: int
@@ -66,6 +75,8 @@ def _kind(family: Family, modules: dict[str, Any], name: str, inside: str | None
         return "head"
     if "Norm" in type(owner).__name__:
         return "norm"
+    if inside is None and name in family.streams:
+        return "streams"
     if inside is None:
         raise ValueError(f"{name} is none of the embedding, the layers, a norm or the head")
     parts = name.split(".")

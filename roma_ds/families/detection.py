@@ -107,4 +107,4 @@ def detect(model: Any, held: Collection[int] | None = None) -> MoELayout:
             f"layers {list(found)} have routers, by the config it would be layers {list(stated)}",
             "use a config.json that belongs to these weights",
         )
-    return MoELayout(family, tuple(sites), family.top_k(config))
+    return MoELayout(family, tuple(sites), family.top_k(config), family.zeros(config))

@@ -59,6 +59,8 @@ class Family:
     convolutions, indexed and compressed attention."""
     hidden: Carried = HIDDEN
     """The hidden states between two layers."""
+    streams: tuple[str, ...] = ()
+    """Parameters outside the layers by which residual streams begin or are joined."""
     carried: tuple[Carried, ...] = ()
     """What else a layer's call is given of earlier layers."""
     returned: tuple[str, ...] = ()
@@ -136,7 +138,11 @@ class Family:
 
         Raises UserError where layers differ in it.
         """
-        return self._number(config, self.experts_attribute) + _sum(config, self.zero_experts)
+        return self._number(config, self.experts_attribute) + self.zeros(config)
+
+    def zeros(self, config: Any) -> int:
+        """How many of these are no network."""
+        return _sum(config, self.zero_experts)
 
     def gate_rows(self, config: Any) -> int:
         """Rows of a router's weight, from a model config."""

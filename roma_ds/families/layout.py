@@ -35,6 +35,8 @@ class MoELayout:
     family: Family
     sites: tuple[RouterSite, ...]
     top_k: int
+    zero_experts: int = 0
+    """Entries of r that are no network: choosing them a token is passed on or skipped."""
 
     @property
     def layers(self) -> tuple[int, ...]:
@@ -43,8 +45,13 @@ class MoELayout:
 
     @property
     def experts(self) -> int:
-        """Routed experts per MoE layer."""
+        """Entries of r per MoE layer: routed experts."""
         return self.sites[0].experts
+
+    @property
+    def networks(self) -> int:
+        """Routed experts per MoE layer that are networks."""
+        return self.experts - self.zero_experts
 
     def gate_key(self, layer: int) -> str:
         """Checkpoint key of the router weight of `layer`."""

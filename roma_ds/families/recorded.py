@@ -141,6 +141,7 @@ def _found(key: _Key) -> Family | None:
         layers_attribute=_depth_attribute(config, network.get_submodule(layers)),
         mixing=mixing,  # type: ignore[arg-type]
         hidden=hidden,
+        streams=_streams(network, layers),
         carried=carried,
         returned=tuple(one.name for one in carried),
         row_modules=_block(layer, inner),
@@ -260,6 +261,18 @@ def _block(layer: Any, inner: str) -> tuple[str, ...]:
     given = inspect.signature(layer.get_submodule(path).forward).parameters.values()
     plain = [one for one in given if one.kind is one.POSITIONAL_OR_KEYWORD]
     return (path,) if len(plain) == 1 else ()
+
+
+def _streams(network: Any, layers: str) -> tuple[str, ...]:
+    """Names of the parameters that belong neither to a layer, nor to a norm, nor to embedding and head."""
+    ends = (network.get_input_embeddings(), network.get_output_embeddings())
+    known = tuple(f"{path}." for path in (layers, *(_path_of(network, end) for end in ends)))
+    return tuple(
+        str(name)
+        for name, _ in network.named_parameters()
+        if not name.startswith(known)
+        and "Norm" not in type(network.get_submodule(name.rpartition(".")[0])).__name__
+    )
 
 
 def _path_of(network: Any, module: Any) -> str:

@@ -49,10 +49,12 @@ def tried(meta_router: Any, width: int, experts: int) -> Trial:
                 nn.init.zeros_(values)
             else:
                 nn.init.ones_(values)
+        hidden = torch.randn(_PROBES, width, generator=source)
+        if _mixes(router, hidden, experts):
+            raise Unclear("mix tokens: where a token goes depends on the others that lie beside it")
         weight = _last_weight(router, experts)
         owner = router.get_submodule(weight) if weight else router
         rows, inner = owner.weight.shape
-        hidden = torch.randn(_PROBES, width, generator=source)
         multiplied: list[Any] = []
         if weight:
             owner.register_forward_hook(lambda _, inputs, output: multiplied.append((inputs[0], output)))
@@ -123,6 +125,26 @@ def _called(router: Any, hidden: Any, experts: int) -> tuple[Any, ...]:
         if all(isinstance(one, torch.Tensor) for one in listed):
             return listed
     raise Unclear(f"cannot be tried: {error}" if error else "do not give tensors")
+
+
+def _mixes(router: Any, hidden: Any, experts: int) -> bool:
+    """Whether something that the router gives for the first token is another one beside other tokens."""
+    import torch
+
+    beside = torch.cat([hidden[:1], hidden[1:].flip(0).neg()])
+    pairs = zip(_called(router, hidden, experts), _called(router, beside, experts), strict=True)
+    firsts = [(_of_first(one, len(hidden)), _of_first(other, len(hidden))) for one, other in pairs]
+    return any(
+        one is not None and other is not None and not torch.allclose(one, other, equal_nan=True)
+        for one, other in firsts
+    )
+
+
+def _of_first(values: Any, count: int) -> Any:
+    """What values of `count` tokens say of the first one; None where they are not by token."""
+    if values.dim() and len(values) == count:
+        return values[0].float()
+    return values[0, 0].float() if values.dim() > 1 and values.shape[1] == count else None
 
 
 def _starts(values: Any, product: Any) -> bool:

@@ -92,8 +92,9 @@ class RoutedLM(nn.Module):
         self._by_rows = family.mixing == "rows"
         self._dtype = str(network.dtype).removeprefix("torch.")
         self.first, self.last_layer = first, family.depth(config) - 1
+        rows = {site.layer: site.rows for site in layout.sites}
         for layer, source in self._modules_read("source"):
-            source.register_forward_hook(self._raw_recorder(layer))
+            source.register_forward_hook(self._raw_recorder(layer, rows[layer]))
         entering = family.entering(config, first, self._dtype)
         if isinstance(self._layer(first), AbsentLayer):
             # Behind the last layer only its hidden states count.
@@ -157,11 +158,14 @@ class RoutedLM(nn.Module):
         output.last_hidden_state = flat[self._placement.places(self._answers)][None]
         return output
 
-    def _raw_recorder(self, layer: int) -> Any:
+    def _raw_recorder(self, layer: int, rows: int) -> Any:
         family = self.layout.family
 
         def record(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             raw = logits_in(family, output)
+            if raw.shape[-1] != rows:
+                # Of a product with more rows the router gives out a part that is a view of it.
+                raw = raw._base
             self.raw_logits[layer] = raw
             hidden = inputs[0].detach()
             self.router_inputs[layer] = hidden.reshape(-1, hidden.shape[-1])
