@@ -132,10 +132,17 @@ def _index(subject: Subject) -> Iterator[str]:
 
 def _prompts(subject: Subject) -> Iterator[str]:
     from roma_ds.data.chat import described
+    from roma_ds.data.message import Message
+    from roma_ds.writing.thinking import is_thinking
 
     yield described(subject.tokenizer, subject.run.data, subject.chat)
     if subject.chat is None:
         return
+    if is_thinking(subject.chat.render((Message("user", "a"),))):
+        yield (
+            "  its generation prompt begins a thought, and an answer that is scored would be part of it: "
+            "look for a switch of the template (data.chat.kwargs), or give a file by data.chat.template"
+        )
     between = subject.chat.answer_place.opening
     if between:
         yield (

@@ -90,8 +90,8 @@ class DataConfig:
     data_root: Text | None = None
     """Folder with NAME/SPLIT.jsonl[.gz], used for named datasets in place of the hub."""
     template: Literal["plain", "chat", "auto"] = "plain"
-    """How prompts are written, of evaluation too. plain: as text. chat: by the tokenizer's chat template. auto:
-    by the chat template where there is one."""
+    """How prompts are written, also of evaluation. plain: as text. chat: by the tokenizer's chat template.
+    auto: by the chat template where there is one."""
     chat: ChatConfig = field(default_factory=ChatConfig)
     """How the chat template is used."""
 

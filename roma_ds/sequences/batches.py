@@ -14,7 +14,9 @@ import torch
 from roma_ds.sequences.encoding import NOWHERE, Encoded
 from roma_ds.sequences.packing import Packing, pack
 
-TOKEN_CHOICES = ("last1", "last3", "first1", "first3", "middle1", "middle3", "user1")
+TOKEN_CHOICES = ("last1", "last3", "first1", "first3", "middle1", "middle3")
+"""Those of `roma.tokens` that are counted in the prompt, whatever it says."""
+USER = "user1"
 MOST_TIMES = 4
 
 
@@ -23,7 +25,7 @@ def routing_positions(prompt_length: int, tokens: str, user: int = NOWHERE) -> l
 
     `middle3` is centred on the middle token of the prompt. user: what `user1` names.
     """
-    if tokens == "user1":
+    if tokens == USER:
         if not 0 <= user < prompt_length:
             raise ValueError(f"no token {user} in a prompt of {prompt_length} ends what the user says")
         return [user]
