@@ -87,3 +87,14 @@ def chat_tokenizer(template: str, adds_bos: bool = False) -> Any:
     )
     tokenizer.chat_template = template
     return tokenizer
+
+
+def give_template(folder: Path, template: str) -> Any:
+    """Give the tokenizer saved in `folder` a chat template and the tokens that it writes; returns it."""
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(sorted(set(_TOKENS.findall(template))), special_tokens=True)
+    tokenizer.chat_template = template
+    tokenizer.save_pretrained(folder)
+    return tokenizer

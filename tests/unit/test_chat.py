@@ -77,7 +77,7 @@ def test_prompts_of_published_templates_are_the_library_s_id_for_id(
 def test_the_user_s_last_token_is_found_in_published_templates(name: str, kwargs: dict[str, Any]) -> None:
     tokenizer = chat_tokenizer(template_of(name))
     chat = chat_of(tokenizer, kwargs=kwargs)
-    for text in ("Answer:", "Answer: ", "two\nlines\n\n", "  ends with café", "ends with 鱼", "A"):
+    for text in ("Answer:", "Answer: ", "two\nlines\n\n", "  ends with café", "ends with 鱼", "Zed"):
         sample = replace(sample_of(), prompt=text)
         (prompt,) = encode([templated(sample, chat)], tokenizer, 4000)
         (place,) = prompt.users
