@@ -89,12 +89,17 @@ def chat_tokenizer(template: str, adds_bos: bool = False) -> Any:
     return tokenizer
 
 
-def give_template(folder: Path, template: str) -> Any:
-    """Give the tokenizer saved in `folder` a chat template and the tokens that it writes; returns it."""
+def give_template(folder: Path, template: str, bos: str | None = None) -> Any:
+    """Give the tokenizer saved in `folder` a chat template and the tokens that it writes; returns it.
+
+    bos: one of its tokens that becomes BOS.
+    """
     from transformers import AutoTokenizer
 
     tokenizer = AutoTokenizer.from_pretrained(folder)
     tokenizer.add_tokens(sorted(set(_TOKENS.findall(template))), special_tokens=True)
     tokenizer.chat_template = template
+    if bos is not None:
+        tokenizer.bos_token = bos
     tokenizer.save_pretrained(folder)
     return tokenizer
