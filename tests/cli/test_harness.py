@@ -156,6 +156,18 @@ def test_the_bridge_runs_base_and_router_file(agreement: Any, work: Path, router
     assert base["arc_easy"][0] != pytest.approx(tuned["arc_easy"][0], abs=1e-2)
 
 
+def test_the_bridge_takes_a_chat_template(work: Path, tmp_path: Path) -> None:
+    from roma_ds.errors import UserError
+    from roma_ds.evaluation.harness import RoutedHarnessModel
+
+    (tmp_path / "own.jinja").write_text("{% for message in messages %}{{ message.content }}|{% endfor %}")
+    options = {"pretrained": str(work / "model"), "device": "cpu", "dtype": "float32"}
+    model = RoutedHarnessModel(template=str(tmp_path / "own.jinja"), **options)
+    assert model.apply_chat_template([{"role": "user", "content": "a"}]) == "a|"
+    with pytest.raises(UserError, match="neither a file nor the name"):
+        RoutedHarnessModel(template="other", **options)
+
+
 def test_the_command_is_lm_eval_with_one_model_more(
     work: Path, router: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
