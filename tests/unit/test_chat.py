@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from roma_ds.config import parse_run_config
 from roma_ds.config.chat import ChatConfig
 from roma_ds.config.schema import DataConfig, DatasetConfig
 from roma_ds.data.chat import ChatTemplate, described, templated, user_texts
@@ -22,6 +23,8 @@ from roma_ds.data.store import load_samples, save_samples
 from roma_ds.data.templates import render
 from roma_ds.errors import UserError
 from roma_ds.evaluation.answers import read_answer
+from roma_ds.pipeline.data import chat_of as chat_in_run
+from roma_ds.pipeline.folders import Folders
 from roma_ds.sequences.batches import collate, routing_positions
 from roma_ds.sequences.encoding import Encoded, encode, require_user_ends
 from roma_ds.sequences.request_set import requests_of
@@ -77,7 +80,15 @@ def test_prompts_of_published_templates_are_the_library_s_id_for_id(
 def test_the_user_s_last_token_is_found_in_published_templates(name: str, kwargs: dict[str, Any]) -> None:
     tokenizer = chat_tokenizer(template_of(name))
     chat = chat_of(tokenizer, kwargs=kwargs)
-    for text in ("Answer:", "Answer: ", "two\nlines\n\n", "  ends with café", "ends with 鱼", "Zed"):
+    for text in (
+        "Answer:",
+        "Answer: ",
+        "two\nlines\n\n",
+        "  ends with café",
+        "ends with 鱼",
+        "Zed",
+        "so /nothink",
+    ):
         sample = replace(sample_of(), prompt=text)
         (prompt,) = encode([templated(sample, chat)], tokenizer, 4000)
         (place,) = prompt.users
@@ -334,6 +345,26 @@ def test_a_date_is_that_of_the_day_that_is_given() -> None:
     assert dated('{{ strftime_now( "%d %b" ) }}{{ strftime_now(form) }}', day) == (
         '{{ "29 Feb" }}{{ strftime_now(form) }}'
     )
+
+
+def test_a_run_goes_on_another_day_with_the_date_of_the_first(tmp_path: Path) -> None:
+    tokenizer = chat_tokenizer(template_of("granite"))
+    text = (
+        "model: {path: demo}\ndata: {train: [{path: a.jsonl}], template: auto}\neval: {tasks: []}\n"
+        "output_dir: out\n"
+    )
+    run = parse_run_config(text, tmp_path / "run.yaml")
+    folders = Folders(Path(run.output_dir))
+    new = chat_in_run(run, folders, tokenizer)
+    assert new is not None and new.day == date.today()
+    folders.stage("data").mkdir(parents=True)
+    folders.record("data").finish({"template": {"day": "2024-02-29"}}, [], 0.0, {})
+    kept = chat_in_run(run, folders, tokenizer)
+    assert kept is not None and kept.day == date(2024, 2, 29)
+    for inputs in ({}, {"template": None}, {"template": {"day": "never"}}):
+        folders.record("data").finish(inputs, [], 0.0, {})
+        other = chat_in_run(run, folders, tokenizer)
+        assert other is not None and other.day == date.today()
 
 
 def test_the_end_of_a_turn_ends_an_answer() -> None:

@@ -145,14 +145,17 @@ class ChatTemplate:
         ends = [text + self._behind_user for text in (said, said.strip())] if self._behind_user else []
         if is_last and any(rendered.endswith(end) for end in ends):
             return len(self._behind_user or "")
-        for text in (said, said.rstrip()):
-            marked = replace(messages[place], content=text + _MARK)
-            other = self.render((*messages[:place], marked, *messages[place + 1 :]), tools)
-            before, found, behind = other.partition(_MARK)
-            if found and before + behind == rendered:
-                if is_last:
+        # A mark may change what the template does at that end of the turn: then it stands at the other.
+        for marked, text in ((said + _MARK, ""), (said.rstrip() + _MARK, ""), (_MARK + said, said.strip())):
+            other = replace(messages[place], content=marked)
+            before, found, behind = self.render(
+                (*messages[:place], other, *messages[place + 1 :]), tools
+            ).partition(_MARK)
+            start = behind.find(text)
+            if found and before + behind == rendered and not behind[:start].strip():
+                if is_last and not text:
                     self._behind_user = behind
-                return len(behind)
+                return len(behind) - start - len(text)
         return NOWHERE
 
 
