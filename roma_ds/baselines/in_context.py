@@ -29,7 +29,7 @@ def with_examples(
     found = []
     for question, ids in zip(questions, neighbours, strict=True):
         solved = [reference[row] for row in ids[::-1] if row >= 0]
-        if chat is not None:
+        if chat is not None and question.templated:
             found.append(_as_turns(question, solved, chat))
             continue
         before = "".join(_before_answer(one) + one.target + SEPARATOR for one in solved)

@@ -211,6 +211,8 @@ class TaskConfig:
     """JSON lines that solved examples come from."""
     shots_split: Text | None = None
     """Split of a known task that solved examples come from; null is the task's own choice."""
+    plain: bool = field(default=False, metadata={"key": False})
+    """Whether its prompts are plain text whatever data.template says; no key, for text of a study."""
 
 
 @dataclass(frozen=True)

@@ -179,14 +179,15 @@ def _evaluation(
     for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True):
         notes: list[str] = []
         rows = source.rows(notes.append)
-        rendered, before = _evaluated(run, task, source, rows, chat is not None)
+        own = None if task.plain else chat
+        rendered, before = _evaluated(run, task, source, rows, own is not None)
         if scoring_of(run, task) != "generate" and any(not sample.options for sample in rendered):
             raise _no_options(task.name, scoring_of(run, task))
         chosen = _subset(rendered, task.limit or run.eval.limit, f"{source.label}/{source.split}")
         everything += [(sample.id, row) for sample, row in zip(rendered, rows, strict=True)]
-        if chat is not None:
+        if own is not None:
             row_of = {sample.id: row for sample, row in zip(rendered, rows, strict=True)}
-            chosen = [templated(one, chat, before.turns_before(row_of[one.id])) for one in chosen]
+            chosen = [templated(one, own, before.turns_before(row_of[one.id])) for one in chosen]
         samples += chosen
         record = _record(source, source.digest(rows), len(rendered), len(chosen), 0)
         records.append(replace(record, shots=before.examples, shots_source=before.source, notes=notes))

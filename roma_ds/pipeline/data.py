@@ -28,7 +28,13 @@ def chat_of(run: RunConfig, folders: Folders, tokenizer: Any = None) -> ChatTemp
         from roma_ds.checkpoint.loading import load_tokenizer
 
         tokenizer = load_tokenizer(run.model)
-    return ChatTemplate.chosen(tokenizer, run.data, _day(folders.record("data")))
+    chat = ChatTemplate.chosen(tokenizer, run.data, _day(folders.record("data")))
+    if chat is None and run.roma.tokens == "user1":
+        raise UserError(
+            "roma.tokens is user1, a place in a chat, but the tokenizer of model.path has no chat template",
+            "set roma.tokens=last1, take the chat model's own folder, or give a file by data.chat.template",
+        )
+    return chat
 
 
 def _day(record: StageRecord) -> date:

@@ -10,7 +10,7 @@ from roma_ds.data.sample import Sample
 from roma_ds.errors import UserError
 
 NOWHERE = -1
-"""Where what the user says last does not end at a token that is known, as in plain text."""
+"""Where what the user says last does not end at a token that is known."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,8 @@ class Prompt:
     contexts: tuple[tuple[int, ...], ...] = ()
     """By option, what is read before it, where that differs; `prompt` is then the first of them."""
     users: tuple[int, ...] = (NOWHERE,)
-    """Place of the last token of what the user says, in the prompt or in each of the contexts."""
+    """Place of the last token of what the user says, in the prompt or in each of the contexts; in plain text
+    the last one of all."""
 
     @property
     def single_token_options(self) -> bool:
@@ -167,7 +168,7 @@ def encode(
         else:
             plain = [_plain(tokenizer, text) for text in texts]
             whole = [special.before_prompt(tokens) for tokens in plain]
-            ends = [NOWHERE] * len(texts)
+            ends = [len(tokens) - 1 for tokens in whole]
         before = [(texts[turn % len(texts)], plain[turn % len(plain)]) for turn in range(len(sample.options))]
         options = tuple(
             _continuation(tokenizer, *pair, option)

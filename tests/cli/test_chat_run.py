@@ -142,9 +142,43 @@ def test_a_tokenizer_without_a_template(tmp_path: Path) -> None:
     assert done.code == 2 and "has no chat template" in done.err, done
     done = roma_ds_here(["check", str(made.config), "data.template=auto"])
     assert done.code == 0 and "plain text, since the tokenizer has no chat template" in done.out, done
+    done = roma_ds_here(["check", str(made.config), "data.template=auto", "roma.tokens=user1"])
+    assert done.code == 2 and "roma.tokens is user1, a place in a chat, but" in done.err, done
     data = made.run("data", "data.template=auto", ranks=1)
     assert data.code == 0, data
     record = json.loads((made.out / "data" / "stage.json").read_text())
     assert "template" not in record["inputs"]
     plain = made.run("data", ranks=1)
     assert "data: up to date" in plain.out, plain
+
+
+STUDY = """\
+run: run.yaml
+set: [train.epochs=1, data.template=chat, data.chat.system=w1, roma.tokens=user1, eval.max_new_tokens=2, \
+"eval.tasks=[{name: words, path: test.jsonl, limit: 8}, \
+{name: written, path: written.jsonl, scoring: generate, shots: 1, shots_path: shots.jsonl}]"]
+variants: [base, roma, in_context, c3po_regression, {variant: router_tuning, set: [roma.tokens=last1]}]
+seeds: [0]
+text: plain.txt
+text_words: 20
+output_dir: study
+"""
+
+
+def test_a_study_of_a_chat_model(project: Project) -> None:
+    (project.folder / "plain.txt").write_text(" ".join(f"w{place % 60}" for place in range(100)))
+    (project.folder / "study.yaml").write_text(STUDY)
+    paths = (f"{key}={project.folder / name}" for key, name in (("run", "run.yaml"), ("text", "plain.txt")))
+    more = (*paths, f"output_dir={project.folder / 'study'}")
+    done = roma_ds_here(["study", str(project.folder / "study.yaml"), "--ranks", "1", *more])
+    assert done.code == 0, done
+    shared = project.folder / "study" / "shared" / "data" / "eval.parquet"
+    kinds = {sample.task: sample.templated for sample in load_samples(shared)}
+    assert kinds == {"words": True, "written": True, "plain_text": False}
+    rows = read_json(project.folder / "study" / "report" / "study.json")["entries"]
+    assert set(rows) == {"base", "roma", "in_context", "c3po_regression", "router_tuning"}
+    assert rows["base"]["perplexity"] > 1
+    written = read_parquet(project.folder / "study" / "report" / "in_context" / "seed-0" / "outcome.parquet")
+    assert [text is not None for text in written["generated"]] == [
+        task == "written" for task in written["task"]
+    ]
