@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from roma_ds.config.chat import ChatConfig
 from roma_ds.config.constraints import (
     Count,
     Distinct,
@@ -88,9 +89,16 @@ class DataConfig:
     """What becomes of a longer prompt. cut: it loses its middle and is counted. refuse: an error names it."""
     data_root: Text | None = None
     """Folder with NAME/SPLIT.jsonl[.gz], used for named datasets in place of the hub."""
+    template: Literal["plain", "chat", "auto"] = "plain"
+    """How prompts are written, also of evaluation. plain: as text. chat: by the tokenizer's chat template.
+    auto: by the chat template where there is one."""
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    """How the chat template is used."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of what the fields contradict together."""
+        if self.template == "plain" and self.chat != ChatConfig():
+            yield "chat", "is of no use under data.template=plain; set data.template to chat or auto"
         seen: dict[tuple[str, str], DatasetConfig] = {}
         for place, dataset in enumerate(self.train):
             if dataset.label in self.exclude:
@@ -115,8 +123,9 @@ class RomaConfig:
 
     layers: Annotated[str | tuple[int, ...], Layers()] = "last5"
     """MoE layers whose routers learn: lastN, firstN, middleN, all, or a list of layer numbers from 0."""
-    tokens: Literal["last1", "last3", "first1", "first3", "middle1", "middle3"] = "last1"
-    """Prompt tokens whose routing weights make up r; the weights of three tokens are averaged."""
+    tokens: Literal["last1", "last3", "first1", "first3", "middle1", "middle3", "user1"] = "last1"
+    """Prompt tokens whose routing weights make up r; the weights of three tokens are averaged. user1: the
+    last token of what the user says, before the chat template ends the turn."""
     neighbours: Count = 3
     """k of k-NN; not used when epsilon is set."""
     epsilon: Annotated[float, Range(above=0, at_most=1)] | None = None
@@ -202,6 +211,8 @@ class TaskConfig:
     """JSON lines that solved examples come from."""
     shots_split: Text | None = None
     """Split of a known task that solved examples come from; null is the task's own choice."""
+    plain: bool = field(default=False, metadata={"key": False})
+    """Whether its prompts are plain text whatever data.template says; no key, for text of a study."""
 
 
 @dataclass(frozen=True)
@@ -269,3 +280,11 @@ class RunConfig:
     """Folder of everything the run writes."""
     source: Path = field(default=Path("run.yaml"), compare=False, metadata={"key": False})
     """The file that the config was read from; no key of it."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what the sections contradict together."""
+        if self.roma.tokens == "user1" and self.data.template == "plain":
+            yield (
+                "roma.tokens",
+                "user1 is a place in a chat, which data.template=plain does not make of prompts",
+            )

@@ -10,6 +10,7 @@ from typing import Any
 
 from roma_ds.config.schema import AnswerForm, RunConfig, TaskConfig
 from roma_ds.data.asked import asked
+from roma_ds.data.chat import ChatTemplate, templated
 from roma_ds.data.decontamination import Decontamination, reasons
 from roma_ds.data.named import named_dataset
 from roma_ds.data.rows import Row
@@ -79,8 +80,8 @@ class Mixture:
     """What became of the rows of each task."""
 
 
-def load_mixture(run: RunConfig) -> Mixture:
-    """Read, filter and render everything.
+def load_mixture(run: RunConfig, chat: ChatTemplate | None = None) -> Mixture:
+    """Read, filter and render everything. chat: what writes the prompts; None leaves them plain.
 
     Training samples that any sample of the evaluated splits gives away are dropped first, also where a limit
     leaves that sample out, so that eval.limit does not change what is trained on. A limit then takes a subset
@@ -89,18 +90,20 @@ def load_mixture(run: RunConfig) -> Mixture:
     Raises UserError where data is missing or malformed or nothing is left, EnvironmentFault where the hub
     cannot be reached.
     """
-    everything, evaluation, evaluated = _evaluation(run)
-    training, trained = _training(run, everything)
+    everything, evaluation, evaluated = _evaluation(run, chat)
+    training, trained = _training(run, everything, chat)
     return Mixture(training, trained, evaluation, evaluated)
 
 
-def load_training(run: RunConfig) -> tuple[list[Sample], list[DatasetRecord]]:
+def load_training(
+    run: RunConfig, chat: ChatTemplate | None = None
+) -> tuple[list[Sample], list[DatasetRecord]]:
     """The training part of `load_mixture`."""
-    mixture = load_mixture(run)
+    mixture = load_mixture(run, chat)
     return mixture.training, mixture.trained
 
 
-def load_evaluation(run: RunConfig) -> list[Sample]:
+def load_evaluation(run: RunConfig, chat: ChatTemplate | None = None) -> list[Sample]:
     """The evaluation samples, task by task.
 
     A limit takes the same subset for every train.seed, so that seeds are compared on the same questions.
@@ -108,16 +111,20 @@ def load_evaluation(run: RunConfig) -> list[Sample]:
     Raises UserError where data is missing or malformed or has no options to choose from, EnvironmentFault
     where the hub cannot be reached.
     """
-    return load_evaluated(run)[0]
+    return load_evaluated(run, chat)[0]
 
 
-def load_evaluated(run: RunConfig) -> tuple[list[Sample], list[DatasetRecord]]:
+def load_evaluated(
+    run: RunConfig, chat: ChatTemplate | None = None
+) -> tuple[list[Sample], list[DatasetRecord]]:
     """The same, and what became of the rows of each task."""
-    _, samples, records = _evaluation(run)
+    _, samples, records = _evaluation(run, chat)
     return samples, records
 
 
-def _training(run: RunConfig, evaluated: list[tuple[str, Row]]) -> tuple[list[Sample], list[DatasetRecord]]:
+def _training(
+    run: RunConfig, evaluated: list[tuple[str, Row]], chat: ChatTemplate | None
+) -> tuple[list[Sample], list[DatasetRecord]]:
     size = run.data.decontaminate
     decontamination = None if size == "off" else Decontamination([asked(row) for _, row in evaluated], size)
     samples: list[Sample] = []
@@ -126,10 +133,11 @@ def _training(run: RunConfig, evaluated: list[tuple[str, Row]]) -> tuple[list[Sa
         notes: list[str] = []
         rows = source.rows(notes.append)
         overlaps = decontamination.overlaps(map(asked, rows)) if decontamination else {}
-        rendered = [render(row, item.answer, source.label, source.split) for row in rows]
+        directly = chat is not None
+        rendered = [render(row, item.answer, source.label, source.split, directly=directly) for row in rows]
         clean = [sample for number, sample in enumerate(rendered) if number not in overlaps]
         chosen = _subset(clean, item.limit, f"{run.train.seed}/{source.label}/{source.split}")
-        samples += chosen
+        samples += chosen if chat is None else [templated(sample, chat) for sample in chosen]
         record = _record(source, source.digest(rows), len(rows), len(chosen), len(rows) - len(clean))
         records.append(replace(record, notes=notes, **_dropped(rendered, overlaps, evaluated)))
     if not samples:
@@ -157,7 +165,9 @@ def _dropped(
     return {"dropped": dropped, "examples": examples}
 
 
-def _evaluation(run: RunConfig) -> tuple[list[tuple[str, Row]], list[Sample], list[DatasetRecord]]:
+def _evaluation(
+    run: RunConfig, chat: ChatTemplate | None
+) -> tuple[list[tuple[str, Row]], list[Sample], list[DatasetRecord]]:
     """All rows of the evaluated splits with their ids, samples within the limits, and a record by task."""
     everything: list[tuple[str, Row]] = []
     samples: list[Sample] = []
@@ -169,11 +179,15 @@ def _evaluation(run: RunConfig) -> tuple[list[tuple[str, Row]], list[Sample], li
     for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True):
         notes: list[str] = []
         rows = source.rows(notes.append)
-        rendered, before = _evaluated(run, task, source, rows)
+        own = None if task.plain else chat
+        rendered, before = _evaluated(run, task, source, rows, own is not None)
         if scoring_of(run, task) != "generate" and any(not sample.options for sample in rendered):
             raise _no_options(task.name, scoring_of(run, task))
         chosen = _subset(rendered, task.limit or run.eval.limit, f"{source.label}/{source.split}")
         everything += [(sample.id, row) for sample, row in zip(rendered, rows, strict=True)]
+        if own is not None:
+            row_of = {sample.id: row for sample, row in zip(rendered, rows, strict=True)}
+            chosen = [templated(one, own, before.turns_before(row_of[one.id])) for one in chosen]
         samples += chosen
         record = _record(source, source.digest(rows), len(rendered), len(chosen), 0)
         records.append(replace(record, shots=before.examples, shots_source=before.source, notes=notes))
@@ -181,18 +195,21 @@ def _evaluation(run: RunConfig) -> tuple[list[tuple[str, Row]], list[Sample], li
 
 
 def _evaluated(
-    run: RunConfig, task: TaskConfig, source: Source, rows: Sequence[Row]
+    run: RunConfig, task: TaskConfig, source: Source, rows: Sequence[Row], directly: bool
 ) -> tuple[list[Sample], Preface]:
-    """The rows of a task as the scoring asks for them, and what stands before each question."""
+    """The rows of a task as the scoring asks for them, and what stands before each question.
+
+    directly: as `render` takes it; what stands before is then no part of the samples.
+    """
     cloze = scoring_of(run, task) == "cloze"
     form: AnswerForm = "text" if cloze else "letter"
     layout = TASKS[task.name].layout if cloze and task.name in TASKS else None
 
     def rendered(row: Row, before: str = "") -> Sample:
-        return render(row, form, source.label, source.split, before, layout)
+        return render(row, form, source.label, source.split, before, layout, directly)
 
     before = preface(run, task, rows, rendered)
-    return [rendered(row, before.before(row)) for row in rows], before
+    return [rendered(row, "" if directly else before.before(row)) for row in rows], before
 
 
 def _subset(samples: list[Sample], limit: int | None, seed: str) -> list[Sample]:

@@ -33,11 +33,13 @@ def render(
     split: str,
     before: str = "",
     layout: Layout | None = None,
+    directly: bool = False,
 ) -> Sample:
     """The sample of a checked row.
 
     A `prompt` row is taken verbatim and its options are named as texts. A row without choices has a text
     answer whatever `answer_form` says. before: description and solved examples, put in front of the prompt.
+    directly: answers begin without a space and take none from the prompt, as a chat template wants them.
 
     layout: of a known task in cloze scoring. The row's texts are then taken as they are, white space too, and
     space at the end of the prompt is counted to the options, both as lm-evaluation-harness does.
@@ -59,7 +61,8 @@ def render(
     if "prompt" in row:
         sample = replace(sample, options=_spaced(sample.choices))
     elif layout is not None:
-        sample = _spaces_to_options(_laid_out(sample, layout, row.get("passage") or ""))
+        sample = _laid_out(sample, layout, row.get("passage") or "")
+        sample = sample if directly else _spaces_to_options(sample)
     else:
         sample = replace(
             sample,
@@ -68,20 +71,29 @@ def render(
         )
         letter = answer_form == "letter" and sample.choices
         sample = _laid_out(sample, "letters" if letter else "question", sample.passage)
+    space = "" if directly else " "
+    if directly:
+        sample = replace(sample, options=tuple(option.removeprefix(" ") for option in sample.options))
     return replace(
         sample,
         prompt=before + sample.prompt,
         contexts=tuple(before + context for context in sample.contexts),
         answer=row["answer"] if sample.choices else -1,
-        target=sample.options[row["answer"]] if sample.choices else f" {row['answer']}",
+        target=sample.options[row["answer"]] if sample.choices else f"{space}{row['answer']}",
     )
 
 
 def solved(row: Row, sample: Sample) -> str:
     """The text of a sample with its answer, or with the worked solution that its row holds."""
     if not sample.options and row.get("solution"):
-        return f"{sample.prompt} {str(row['solution']).strip()}"
+        return f"{sample.prompt} {solution(row, sample)}"
     return (sample.contexts[sample.answer] if sample.contexts else sample.prompt) + sample.target
+
+
+def solution(row: Row, sample: Sample) -> str:
+    """The worked solution that a row holds, or its answer as the sample has it."""
+    worked = None if sample.options else row.get("solution")
+    return str(worked).strip() if worked else sample.target
 
 
 def letters(count: int) -> tuple[str, ...]:
@@ -108,14 +120,20 @@ def _laid_out(sample: Sample, layout: Layout, passage: str) -> Sample:
     return replace(sample, prompt=f"{passage}\n{prompt}" if passage else prompt, options=options)
 
 
+def filled(question: str, choices: Sequence[str]) -> tuple[str, ...]:
+    """What stands before the rest of a question with a gap, with each of the choices in it."""
+    start = question.partition(GAP)[0]
+    return tuple(start + choice for choice in choices)
+
+
 def _filled(sample: Sample) -> Sample:
-    start, gap, rest = sample.question.partition(GAP)
+    _, gap, rest = sample.question.partition(GAP)
     if not gap:
         raise UserError(
             f"sample {sample.id}: there is no `{GAP}` in its question, which cloze scoring fills",
             "mend the row, or use eval.scoring=letter",
         )
-    contexts = tuple(start + choice for choice in sample.choices)
+    contexts = filled(sample.question, sample.choices)
     options = tuple(f" {rest.strip()}" for _ in sample.choices)
     return replace(sample, prompt=sample.question, options=options, contexts=contexts)
 
