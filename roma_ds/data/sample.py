@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from roma_ds.data.message import Message
+
 
 @dataclass(frozen=True)
 class Sample:
@@ -39,3 +41,7 @@ class Sample:
     contexts: tuple[str, ...] = ()
     """By option, what the model reads before it, where options differ in that (a filled gap) and not in what
     is scored."""
+    messages: tuple[Message, ...] | None = None
+    """The turns before the answer where the row is a conversation; None where it is not."""
+    tools: str = ""
+    """JSON text of the tools that the conversation may call; empty where there are none."""
