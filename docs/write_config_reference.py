@@ -9,15 +9,15 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from roma_ds.config import embedding, guards, optimisation, schema, study
+from roma_ds.config import embedding, guards, optimisation, schema, sources, study
 
 TARGET = Path(__file__).with_name("config.md")
 
 HEAD = """# Run config
 
 One YAML file describes a run. This page is written by `python docs/write_config_reference.py` from
-`roma_ds/config/schema.py`, `embedding.py`, `optimisation.py` and `guards.py`; a test fails when the two
-differ.
+`roma_ds/config/schema.py`, `sources.py`, `embedding.py`, `optimisation.py` and `guards.py`; a test fails
+when the two differ.
 
 - `roma-ds init NAME` prints a packaged config with comments; `roma-ds ls configs` lists them.
 - Unknown keys, wrong types and contradictions are refused, all of them in one message, with exit code 2.
@@ -48,7 +48,8 @@ SECTIONS = (
     ("", schema.RunConfig),
     ("model", schema.ModelConfig),
     ("data", schema.DataConfig),
-    ("data.train[]", schema.DatasetConfig),
+    ("data.train[]", sources.DatasetConfig),
+    ("data.train[].columns", sources.ColumnsConfig),
     ("embed", embedding.EmbedConfig),
     ("roma", schema.RomaConfig),
     ("collect", schema.CollectConfig),
@@ -77,7 +78,7 @@ STUDY_SECTIONS = (
 def class_nodes() -> dict[str, ast.ClassDef]:
     """The classes of the schema's modules by name."""
     trees = [
-        ast.parse(inspect.getsource(module)) for module in (schema, embedding, optimisation, guards, study)
+        ast.parse(inspect.getsource(module)) for module in (schema, sources, embedding, optimisation, guards, study)
     ]
     return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
@@ -105,6 +106,7 @@ def plain_type(annotation: str) -> str:
         "NotNegative": "number from 0",
         "Share": "fraction from 0, below 1",
         "AnswerForm": "`letter`, `text`",
+        "Paths": "text or list of text",
         "EmbeddedText": ", ".join(f"`{form}`" for form in get_args(embedding.EmbeddedText)),
         "bool": "true or false",
         "int": "whole number",

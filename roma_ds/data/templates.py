@@ -17,7 +17,8 @@ import string
 from collections.abc import Sequence
 from dataclasses import replace
 
-from roma_ds.config.schema import AnswerForm
+from roma_ds.config.sources import AnswerForm
+from roma_ds.data.plain_chat import plain_prompt
 from roma_ds.data.rows import Row
 from roma_ds.data.sample import Sample
 from roma_ds.data.tasks import Layout
@@ -36,8 +37,9 @@ def render(
 ) -> Sample:
     """The sample of a checked row.
 
-    A `prompt` row is taken verbatim and its options are named as texts. A row without choices has a text
-    answer whatever `answer_form` says. before: description and solved examples, put in front of the prompt.
+    A `prompt` row is taken verbatim and its options are named as texts. A conversation is written as lines.
+    A row without choices has a text answer whatever `answer_form` says. before: description and solved
+    examples, put in front of the prompt.
 
     layout: of a known task in cloze scoring. The row's texts are then taken as they are, white space too, and
     space at the end of the prompt is counted to the options, both as lm-evaluation-harness does.
@@ -56,7 +58,10 @@ def render(
         passage=(row.get("passage") or "").strip(),
         subject=str(row.get("subject") or row.get("skill") or ""),
     )
-    if "prompt" in row:
+    if "messages" in row:
+        messages = row["messages"]
+        sample = replace(sample, prompt=plain_prompt(messages), messages=messages, tools=row.get("tools", ""))
+    elif "prompt" in row:
         sample = replace(sample, options=_spaced(sample.choices))
     elif layout is not None:
         sample = _spaces_to_options(_laid_out(sample, layout, row.get("passage") or ""))
