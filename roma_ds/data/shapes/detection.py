@@ -115,7 +115,8 @@ class Chosen:
     @property
     def is_ours(self) -> bool:
         """Whether it is our own shape under our names."""
-        return self.shape is QUESTION and self.is_plain and not self.setting.options.columns
+        other = self.setting.options.columns or "context" in self.setting.keys
+        return self.shape is QUESTION and self.is_plain and not other
 
     @property
     def known(self) -> frozenset[str]:
@@ -155,7 +156,7 @@ def choose_shape(
                     given = columns.choices if isinstance(columns.choices, tuple) else option_columns(keys)
                     listed = () if "choices" in keys else given
                     setting = replace(setting, options=answer_form(heads, listed))
-                    told_by += [key for key in ("choices", *listed) if key in keys]
+                    told_by += [key for key in ("choices", *listed, "context") if key in keys]
                 return replace(chosen, shape=shape, setting=replace(setting, keys=tuple(told_by)))
     known = QUESTION.keys | set(columns.ignore)
     if any(key not in known for row in rows for key in row):

@@ -57,6 +57,8 @@ def read_options(row: dict[str, Any], form: OptionForm = OptionForm()) -> dict[s
         read["answer"] = _index(texts, labels, row["answer"], form)
     elif "answerKey" in row:
         read["answer"] = _index(texts, labels, row["answerKey"], form)
+    if read.get("answerKey") == read.get("answer"):
+        read.pop("answerKey", None)
     return read
 
 
