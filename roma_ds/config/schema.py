@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from roma_ds.config.chat import ChatConfig
 from roma_ds.config.constraints import (
     Count,
     Distinct,
@@ -23,8 +24,7 @@ from roma_ds.config.constraints import (
     Text,
 )
 from roma_ds.config.embedding import EmbedConfig
-from roma_ds.config.guards import GuardsConfig
-from roma_ds.config.optimisation import TrainConfig
+from roma_ds.config.optimisation import GuardsConfig, TrainConfig
 from roma_ds.config.sources import ColumnsConfig, DatasetConfig, Paths, hub_problems
 
 Scoring = Literal["letter", "cloze", "generate"]
@@ -67,9 +67,16 @@ class DataConfig:
     on_bad_row: Literal["refuse", "skip"] = "refuse"
     """What a malformed row of any data file does. refuse: it ends the run. skip: it is left out, counted and
     named."""
+    template: Literal["plain", "chat", "auto"] = "plain"
+    """How prompts are written, also of evaluation. plain: as text. chat: by the tokenizer's chat template.
+    auto: by the chat template where there is one."""
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    """How the chat template is used."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of what the fields contradict together."""
+        if self.template == "plain" and self.chat != ChatConfig():
+            yield "chat", "is of no use under data.template=plain; set data.template to chat or auto"
         seen: dict[tuple[str, str], DatasetConfig] = {}
         for place, dataset in enumerate(self.train):
             if dataset.label in self.exclude:
@@ -94,8 +101,9 @@ class RomaConfig:
 
     layers: Annotated[str | tuple[int, ...], Layers()] = "last5"
     """MoE layers whose routers learn: lastN, firstN, middleN, all, or a list of layer numbers from 0."""
-    tokens: Literal["last1", "last3", "first1", "first3", "middle1", "middle3"] = "last1"
-    """Prompt tokens whose routing weights make up r; the weights of three tokens are averaged."""
+    tokens: Literal["last1", "last3", "first1", "first3", "middle1", "middle3", "user1"] = "last1"
+    """Prompt tokens whose routing weights make up r; the weights of three tokens are averaged. user1: the
+    last token of what the user says, before the chat template ends the turn."""
     neighbours: Count = 3
     """k of k-NN; not used when epsilon is set."""
     epsilon: Annotated[float, Range(above=0, at_most=1)] | None = None
@@ -258,3 +266,11 @@ class RunConfig:
     """Folder of everything the run writes."""
     source: Path = field(default=Path("run.yaml"), compare=False, metadata={"key": False})
     """The file that the config was read from; no key of it."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what the sections contradict together."""
+        if self.roma.tokens == "user1" and self.data.template == "plain":
+            yield (
+                "roma.tokens",
+                "user1 is a place in a chat, which data.template=plain does not make of prompts",
+            )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
@@ -15,6 +15,7 @@ import numpy as np
 from roma_ds.config.schema import RunConfig, TaskConfig
 from roma_ds.config.sources import AnswerForm, DatasetConfig
 from roma_ds.data.asked import asked
+from roma_ds.data.chat import ChatTemplate, templated
 from roma_ds.data.decontamination import Decontamination
 from roma_ds.data.named import NAMED
 from roma_ds.data.plain_chat import ADVICE, answers_of
@@ -23,7 +24,7 @@ from roma_ds.data.rows import Row
 from roma_ds.data.sample import Sample
 from roma_ds.data.shots import Preface, preface
 from roma_ds.data.sources import Source, SourceRows, evaluation_sources, training_sources
-from roma_ds.data.spool import Spool, batches_of, samples_of, write_batches
+from roma_ds.data.spool import Spool, batches_of, samples_of, write_batches, write_samples
 from roma_ds.data.tally import Overlap
 from roma_ds.data.tasks import TASKS, scoring_of
 from roma_ds.data.templates import render
@@ -44,8 +45,12 @@ class Mixture:
     """What became of the rows of each task."""
 
 
-def write_mixture(run: RunConfig, training: Path, evaluation: Path) -> Mixture:
+def write_mixture(
+    run: RunConfig, training: Path, evaluation: Path, chat: ChatTemplate | None = None
+) -> Mixture:
     """Read, filter and render everything into two Parquet files, in the order of the config and of the files.
+
+    chat: what writes the prompts; None leaves them plain.
 
     Training samples that any sample of the evaluated splits gives away are dropped first, also where a limit
     leaves that sample out, so that eval.limit does not change what is trained on. A limit then takes a subset
@@ -55,25 +60,27 @@ def write_mixture(run: RunConfig, training: Path, evaluation: Path) -> Mixture:
     Raises UserError where data is missing or malformed or nothing is left, EnvironmentFault where the hub
     cannot be reached.
     """
-    everything, samples, evaluated = _evaluation(run)
+    everything, samples, evaluated = _evaluation(run, chat)
     # Beside the file, where there is room for it.
     with tempfile.TemporaryDirectory(prefix=".samples.", dir=training.parent) as folder:
-        spools, trained = _spooled(run, everything, Path(folder))
-        count = write_batches(training, (batch for spool, rows in spools for batch in spool.kept(rows)))
-    write_batches(evaluation, batches_of(samples))
+        spools, trained = _spooled(run, everything, Path(folder), chat)
+        chats = chat is not None or any(spool.chats for spool, _ in spools)
+        count = write_batches(training, _used(spools, chat), chats)
+    write_samples(evaluation, samples)
     return Mixture(count, trained, len(samples), evaluated)
 
 
-def load_training(run: RunConfig) -> tuple[list[Sample], list[DatasetRecord]]:
+def load_training(
+    run: RunConfig, chat: ChatTemplate | None = None
+) -> tuple[list[Sample], list[DatasetRecord]]:
     """The training samples, in memory, and what became of the rows of each dataset; as `write_mixture`."""
-    everything, _, _ = _evaluation(run)
+    everything, _, _ = _evaluation(run, chat)
     with tempfile.TemporaryDirectory() as folder:
-        spools, trained = _spooled(run, everything, Path(folder))
-        batches = (batch for spool, rows in spools for batch in spool.kept(rows))
-        return [sample for batch in batches for sample in samples_of(batch)], trained
+        spools, trained = _spooled(run, everything, Path(folder), chat)
+        return [sample for batch in _used(spools, chat) for sample in samples_of(batch)], trained
 
 
-def load_evaluation(run: RunConfig) -> list[Sample]:
+def load_evaluation(run: RunConfig, chat: ChatTemplate | None = None) -> list[Sample]:
     """The evaluation samples, task by task.
 
     A limit takes the same subset for every train.seed, so that seeds are compared on the same questions.
@@ -81,12 +88,14 @@ def load_evaluation(run: RunConfig) -> list[Sample]:
     Raises UserError where data is missing or malformed or has no options to choose from, EnvironmentFault
     where the hub cannot be reached.
     """
-    return load_evaluated(run)[0]
+    return load_evaluated(run, chat)[0]
 
 
-def load_evaluated(run: RunConfig) -> tuple[list[Sample], list[DatasetRecord]]:
+def load_evaluated(
+    run: RunConfig, chat: ChatTemplate | None = None
+) -> tuple[list[Sample], list[DatasetRecord]]:
     """The same, and what became of the rows of each task."""
-    _, samples, records = _evaluation(run)
+    _, samples, records = _evaluation(run, chat)
     return samples, records
 
 
@@ -95,7 +104,7 @@ Spooled = list[tuple[Spool, np.ndarray]]
 
 
 def _spooled(
-    run: RunConfig, evaluated: list[tuple[str, Row]], folder: Path
+    run: RunConfig, evaluated: list[tuple[str, Row]], folder: Path, chat: ChatTemplate | None
 ) -> tuple[Spooled, list[DatasetRecord]]:
     size = run.data.decontaminate
     decontamination = None if size == "off" else Decontamination([asked(row) for _, row in evaluated], size)
@@ -105,18 +114,15 @@ def _spooled(
         spool = Spool(folder / f"{place}.arrow")
         opened = source.open()
         tally = decontamination.begin() if decontamination else None
-        count, chats = 0, False
+        count = 0
         for rows in opened.batches():
-            samples = [(number, _rendered(row, item, source)) for number, row in enumerate(rows, start=count)]
-            spool.add(
-                [sample for _, found in samples for sample in found],
-                [number for number, found in samples for _ in found],
-            )
+            rendered = [_rendered(row, item, source, chat is not None) for row in rows]
+            numbers = np.repeat(np.arange(count, count + len(rows)), [len(samples) for samples in rendered])
+            spool.add(list(chain.from_iterable(rendered)), numbers)
             if decontamination and tally:
                 decontamination.take(tally, [asked(row) for row in rows])
             if not source.files:
                 opened.note_content(rows)
-            chats = chats or any("messages" in row for row in rows)
             count += len(rows)
         spool.close()
         found = decontamination.found(tally) if decontamination and tally else {}
@@ -126,7 +132,7 @@ def _spooled(
         spools.append((spool, used))
         sha256 = source.sha256() or opened.content()
         record = _record(source, opened, sha256, count, int(used.sum()), len(found))
-        if chats:
+        if spool.chats and chat is None:
             record.notes.append(f"{source.origin}: {ADVICE}")
         records.append(replace(record, **_dropped(spool, count, found, evaluated)))
     if not any(used.any() for _, used in spools):
@@ -139,9 +145,21 @@ def _spooled(
     return spools, records
 
 
-def _rendered(row: Row, item: DatasetConfig, source: Source) -> list[Sample]:
+def _rendered(row: Row, item: DatasetConfig, source: Source, directly: bool) -> list[Sample]:
     """The samples of a training row: one, but for a conversation of several answers."""
-    return [render(one, item.answer, source.label, source.split) for one in answers_of(row)]
+    return [
+        render(one, item.answer, source.label, source.split, directly=directly) for one in answers_of(row)
+    ]
+
+
+def _used(spools: Spooled, chat: ChatTemplate | None) -> Iterator[Any]:
+    """Record batches of the samples that are used, their prompts written by `chat`."""
+    for spool, rows in spools:
+        for batch in spool.kept(rows):
+            if chat is None:
+                yield batch
+            else:
+                yield from batches_of([templated(sample, chat) for sample in samples_of(batch)])
 
 
 def _dropped(
@@ -161,7 +179,9 @@ def _dropped(
     return {"dropped": dropped, "examples": examples}
 
 
-def _evaluation(run: RunConfig) -> tuple[list[tuple[str, Row]], list[Sample], list[DatasetRecord]]:
+def _evaluation(
+    run: RunConfig, chat: ChatTemplate | None
+) -> tuple[list[tuple[str, Row]], list[Sample], list[DatasetRecord]]:
     """All rows of the evaluated splits with their ids, samples within the limits, and a record by task."""
     everything: list[tuple[str, Row]] = []
     samples: list[Sample] = []
@@ -173,14 +193,18 @@ def _evaluation(run: RunConfig) -> tuple[list[tuple[str, Row]], list[Sample], li
     for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True):
         opened = source.open()
         rows = list(chain.from_iterable(opened.batches()))
-        rendered, before = _evaluated(run, task, source, rows)
+        rendered, before = _evaluated(run, task, source, rows, chat is not None)
         if scoring_of(run, task) != "generate" and any(not sample.options for sample in rendered):
             raise _no_options(task.name, scoring_of(run, task))
         everything += [(sample.id, row) for sample, row in zip(rendered, rows, strict=True)]
         used = _subset(
             np.ones(len(rows), np.bool_), task.limit or run.eval.limit, f"{source.label}/{source.split}"
         )
-        samples += [rendered[place] for place in np.flatnonzero(used)]
+        for place in np.flatnonzero(used):
+            sample = rendered[place]
+            samples.append(
+                sample if chat is None else templated(sample, chat, before.turns_before(rows[place]))
+            )
         if not source.files:
             opened.note_content(rows)
         sha256 = source.sha256() or opened.content()
@@ -190,18 +214,21 @@ def _evaluation(run: RunConfig) -> tuple[list[tuple[str, Row]], list[Sample], li
 
 
 def _evaluated(
-    run: RunConfig, task: TaskConfig, source: Source, rows: Sequence[Row]
+    run: RunConfig, task: TaskConfig, source: Source, rows: Sequence[Row], directly: bool
 ) -> tuple[list[Sample], Preface]:
-    """The rows of a task as the scoring asks for them, and what stands before each question."""
+    """The rows of a task as the scoring asks for them, and what stands before each question.
+
+    directly: as `render` takes it; what stands before is then no part of the samples.
+    """
     cloze = scoring_of(run, task) == "cloze"
     form: AnswerForm = "text" if cloze else "letter"
     layout = TASKS[task.name].layout if cloze and task.name in TASKS else None
 
     def rendered(row: Row, before: str = "") -> Sample:
-        return render(row, form, source.label, source.split, before, layout)
+        return render(row, form, source.label, source.split, before, layout, directly)
 
     before = preface(run, task, rows, rendered)
-    return [rendered(row, before.before(row)) for row in rows], before
+    return [rendered(row, "" if directly else before.before(row)) for row in rows], before
 
 
 def _subset(clean: np.ndarray, limit: int | None, seed: str) -> np.ndarray:

@@ -8,36 +8,42 @@ from pathlib import Path
 from typing import Any
 
 from roma_ds.config.schema import DataConfig, RunConfig, TaskConfig
+from roma_ds.data.chat import ChatTemplate
 from roma_ds.data.mixture import write_mixture
 from roma_ds.data.records import DatasetRecord
 from roma_ds.data.sample import Sample
 from roma_ds.data.sources import Source, evaluation_sources, shots_source, training_sources
-from roma_ds.data.spool import batches_of, read_samples, write_batches
+from roma_ds.data.spool import OF_CHATS, read_samples, write_samples
 from roma_ds.data.tasks import scoring_of, shots_of
 from roma_ds.storage.atomic import make_folder, write_json, writing
 
 OUTPUTS = ("samples.parquet", "eval.parquet", "manifest.json")
 """Files of the stage, in the folder `data` of a run."""
-_LATER = ("messages", "tools")
-"""Fields that files from before there were conversations lack and need not have."""
 
 
-def run_data(run: RunConfig, out_dir: Path, say: Callable[[str], None] = lambda line: None) -> dict[str, Any]:
+def run_data(
+    run: RunConfig,
+    out_dir: Path,
+    say: Callable[[str], None] = lambda line: None,
+    chat: ChatTemplate | None = None,
+) -> dict[str, Any]:
     """Read, check, filter and render all data into `out_dir/data`; the manifest that was written there.
 
-    say: is told what was not read and what was dropped, file by file.
+    say: is told what was not read and what was dropped, file by file. chat: what writes the prompts; None
+    leaves them plain.
     Raises UserError where data is missing or malformed or nothing is left, EnvironmentFault where the hub
     cannot be reached; files from before are then as they were.
     """
     folder = make_folder(out_dir / "data")
     with writing(folder / "samples.parquet") as training, writing(folder / "eval.parquet") as evaluation:
-        mixture = write_mixture(run, training, evaluation)
+        mixture = write_mixture(run, training, evaluation, chat)
     for line in told(run, [*mixture.trained, *mixture.evaluated]):
         say(line)
     manifest = {
         "training": _part(mixture.training, mixture.trained),
         "evaluation": _part(mixture.evaluation, mixture.evaluated),
         "excluded": list(run.data.exclude),
+        **({"template": {"title": chat.title, **chat.identity()}} if chat is not None else {}),
     }
     write_json(folder / "manifest.json", manifest)
     return manifest
@@ -51,9 +57,10 @@ def told(run: RunConfig, records: Sequence[DatasetRecord]) -> list[str]:
     return notes + left_out + [line for record in records if size != "off" for line in record.account(size)]
 
 
-def data_inputs(run: RunConfig) -> dict[str, Any]:
+def data_inputs(run: RunConfig, chat: ChatTemplate | None = None) -> dict[str, Any]:
     """All that the outputs depend on, as JSON: when it is unchanged the stage is up to date.
 
+    chat: as `run_data` takes it.
     Raises UserError where a local file is missing. A dataset on the hub counts as unchanged.
     """
     return {
@@ -74,7 +81,8 @@ def data_inputs(run: RunConfig) -> dict[str, Any]:
         "exclude": list(run.data.exclude),
         # Folders from before there was the key stay up to date under its default.
         **({"decontaminate": size} if (size := run.data.decontaminate) != DataConfig.decontaminate else {}),
-        "columns": [spec.name for spec in fields(Sample) if spec.name not in _LATER],
+        "columns": [spec.name for spec in fields(Sample) if spec.name not in OF_CHATS],
+        **({"template": chat.identity()} if chat is not None else {}),
     }
 
 
@@ -96,7 +104,7 @@ def _task_inputs(run: RunConfig, task: TaskConfig, source: Source) -> dict[str, 
 def save_samples(path: Path, samples: Sequence[Sample]) -> None:
     """Write samples as Parquet, one column a field, row order as given."""
     with writing(path) as temporary:
-        write_batches(temporary, batches_of(samples))
+        write_samples(temporary, samples)
 
 
 def load_samples(path: Path) -> list[Sample]:

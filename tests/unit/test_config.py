@@ -175,7 +175,7 @@ def test_a_deepspeed_json_of_ones_own_wins_over_the_packaged_one(write: Write, t
         ("roma.layers=[a]", "roma.layers: expected text or a list of whole numbers, got ['a']"),
         (
             "roma.tokens=last2",
-            "roma.tokens: must be last1, last3, first1, first3, middle1 or middle3, got 'last2'",
+            "roma.tokens: must be last1, last3, first1, first3, middle1, middle3 or user1, got 'last2'",
         ),
         ("roma.refresh=epochs", "roma.refresh: expected a whole number or 'never' or 'epoch', got 'epochs'"),
         ("roma.refresh=0", "roma.refresh: must be at least 1, got 0"),
