@@ -9,14 +9,14 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from roma_ds.config import chat, embedding, guards, optimisation, schema, study
+from roma_ds.config import chat, embedding, optimisation, schema, sources, study
 
 TARGET = Path(__file__).with_name("config.md")
 
 HEAD = """# Run config
 
 One YAML file describes a run. This page is written by `python docs/write_config_reference.py` from
-`roma_ds/config/schema.py`, `chat.py`, `embedding.py`, `optimisation.py` and `guards.py`; a test fails when
+`roma_ds/config/schema.py`, `sources.py`, `chat.py`, `embedding.py` and `optimisation.py`; a test fails when
 the two differ.
 
 - `roma-ds init NAME` prints a packaged config with comments; `roma-ds ls configs` lists them.
@@ -49,7 +49,8 @@ SECTIONS = (
     ("", schema.RunConfig),
     ("model", schema.ModelConfig),
     ("data", schema.DataConfig),
-    ("data.train[]", schema.DatasetConfig),
+    ("data.train[]", sources.DatasetConfig),
+    ("data.train[].columns", sources.ColumnsConfig),
     ("data.chat", chat.ChatConfig),
     ("embed", embedding.EmbedConfig),
     ("roma", schema.RomaConfig),
@@ -58,7 +59,7 @@ SECTIONS = (
     ("train", optimisation.TrainConfig),
     ("eval", schema.EvalConfig),
     ("eval.tasks[]", schema.TaskConfig),
-    ("guards", guards.GuardsConfig),
+    ("guards", optimisation.GuardsConfig),
 )
 
 
@@ -80,7 +81,7 @@ def class_nodes() -> dict[str, ast.ClassDef]:
     """The classes of the schema's modules by name."""
     trees = [
         ast.parse(inspect.getsource(module))
-        for module in (schema, chat, embedding, optimisation, guards, study)
+        for module in (schema, sources, chat, embedding, optimisation, study)
     ]
     return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
@@ -108,6 +109,7 @@ def plain_type(annotation: str) -> str:
         "NotNegative": "number from 0",
         "Share": "fraction from 0, below 1",
         "AnswerForm": "`letter`, `text`",
+        "Paths": "text or list of text",
         "EmbeddedText": ", ".join(f"`{form}`" for form in get_args(embedding.EmbeddedText)),
         "bool": "true or false",
         "int": "whole number",

@@ -130,7 +130,9 @@ def _absolute(path: Path) -> Path:
 def _with_absolute_paths(run: RunConfig) -> RunConfig:
     folder = run.source.parent
 
-    def file(value: str | None) -> Any:
+    def file(value: str | tuple[str, ...] | None) -> Any:
+        if isinstance(value, tuple):
+            return tuple(file(one) for one in value)
         return None if value is None else str(_absolute(folder / os.path.expanduser(value)))
 
     def template(value: str | None) -> str | None:

@@ -14,7 +14,8 @@ import pytest
 
 from roma_ds.config import parse_run_config
 from roma_ds.config.chat import ChatConfig
-from roma_ds.config.schema import DataConfig, DatasetConfig
+from roma_ds.config.schema import DataConfig
+from roma_ds.config.sources import DatasetConfig
 from roma_ds.data.chat import ChatTemplate, described, templated, user_texts
 from roma_ds.data.chat.source import dated
 from roma_ds.data.message import Message

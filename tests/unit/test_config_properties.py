@@ -115,6 +115,8 @@ def test_a_valid_run_survives_yaml(values: dict[str, Any]) -> None:
         refused = (
             "more than once",
             "listed twice",
+            "several paths need a name",
+            "goes with a name like OWNER/NAME",
             "data.exclude",
             "second copy",
             "takes Flat only",
