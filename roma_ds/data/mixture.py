@@ -191,41 +191,26 @@ def _evaluation(
         if not generated and task.path is None and task.name in NAMED and NAMED[task.name].free_text:
             raise _no_options(task.name, scoring_of(run, task))
     for task, source in zip(run.eval.tasks, evaluation_sources(run), strict=True):
-<<<<<<< HEAD
-        notes: list[str] = []
-        rows = source.rows(notes.append)
-        own = None if task.plain else chat
-        rendered, before = _evaluated(run, task, source, rows, own is not None)
-=======
         opened = source.open()
         rows = list(chain.from_iterable(opened.batches()))
-        rendered, before = _evaluated(run, task, source, rows, chat is not None)
->>>>>>> rows
+        own = None if task.plain else chat
+        rendered, before = _evaluated(run, task, source, rows, own is not None)
         if scoring_of(run, task) != "generate" and any(not sample.options for sample in rendered):
             raise _no_options(task.name, scoring_of(run, task))
         everything += [(sample.id, row) for sample, row in zip(rendered, rows, strict=True)]
-<<<<<<< HEAD
-        if own is not None:
-            row_of = {sample.id: row for sample, row in zip(rendered, rows, strict=True)}
-            chosen = [templated(one, own, before.turns_before(row_of[one.id])) for one in chosen]
-        samples += chosen
-        record = _record(source, source.digest(rows), len(rendered), len(chosen), 0)
-        records.append(replace(record, shots=before.examples, shots_source=before.source, notes=notes))
-=======
         used = _subset(
             np.ones(len(rows), np.bool_), task.limit or run.eval.limit, f"{source.label}/{source.split}"
         )
         for place in np.flatnonzero(used):
             sample = rendered[place]
             samples.append(
-                sample if chat is None else templated(sample, chat, before.turns_before(rows[place]))
+                sample if own is None else templated(sample, own, before.turns_before(rows[place]))
             )
         if not source.files:
             opened.note_content(rows)
         sha256 = source.sha256() or opened.content()
         record = _record(source, opened, sha256, len(rows), int(used.sum()), 0)
         records.append(replace(record, shots=before.examples, shots_source=before.source))
->>>>>>> rows
     return everything, samples, records
 
 
