@@ -77,6 +77,9 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
         )
     if span is not None:
         _leave_out(network, family, span, dtype)
+    for name, module in network.named_modules():
+        if name.endswith(tuple(f".{path}" for path in family.gathered_whole)):
+            module._z3_leaf = True
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     network.config.use_cache = False
