@@ -82,6 +82,9 @@ class Family:
     looked at as one of a type without a file."""
     shared: tuple[str, ...] = ()
     """Modules of a sparse layer that every token goes through beside its routed experts. No part of r."""
+    gathered_whole: tuple[str, ...] = ()
+    """Modules of a layer that call modules in them as often as the tokens at hand ask for. ZeRO-3 gathers all
+    of their weights at once: call by call, ranks would wait for each other's."""
     attention: str = "self_attn"
     """Name of the attention module in a decoder layer."""
     mixers: tuple[str, ...] = ()
@@ -126,6 +129,10 @@ class Family:
             if (limit.capability, limit.level) == (capability, "unsupported")
         )
         return next(found, None)
+
+    def is_router(self, module: Any) -> bool:
+        """Whether a module is of the routers' class."""
+        return any(base.__name__ == self.router_class for base in type(module).__mro__)
 
     def require_parts(self) -> None:
         """Raises UserError where no part of such a model can be run alone."""
