@@ -97,9 +97,6 @@ class Family:
     """Modules of a decoder layer that work on each token alone, and in the last layer are wanted only for
     the tokens that are read. One that a config leaves out is None in the layer. Without any, the last layer
     does the work of all tokens."""
-    gathered_whole: tuple[str, ...] = ()
-    """Modules of a decoder layer whose parts are called as often as the tokens of a rank ask for. ZeRO-3
-    gathers each as one, since ranks gather together."""
     recorded_layers: tuple[int, ...] | None = None
     """Numbers of the layers with a router, in a family made for one model, where `dense` knows nothing."""
     limits: tuple[Limit, ...] = ()
