@@ -8,18 +8,14 @@ mutation ended otherwise than its label says, and names each.
 from __future__ import annotations
 
 import argparse
-import contextlib
 import hashlib
-import io
 import json
 import os
 import random
 import shutil
-import signal
 import sys
 import tempfile
 import time
-import traceback
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
@@ -31,122 +27,21 @@ import mutated_checkpoints
 import mutated_configs
 import mutated_launches
 import mutated_models
+import mutated_routers
 import mutated_rows
+from asked import Ended, ask
+from mutated_project import make_base
 from mutations import MUTATORS, Case, choose, copied
 
 SLOWEST_S = 60
-FILES = (mutated_models, mutated_checkpoints, mutated_configs, mutated_launches, mutated_rows)
+FILES = (
+    mutated_models, mutated_checkpoints, mutated_routers, mutated_configs, mutated_launches, mutated_rows,
+)  # fmt: skip
 """They register their mutators as they are imported."""
 KINDS = (
     "model config", "safetensors header", "router file", "index file", "run config", "DeepSpeed JSON",
     "hostfile", "rows",
 )  # fmt: skip
-RUN = """\
-model: {path: model, dtype: float32}
-data: {train: [{path: train.jsonl}], max_tokens: 160}
-embed: {model: demo}
-roma: {layers: last2}
-train: {epochs: 2, micro_batch: 8, lr: 1.0e-2}
-eval: {tasks: [{name: words, path: test.jsonl}]}
-controls: []
-deepspeed: ds.json
-output_dir: out
-"""
-
-
-def make_base(folder: Path) -> Path:
-    """A valid project: config, DeepSpeed JSON, rows, model, further model configs, router file, hostfile."""
-    from safetensors.numpy import load_file, save_file
-
-    from roma_ds.config.packaged import deepspeed_file
-    from roma_ds.testing.tiny_models import save_tiny, tiny_config
-
-    save_tiny(folder / "model", "olmoe", shard_size="200KB")
-    for family in mutated_models.FAMILIES[1:]:
-        tiny_config(family, 192).save_pretrained(folder / "configs" / family)
-    routers = {
-        key: value + 0.5
-        for shard in sorted((folder / "model").glob("*.safetensors"))
-        for key, value in load_file(shard).items()
-        if key.endswith(("2.mlp.gate.weight", "3.mlp.gate.weight"))
-    }
-    save_file(routers, folder / mutated_checkpoints.ROUTER, metadata={"format": "pt", "method": "roma"})
-    rng = random.Random(0)
-    for name, first, count in (("train", 0, 24), ("test", 1000, 12)):
-        rows = [
-            {
-                "id": f"r{first + place}",
-                "question": " ".join(f"w{rng.randrange(60)}" for _ in range(rng.randrange(6, 12))),
-                "choices": [f"w{60 + number}" for number in rng.sample(range(50), 4)],
-                "answer": rng.randrange(4),
-            }
-            for place in range(count)
-        ]
-        (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / mutated_configs.CONFIG).write_text(RUN)
-    (folder / mutated_launches.DS).write_bytes(deepspeed_file("zero3").read_bytes())
-    (folder / mutated_launches.SLOTS).write_text("worker-0 slots=4\nworker-1 slots=4\n")
-    ended = ask(["data", str(folder / mutated_configs.CONFIG)], None)
-    if ended.code:
-        raise SystemExit(f"the project without any change is refused\n{ended.said}")
-    return folder
-
-
-@dataclass(frozen=True)
-class Ended:
-    """How a command ended: exit code, or None where an exception left it; all that it printed."""
-
-    code: int | None
-    said: str
-    seconds: float
-
-
-@contextlib.contextmanager
-def _limited(seconds: int | None) -> Iterator[None]:
-    """Raise TimeoutError inside after so long; None does not, for threads other than the first."""
-
-    def late(number: int, frame: Any) -> None:
-        raise TimeoutError(f"still at it after {seconds} s")
-
-    if seconds is None:
-        yield
-        return
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
-def ask(arguments: Sequence[str], limit: int | None) -> Ended:
-    """`roma-ds ARGUMENTS` within this process."""
-    from roma_ds.cli.main import main as roma_ds
-
-    # As a terminal has them: what standard output cannot encode is an error.
-    out, err = (io.TextIOWrapper(io.BytesIO(), "utf-8", errors) for errors in ("strict", "backslashreplace"))
-    variables, started = dict(os.environ), time.monotonic()
-    code: int | None = None
-    try:
-        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), _limited(limit):
-            code = roma_ds(list(arguments))
-    except SystemExit as left:
-        code = left.code if isinstance(left.code, int) else 1
-    except BaseException as error:
-        # What leaves the command is what is looked for.
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        err.write(traceback.format_exc())
-    finally:
-        os.environ.clear()
-        os.environ.update(variables)
-    texts = []
-    for stream in (out, err):
-        stream.flush()
-        stream.seek(0)
-        texts.append(stream.read())
-    return Ended(code, "\n".join(texts), time.monotonic() - started)
 
 
 def contents(folder: Path) -> dict[str, str]:

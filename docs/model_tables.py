@@ -12,6 +12,11 @@ from roma_ds.families.counting import KINDS, Kind, by_kind, counted
 from roma_ds.families.published_networks import as_stated, network, sizes
 
 ROUTERS = "last5"
+SCORES = {
+    "softmax": "softmax",
+    "sigmoid": "sigmoids over their sum",
+    "sqrt_softplus": "roots of softplus over their sum",
+}
 TYPES = frozenset(model_type for family in FAMILIES for model_type in family.model_types)
 
 
@@ -24,7 +29,7 @@ def table(header: Sequence[str], rows: Iterator[Sequence[str]]) -> str:
 def families() -> Iterator[Sequence[str]]:
     """One row a family."""
     for family in FAMILIES:
-        r = {"softmax": "softmax", "sigmoid": "sigmoids over their sum"}[family.scoring]
+        r = SCORES[family.scoring]
         types = ", ".join(f"`{name}`" for name in family.model_types)
         shared = ", ".join(f"`{name}`" for name in family.shared) or "none"
         limits = "; ".join(f"{limit.capability} {limit.level}: {limit.reason}" for limit in family.limits)

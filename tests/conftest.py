@@ -18,6 +18,14 @@ if TYPE_CHECKING:
     from cli.projects import Project
 
 LAYERS = ("unit", "distributed", "deepspeed", "cli", "hosts")
+LONGEST = (
+    "test_resume", "test_live_index", "test_equalities", "test_frozen_pass", "test_refreshed_training",
+    "test_resume_everywhere", "test_harness", "test_full_size", "test_bad_input", "test_kills",
+    "test_study_writing", "test_real_data", "test_study_command", "test_transports", "test_training_guards",
+    "test_cached_runs", "test_commands", "test_families_on_ranks", "test_cache_made_again",
+    "test_benchmarks_run",
+)  # fmt: skip
+"""Files that take longest go first, so that processes which take file by file end together."""
 HERE = Path(__file__).parent
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -54,6 +62,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(getattr(pytest.mark, layer))
         if item.get_closest_marker("gpu") and not has_gpu():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.stem, len(places)))
 
 
 @pytest.hookimpl(tryfirst=True)

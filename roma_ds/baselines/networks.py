@@ -15,7 +15,7 @@ from torch import nn
 from roma_ds.baselines.adapters import add_adapters, matched_plan, peft, rank_plan
 from roma_ds.baselines.decoders import VirtualDecoder
 from roma_ds.baselines.padded_network import PaddedNetwork
-from roma_ds.checkpoint.loading import checkpoint
+from roma_ds.checkpoint.loading import load_generation_config
 from roma_ds.comm import World
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
@@ -149,17 +149,10 @@ def virtual_tokens(build: Build, kind: str) -> Rival:
 
     By peft; they run in transformers' own padded forward of the whole network.
     """
-    from transformers import AutoModelForCausalLM
-
     library = peft()
     torch.manual_seed(build.seed)
-    network = AutoModelForCausalLM.from_pretrained(
-        checkpoint(build.model),
-        revision=build.model.revision,
-        dtype=getattr(torch, build.model.dtype),
-        trust_remote_code=build.model.trust_remote_code,
-    )
-    network = network.to(build.world.device).eval().requires_grad_(False)
+    network, _ = load_part(build.world, build.model, build.depth, None, None)
+    network.generation_config = load_generation_config(build.model, network.config)
     use_frozen_experts(network)
     if kind == "prompt":
         config = library.PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=PROMPT_TOKENS)

@@ -53,7 +53,13 @@ def lines(subject: Subject, result: Forecast, question: Question) -> Iterator[st
     yield ""
     yield from table(PASS_HEAD, [pass_cells(row) for row in result.passes])
     yield ""
-    yield f"prefix cache on disk: {decimal(result.cache_bytes)}B"
+    more = result.token_bytes != result.hidden_bytes
+    token = (
+        f", {result.token_bytes:,} bytes a token, {result.hidden_bytes:,} for hidden states alone"
+        if more
+        else ""
+    )
+    yield f"prefix cache on disk: {decimal(result.cache_bytes)}B{token}"
     yield (
         f"operations: {decimal(result.collection_operations)} in the frozen pass, "
         f"{decimal(result.epoch_operations)} in an epoch, "

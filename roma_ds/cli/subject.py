@@ -11,6 +11,7 @@ from roma_ds.errors import RomaError, UserError
 
 if TYPE_CHECKING:
     from roma_ds.data import Sample
+    from roma_ds.data.chat import ChatTemplate
     from roma_ds.families import MoELayout
     from roma_ds.sequences.encoding import Prompt
 
@@ -48,6 +49,23 @@ class Subject:
             return error.message
         return None
 
+    def require_evaluable(self) -> None:
+        """Raises UserError where the library has no network of the model that could be measured."""
+        from roma_ds.checkpoint.loading import load_config
+        from roma_ds.families.library_network import require_network
+
+        # Code of the checkpoint's own is not run here.
+        if not self.run.model.trust_remote_code:
+            require_network(load_config(self.run.model))
+
+    @property
+    def mixing(self) -> str | None:
+        """Why its sequences are run one at a time, where they are."""
+        from roma_ds.checkpoint.loading import load_config
+        from roma_ds.families.batching import mixing_reason
+
+        return mixing_reason(load_config(self.run.model))
+
     @cached_property
     def context(self) -> int | None:
         """Tokens that the model reads at most."""
@@ -81,7 +99,7 @@ class Subject:
         from roma_ds.data import load_training
         from roma_ds.data.store import told
 
-        samples, records = load_training(self.run)
+        samples, records = load_training(self.run, self.chat)
         return samples, told(self.run, records)
 
     @property
@@ -95,7 +113,7 @@ class Subject:
         from roma_ds.data.mixture import load_evaluated
         from roma_ds.data.store import told
 
-        samples, records = load_evaluated(self.run)
+        samples, records = load_evaluated(self.run, self.chat)
         return samples, told(self.run, records)
 
     @property
@@ -111,6 +129,18 @@ class Subject:
         return load_tokenizer(self.run.model)
 
     @cached_property
+    def chat(self) -> ChatTemplate | None:
+        """What writes the prompts; None where they are plain text."""
+        from pathlib import Path
+
+        from roma_ds.pipeline.data import chat_of
+        from roma_ds.pipeline.folders import Folders
+
+        if self.run.data.template == "plain":
+            return None
+        return chat_of(self.run, Folders(Path(self.run.output_dir)), self.tokenizer)
+
+    @cached_property
     def prompts(self) -> list[Prompt]:
         """The first training samples as token ids; all where too long ones are refused."""
         return self._encoded(self.training, {})
@@ -124,13 +154,13 @@ class Subject:
 
     def _encoded(self, samples: list[Sample], new_tokens: Mapping[str, int]) -> list[Prompt]:
         from roma_ds.checkpoint.loading import load_config
-        from roma_ds.sequences.encoding import encode
+        from roma_ds.sequences.encoding import encode, require_user_ends
 
         refuse = self.run.data.long_prompts == "refuse"
         vocabulary = getattr(load_config(self.run.model), "vocab_size", None)
         highest = max(self.tokenizer.get_vocab().values(), default=0)
         more_tokens = vocabulary is not None and highest >= vocabulary
-        return encode(
+        prompts = encode(
             samples if refuse or more_tokens else samples[:FIRST_ROWS],
             self.tokenizer,
             self.run.data.max_tokens,
@@ -139,3 +169,6 @@ class Subject:
             refuse,
             vocabulary,
         )
+        if self.run.roma.tokens == "user1":
+            require_user_ends(prompts, lambda row: samples[row].id)
+        return prompts

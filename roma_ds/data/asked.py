@@ -60,6 +60,8 @@ def asked(row: Row) -> Asked:
     passage, prompt = str(row.get("passage") or ""), row.get("prompt")
     question = segment(str(row.get("question") or prompt))
     contexts = [segment(passage)] if passage.strip() else []
+    if "messages" in row:
+        contexts += [segment(turn.content) for turn in row["messages"] if turn.role == "user"][:-1]
     if prompt is not None and row.get("question"):
         options = [segment(choice).joined for choice in row.get("choices") or ()]
         contexts += _beside(segment(prompt), question, options)

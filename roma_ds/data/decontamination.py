@@ -62,11 +62,18 @@ class Decontamination:
 
     def overlaps(self, rows: Iterable[Asked]) -> dict[int, Overlap]:
         """What gives an evaluation row away among the rows of one training file, by their numbers."""
-        tally = Tally(len(self._runs.hashes))
+        tally = self.begin()
         remaining = iter(rows)
         while batch := list(islice(remaining, _AT_ONCE)):
-            self._take(tally, batch)
-            tally.rows += len(batch)
+            self.take(tally, batch)
+        return self.found(tally)
+
+    def begin(self) -> Tally:
+        """The tally of one training file, before its first rows."""
+        return Tally(len(self._runs.hashes))
+
+    def found(self, tally: Tally) -> dict[int, Overlap]:
+        """The same as `overlaps` of all rows that were taken."""
         return dict(sorted((tally.run_overlaps(self._origin) | tally.question_overlaps()).items()))
 
     def _index_texts(self) -> None:
@@ -100,7 +107,8 @@ class Decontamination:
         self._origin = np.zeros(len(self._runs.hashes), np.int32)
         self._origin[self._runs.find(hashes)[1]] = rows[windows.text_of[first]]
 
-    def _take(self, tally: Tally, batch: list[Asked]) -> None:
+    def take(self, tally: Tally, batch: Sequence[Asked]) -> None:
+        """Count what further rows share with the evaluation rows."""
         for row, asked in enumerate(batch, start=tally.rows):
             for number in self._worded.get(asked.wording, ()):
                 if self._evaluation[number].options == asked.options:
@@ -126,6 +134,7 @@ class Decontamination:
             found[int(rows[windows.text_of[place]])].add(key)
         for row, keys in found.items():
             self._compare(tally, batch[row], tally.rows + row, keys)
+        tally.rows += len(batch)
 
     def _short_texts(self, windows: Windows, texts: Sequence[Text]) -> Iterator[tuple[int, int]]:
         """(place, number of the key text) where a key text shorter than a run stands.

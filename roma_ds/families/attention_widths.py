@@ -20,6 +20,16 @@ class AttentionWidths:
     """Operations of one query with one key: their product, and the value weighted by it."""
 
 
+WITHOUT_PAIRS = ("linear_attention", "conv", "mlp", "moe")
+"""Names in a config's `layer_types` of layers in which no query meets every key before it."""
+
+
+def has_pairs(config: Any, layer: int) -> bool:
+    """Whether the queries of a layer meet keys one by one."""
+    kinds = getattr(config, "layer_types", None)
+    return kinds is None or kinds[layer] not in WITHOUT_PAIRS
+
+
 def attention_widths(config: Any) -> AttentionWidths:
     """The widths of a transformers config; with latent attention those of what the heads attend with.
 

@@ -70,6 +70,8 @@ class TextNetwork:
 
     network: Any
     """The whole one, on the meta device."""
+    text: Any
+    """The causal LM, likewise."""
     places: tuple[tuple[str, str], ...]
     """Starts of names in the whole network, with what they are in the causal LM."""
 
@@ -115,7 +117,7 @@ def _found(key: _Key) -> TextNetwork:
         network = kind._from_config(deepcopy(whole), dtype=torch.float32)
         text = causal._from_config(deepcopy(config), dtype=torch.float32)
     places = tuple(_places(network, text))
-    found = TextNetwork(network, places)
+    found = TextNetwork(network, text, places)
     names = network.state_dict(keep_vars=True)
     lost = [name for name in text.state_dict() if _lacks(found, name, names)]
     if not places or lost:

@@ -32,8 +32,9 @@ class Counted:
     name: str
     """Path in the network."""
     kind: Kind
-    """Gates of shared experts count as shared experts, norms inside attention as norm. Streams are
-    what begins or joins residual streams outside the layers."""
+    """Gates of shared experts count as shared experts, norms inside attention as norm, correction biases as
+    router, and linear attention, state spaces and convolutions as attention. Streams are what begins or joins
+    residual streams outside the layers."""
     layer: int | None
     """Number of its decoder layer in this network; None outside the layers."""
     numel: int
@@ -51,20 +52,22 @@ def counted(network: Any) -> tuple[Counted, ...]:
     found = []
     for name, parameter in network.named_parameters():
         match = re.match(rf"{re.escape(family.layers)}\.(\d+)\.(.*)", name)
-        inside = match[2] if match else None
+        inside, layer = (match[2], int(match[1])) if match else (None, None)
         found.append(
             Counted(
                 name,
-                _kind(family, modules, name, inside),
-                int(match[1]) if match else None,
+                _kind(
+                    family, modules, name, inside, layer is None or family.mixes_tokens(network.config, layer)
+                ),
+                layer,
                 prod(getattr(parameter, "ds_shape", parameter.shape)),
             )
         )
     return tuple(found)
 
 
-def _kind(family: Family, modules: dict[str, Any], name: str, inside: str | None) -> Kind:
-    """What a parameter is for; inside: its name within a decoder layer."""
+def _kind(family: Family, modules: dict[str, Any], name: str, inside: str | None, mixes: bool) -> Kind:
+    """What a parameter is for; inside: its name within a decoder layer; mixes: whether that mixes tokens."""
     owner = modules[name.rpartition(".")[0]]
     if name.startswith(f"{family.embedding}."):
         return "embedding"
@@ -80,13 +83,24 @@ def _kind(family: Family, modules: dict[str, Any], name: str, inside: str | None
     above = [modules[".".join(parts[:end])] for end in range(1, len(parts))]
     if any(map(family.is_router, above)):
         return "router"
-    if inside.startswith(f"{family.attention}."):
-        return "attention"
+    if parts[-1] in family.frozen_block_parts:
+        return "router"
     if any(inside.startswith(f"{module}.") for module in family.shared):
         return "shared experts"
-    # Routed experts are stacked: a module with a weight of three dimensions, and its biases.
-    stacked = (getattr(weight, "ds_shape", weight.shape) for weight in owner.parameters(recurse=False))
-    return "routed experts" if any(len(shape) == 3 for shape in stacked) else "dense MLP"
+    if _is_stack(owner):
+        return "routed experts"
+    mixers = (family.attention, *family.mixers)
+    return "attention" if mixes and inside.startswith(tuple(f"{path}." for path in mixers)) else "dense MLP"
+
+
+def _is_stack(owner: Any) -> bool:
+    """Whether a module has the weights of all routed experts of a layer, and maybe their biases.
+
+    A convolution's weight has three dimensions too, of which one is 1. DBRX has the rows of all experts one
+    after the other.
+    """
+    shapes = [getattr(weight, "ds_shape", weight.shape) for weight in owner.parameters(recurse=False)]
+    return type(owner).__name__ == "DbrxExpertGLU" or any(len(s) == 3 and 1 not in s for s in shapes)
 
 
 def by_kind(parameters: Iterable[Counted]) -> dict[Kind, int]:

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from roma_ds.errors import UserError
+from roma_ds.families.causal_lm import causal_lm_class
 from roma_ds.families.family import Family, attribute
 from roma_ds.families.layout import MoELayout, RouterSite
 from roma_ds.families.recorded import recorded_family, unrecorded
@@ -32,13 +33,15 @@ def family_of(config: Any) -> Family:
         return recorded
     types = ", ".join(t for family in FAMILIES for t in family.model_types)
     stated = unrecorded(config)
-    raise UserError(
-        f"model type '{model_type}' has no routers that roma_ds knows"
-        if stated is None
-        else f"model type '{model_type}' may be sparse ({stated}), but no routers of it were found, so it "
-        "cannot be trained here",
-        f"use a Mixture-of-Experts model of one of these types: {types}",
-    )
+    if stated is None:
+        said = f"model type '{model_type}' has no routers that roma_ds knows"
+    else:
+        has_class = causal_lm_class(type(config)) is not None
+        why = (
+            "no routers of it were found" if has_class else "transformers has no causal language model of it"
+        )
+        said = f"model type '{model_type}' may be sparse ({stated}), but {why}, so it cannot be trained here"
+    raise UserError(said, f"use a Mixture-of-Experts model of one of these types: {types}")
 
 
 def has_routers(config: Any) -> bool:

@@ -18,11 +18,10 @@ from roma_ds.checkpoint.absent import AbsentLayer
 from roma_ds.families import MoELayout
 from roma_ds.network.frozen_modules import use_frozen_modules
 from roma_ds.network.layer_entry import LayerEntry
-from roma_ds.network.packed_attention import ROWS_ONLY
 from roma_ds.network.placement import Placement
 from roma_ds.network.routing_weights import logits_in
 from roma_ds.network.routing_weights import routing_weights as weights_of
-from roma_ds.network.token_rows import present, run_on_rows
+from roma_ds.network.token_rows import narrow
 from roma_ds.sequences.packing import Packing
 
 
@@ -100,7 +99,8 @@ class RoutedLM(nn.Module):
             # Behind the last layer only its hidden states count.
             entering = family.leaving(config, self._dtype)
         LayerEntry(self._layer(first), entering).replace(lambda: self._table, lambda: self._placement)
-        self._inside = self._narrow()
+        self._inside = narrow(network, layout, first, self._needed_rows, self._all_rows)
+        """Layers whose router sees real tokens alone, in the last layer those that are read."""
         self._inner().register_forward_hook(self._keep_answers)
 
     def _layer(self, number: int) -> nn.Module:
@@ -118,24 +118,6 @@ class RoutedLM(nn.Module):
             for site in self.layout.sites
             if site.layer in self.layers
         ]
-
-    def _narrow(self) -> set[int]:
-        """Let modules of each token alone run on what counts; the layers whose router lies in one of them."""
-        family = self.layout.family
-        inside, routers = set(), {site.layer: site.module for site in self.layout.sites}
-        for number in range(self.first if self._by_rows else self.last_layer, self.last_layer + 1):
-            place, last = f"{family.layers}.{number}", number == self.last_layer
-            rows = self._needed_rows if last else self._all_rows
-            for name, module in present(
-                self._layer(number), family.row_modules_in(self.network.config, number)
-            ):
-                run_on_rows(module, rows)
-                if f"{routers.get(number)}.".startswith(f"{place}.{name}."):
-                    inside.add(number)
-        if not self._by_rows and any(name.startswith(f"{family.attention}.") for name in family.row_modules):
-            for _, attention in present(self._layer(self.last_layer), (family.attention,)):
-                setattr(attention, ROWS_ONLY, True)
-        return inside
 
     def _needed_rows(self) -> torch.Tensor:
         return self._placement.places(self._placement.packing.rows)

@@ -8,8 +8,9 @@ from roma_ds.config import RunConfig, resolve_deepspeed
 from roma_ds.data.store import data_inputs
 from roma_ds.embed.encoder_files import check_encoder, embedding_width
 from roma_ds.embed.stage import embed_inputs
-from roma_ds.families import has_routers
+from roma_ds.families import Family, has_routers
 from roma_ds.index.stage import check_index
+from roma_ds.pipeline.data import chat_of
 from roma_ds.pipeline.folders import Folders
 from roma_ds.pipeline.held_model import EVALUATED, HeldModel
 from roma_ds.pipeline.machine_support import check_machine
@@ -23,12 +24,17 @@ def accept(run: RunConfig, whole: Blueprint, world_size: int, embeds: bool, inde
     """
     whole.layout.choose(run.roma.layers)
     check_batches(run, world_size)
-    if run.train.prefix_cache == "on" or run.collect.engine == "stream":
-        whole.layout.family.require_parts()
+    accept_family(run, whole.layout.family)
     if embeds:
         check_encoder(run.embed)
     if indexes:
         check_index(run, world_size, embedding_width(run.embed), None)
+
+
+def accept_family(run: RunConfig, family: Family) -> None:
+    """Raises UserError where a run asks for parts of a model that can only be run whole."""
+    if run.train.prefix_cache == "on" or run.collect.engine == "stream":
+        family.require_parts()
 
 
 def must_embed(run: RunConfig, folders: Folders) -> bool:
@@ -37,7 +43,7 @@ def must_embed(run: RunConfig, folders: Folders) -> bool:
     Looks at records and local data files; raises UserError where one of these is missing.
     """
     data, embed = folders.record("data"), folders.record("embed")
-    if data.why_stale(data_inputs(run)) is not None:
+    if data.why_stale(data_inputs(run, chat_of(run, folders))) is not None:
         return True
     return embed.why_stale(embed_inputs(run, data.read()["fingerprint"])) is not None
 

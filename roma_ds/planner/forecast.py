@@ -22,6 +22,10 @@ class Forecast:
     """Parameters of the part that training holds with the prefix cache."""
     cache_bytes: int
     """The prefix cache on disk."""
+    token_bytes: int
+    """Of each token in it."""
+    hidden_bytes: int
+    """Of these, what one vector of hidden states takes; less where a model hands more from layer to layer."""
     collection_operations: float
     epoch_operations: float
     """With the prefix cache where there is one."""
@@ -53,6 +57,8 @@ def forecast(model: ModelSizes, question: Question) -> Forecast:
         trainable=marked.trained,
         suffix=suffix.total,
         cache_bytes=cache_bytes(question.tokens, question.samples, kept) if question.cacheable else 0,
+        token_bytes=kept,
+        hidden_bytes=model.hidden * question.setting.itemsize,
         collection_operations=once,
         epoch_operations=epochs[question.cacheable],
         epoch_operations_uncached=epochs[False],

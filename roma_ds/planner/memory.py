@@ -102,24 +102,28 @@ def training_activations(sizes: ModelSizes, setting: Setting) -> int:
     """What a micro-batch keeps for the backward pass, and the most that is at work beside it; an estimate.
 
     In layers above the first trained one: the inputs of all norms, queries, keys, values and what attention
-    gives, and the first product of each chosen expert. In the first one: the experts' results. In the last
-    one, keys and values of all tokens; its other values are few. Layers below keep nothing. What every
-    trained router saw is kept as well.
+    gives, or in its place what the products of linear attention, a state space or a convolution give, and
+    the first product of each chosen expert. In the first one: the experts' results. In the last one, keys
+    and values of all tokens; its other values are few. Layers below keep nothing. What every trained router
+    saw is kept as well.
     """
     item, tokens = setting.itemsize, setting.tokens
     trained = [module.layer for module in sizes.modules if any(weight.trained for weight in module.weights)]
     first = min(layer for layer in trained if layer is not None)
-    inner = max(0, sizes.layers - 2 - first)
     attention = sizes.attention
     before_norms = attention.queries + attention.keys if sizes.inner_norms else 0
-    kept = 2 * sizes.hidden + 2 * attention.queries + attention.keys + attention.values + before_norms
+    attending = 2 * attention.queries + attention.keys + attention.values + before_norms
     pairs = sizes.top_k * tokens
     # On a device all chosen experts run at once, and their inputs and results are kept too.
     experts = 2 * sizes.expert_width + (0 if setting.device == "cpu" else 2 * sizes.hidden)
     in_first = pairs * sizes.hidden if first < sizes.layers - 1 else 0
     last = tokens * (attention.keys + attention.values + 2 * sizes.hidden + before_norms)
     seen = sum(weight.trained for weight in sizes.weights) * tokens * sizes.hidden
-    total = inner * (tokens * kept + pairs * experts) + in_first + last + seen
+    total = in_first + last + seen
+    for layer in range(first + 1, sizes.layers - 1):
+        mixing = attending if sizes.with_pairs[layer] else sizes.in_layer(layer, "attention") // sizes.hidden
+        total += tokens * (2 * sizes.hidden + mixing)
+        total += pairs * experts if layer in sizes.moe_layers else 0
     return total * item + working_bytes(sizes, setting)
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from roma_ds.families import MoELayout
-from roma_ds.families.attention_widths import AttentionWidths, attention_widths
+from roma_ds.families.attention_widths import AttentionWidths, attention_widths, has_pairs
 from roma_ds.families.counting import Kind, counted
 
 
@@ -57,6 +57,8 @@ class ModelSizes:
     """By layer, of what enters it of each token: values in the type of the weights, and bytes of others."""
     vocabulary: int
     attention: AttentionWidths
+    with_pairs: tuple[bool, ...]
+    """By layer, whether its queries meet keys one by one: no linear attention, state space or convolution."""
     inner_norms: bool
     """Whether queries and keys go through norms of their own."""
     tied: bool
@@ -158,7 +160,6 @@ def sizes_of(network: Any, layout: MoELayout) -> ModelSizes:
     family, config = layout.family, network.config
     known = {entry.name: entry for entry in counted(network)}
     in_layer = re.compile(rf"{re.escape(family.layers)}\.(\d+)(?:\.|$)")
-    inside = re.compile(rf"(?:{'|'.join(map(re.escape, family.row_modules))})(?:\.|$)")
     modules = []
     for path, module in network.named_modules():
         # A list of modules is never called.
@@ -169,10 +170,9 @@ def sizes_of(network: Any, layout: MoELayout) -> ModelSizes:
         weights = tuple(Weight(known[name].numel, known[name].kind) for name in own if name in known)
         found = in_layer.match(path)
         layer = None if found is None else int(found[1])
-        by_rows = (
-            found is not None and bool(family.row_modules) and inside.match(path, found.end()) is not None
-        )
-        modules.append(Module(path, layer, weights, by_rows))
+        rows = () if layer is None else family.row_modules_in(config, layer)
+        inside = "" if found is None else f"{path[found.end() :]}."
+        modules.append(Module(path, layer, weights, inside.startswith(tuple(f"{name}." for name in rows))))
     return ModelSizes(
         modules=tuple(modules),
         layers=family.depth(config),
@@ -183,6 +183,7 @@ def sizes_of(network: Any, layout: MoELayout) -> ModelSizes:
         entering=tuple(_entering(layout, config, layer) for layer in range(family.depth(config))),
         vocabulary=int(config.vocab_size),
         attention=attention_widths(config),
+        with_pairs=tuple(has_pairs(config, layer) for layer in range(family.depth(config))),
         inner_norms=any(
             weight.kind == "norm" and f".{family.attention}." in module.path
             for module in modules

@@ -4,7 +4,8 @@ Matrix products alone, two operations a multiplication and addition; norms, soft
 itself are left out, so counts are lower bounds. Frozen weights need no gradient of their own.
 
 For a sequence of l tokens of which a are read, with routers trained from layer L0 to the last:
-- every layer but the last runs all l tokens; attention looks back only, l (l + 1) / 2 pairs;
+- every layer but the last runs all l tokens; attention looks back only, l (l + 1) / 2 pairs; linear
+  attention, state spaces and convolutions have none, and their own sums are left out;
 - the last layer makes keys and values of all l tokens, and queries, output and experts for a rows;
 - the head runs on a rows;
 - backward, gradients flow from the head down to the router of L0: through everything above L0 once more,
@@ -72,16 +73,17 @@ def layer_products(sizes: ModelSizes, layer: int) -> LayerProducts:
 
 def layer_forward(sizes: ModelSizes, layer: int, length: int) -> float:
     """Operations of one layer on a sequence of `length` tokens, all of them whole."""
-    return length * layer_products(sizes, layer).whole + _causal(sizes, length)
+    return length * layer_products(sizes, layer).whole + _causal(sizes, layer, length)
 
 
-def _causal(sizes: ModelSizes, length: int) -> float:
-    return sizes.attention.pair * length * (length + 1) / 2
+def _causal(sizes: ModelSizes, layer: int, length: int) -> float:
+    return sizes.with_pairs[layer] * sizes.attention.pair * length * (length + 1) / 2
 
 
 def _at_end(sizes: ModelSizes, length: int, rows: int) -> float:
     """The last rows look back at everything before them."""
-    return float(sizes.attention.pair * sum(length - place for place in range(rows)))
+    pairs = sum(length - place for place in range(rows))
+    return float(sizes.with_pairs[sizes.layers - 1] * sizes.attention.pair * pairs)
 
 
 def model_pass(sizes: ModelSizes, lengths: Sequence[int], rows: int = 1) -> float:
@@ -110,8 +112,8 @@ def training_step(
     head = 2.0 * sizes.head
     forward = backward = 0.0
     for length in lengths:
-        causal, at_end = _causal(sizes, length), _at_end(sizes, length, rows)
-        forward += sum(length * layer.whole + causal for number, layer in layers.items() if number < last)
+        at_end = _at_end(sizes, length, rows)
+        forward += sum(layer_forward(sizes, number, length) for number in layers if number < last)
         forward += rows * layers[last].by_rows + length * layers[last].every + at_end + rows * head
         backward += rows * head
         if first == last:
@@ -119,7 +121,8 @@ def training_step(
             continue
         for number in range(first + 1, last):
             # The router's own weight gradient is one more product of its size.
-            backward += length * (layers[number].whole + layers[number].router) + 2 * causal
+            backward += length * (layers[number].whole + layers[number].router)
+            backward += 2 * _causal(sizes, number, length)
         backward += rows * (layers[last].by_rows + layers[last].router)
         backward += length * layers[last].every + 2 * at_end
         backward += length * layers[first].router

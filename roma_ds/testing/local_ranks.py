@@ -20,10 +20,20 @@ from roma_ds.errors import RomaError
 
 _IMPORTED = (
     "deepspeed",
+    # Of ZeRO-3, which compiles by torch._inductor if it is asked to.
+    "deepspeed.runtime.zero.muon.muon_optimizer",
+    "evaluate",
     "faiss",
     "transformers.models.auto.modeling_auto",
+    "transformers.models.bert.modeling_bert",
+    "transformers.models.olmoe.modeling_olmoe",
     "sentence_transformers",
+    "torch.utils.tensorboard",
+    "roma_ds.config.deepspeed_models",
+    "roma_ds.monitor.report",
+    "roma_ds.pipeline.evaluating",
     "roma_ds.pipeline.stages",
+    "roma_ds.pipeline.worker",
     "roma_ds.testing.settled",
 )
 """What takes seconds to import is imported once for all calls; each rank is forked from there."""

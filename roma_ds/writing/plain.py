@@ -23,6 +23,8 @@ from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import detect, family_of, has_routers
 from roma_ds.families.batching import scoring_batches, writing_batches
+from roma_ds.families.composite import whole_config
+from roma_ds.families.library_network import library_class
 from roma_ds.frozen_pass.frozen_model import OF_TRAINING, is_zero3
 from roma_ds.network.release import release, return_freed_memory
 from roma_ds.network.routed import exact_buffers
@@ -129,9 +131,10 @@ class PlainModel:
             # transformers partitions what it loads as long as this object lives.
             partitioning = HfDeepSpeedConfig(zero3)
         with agreement(self.world), loading_faults(model):
-            network, report = AutoModelForCausalLM.from_pretrained(
+            kind = AutoModelForCausalLM if model.trust_remote_code else library_class(config)
+            network, report = kind.from_pretrained(
                 checkpoint(model),
-                config=config,
+                config=whole_config(config) or config,
                 revision=model.revision,
                 dtype=getattr(torch, model.dtype),
                 trust_remote_code=model.trust_remote_code,

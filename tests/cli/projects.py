@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from cli.warm import run_warm
+from cli.warm import WarmCommand
 
 BIN = Path(sys.executable).parent
 ROOT = Path(__file__).resolve().parents[2]
@@ -177,6 +177,13 @@ class Started:
             if any(wanted.fullmatch(word) for word in process.cmdline())
         ]
 
+    def has_ended(self) -> bool:
+        return self.process.poll() is not None
+
+    def signal(self, signum: int) -> None:
+        """To the command alone."""
+        self.process.send_signal(signum)
+
     def finish(self, timeout_s: float) -> Finished:
         """Wait for the end; after `timeout_s` kill everything and fail."""
         try:
@@ -197,13 +204,39 @@ class Started:
         return Finished(code, *texts)
 
 
+class Forked:
+    """`roma-ds ...` in the background as `roma_ds` starts it; with the calls of `Started`."""
+
+    def __init__(self, arguments: Sequence[str], cwd: Path) -> None:
+        self._command = WarmCommand(arguments, cwd)
+
+    def descendants(self) -> list[psutil.Process]:
+        return self.ranks()
+
+    def ranks(self) -> list[psutil.Process]:
+        found = []
+        for pid in self._command.ranks():
+            with suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(pid))
+        return found
+
+    def has_ended(self) -> bool:
+        return self._command.has_ended()
+
+    def signal(self, signum: int) -> None:
+        self._command.signal(signum)
+
+    def finish(self, timeout_s: float) -> Finished:
+        return Finished(*self._command.finish(timeout_s))
+
+
 def run_command(command: Sequence[str], cwd: Path, timeout_s: float = 280) -> Finished:
     return Started(command, cwd).finish(timeout_s)
 
 
 def roma_ds(*arguments: str, cwd: Path, timeout_s: float = 280) -> Finished:
     """`roma-ds ...` in processes of its own, without the start of interpreter and launcher: see warm.py."""
-    return Finished(*run_warm(arguments, cwd, timeout_s))
+    return Forked(arguments, cwd).finish(timeout_s)
 
 
 def typed(*arguments: str, cwd: Path, timeout_s: float = 280) -> Finished:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from cli.projects import BIN, DESCRIPTIONS, Finished, Project, make_project, typed
+from cli.projects import BIN, DESCRIPTIONS, Finished, Project, make_project, roma_ds
 
 from roma_ds.cli.checking import LOOKS
 from roma_ds.cli.main import main
@@ -266,19 +266,19 @@ def test_help_and_version_need_no_torch() -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_demo_twice(tmp_path: Path) -> None:
-    """The packaged model through the launcher, with fewer rows than a user gets."""
+    """The packaged model, with fewer rows than a user gets."""
     if not any((Path(main.__code__.co_filename).parents[1] / "demo" / "model").glob("*.safetensors")):
         pytest.skip("the demo model is not in this checkout")
     overrides = ("data.train.0.limit=96", "eval.limit=60", "train.epochs=1", "controls=[router_tuning]")
     line = ("demo", "--out", "demo", "--ranks", "2", *overrides)
-    first = typed(*line, cwd=tmp_path, timeout_s=420)
+    first = roma_ds(*line, cwd=tmp_path, timeout_s=420)
     assert first.code == 0, first
     report = json.loads((tmp_path / "demo" / "report" / "report.json").read_text())
     assert set(report["variants"]) == {"base", "router_tuning", "roma"}
     assert (tmp_path / "demo" / "report" / "report.html").stat().st_size > 10_000
     files = [path for path in (tmp_path / "demo").rglob("*") if path.is_file()]
     before = {path: path.stat().st_mtime_ns for path in files if path.name not in DESCRIPTIONS}
-    second = typed(*line, cwd=tmp_path, timeout_s=420)
+    second = roma_ds(*line, cwd=tmp_path, timeout_s=420)
     assert second.code == 0, second
     assert second.out.count("up to date") >= 9, second
     assert {path: path.stat().st_mtime_ns for path in before} == before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
+import runpy
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +14,8 @@ from typing import Any
 import pytest
 from cli.made_benchmarks import write_benchmarks
 from cli.projects import ROOT, run_command
+
+from roma_ds.errors import UserError
 
 REAL = Path(os.environ.get("ROMA_DS_TEST_DATA") or ROOT.parent / "shared" / "data").resolve()
 """The real benchmarks where they lie there; else made ones of the same form."""
@@ -63,6 +66,41 @@ def test_every_option_of_every_sample_has_the_harness_s_loglikelihood(agreement:
         assert agreement.agrees(entry), (task, entry)
     norms = [table[task]["accuracy_norm"] for task in ("arc_easy", "piqa", "hellaswag")]
     assert None not in norms and table["winogrande"]["accuracy_norm"] is None
+
+
+@pytest.mark.parametrize("ends_in", ["newline", "token"])
+def test_the_harness_agrees_under_a_chat_template(
+    agreement: Any, data: Path, tmp_path: Path, ends_in: str
+) -> None:
+    """`--apply_chat_template --fewshot_as_multiturn`: the same texts, and scores question by question."""
+    from roma_ds.data.store import load_samples
+
+    (work := tmp_path / "work").mkdir()
+    agreement.prepare(data, work, ROWS, agreement.TASKS, agreement.CHATS[ends_in])
+    mine, results = agreement.ours(work, agreement.TASKS, chat=True)
+    samples, metrics = agreement.harness_samples(work, agreement.TASKS, chat=True)
+    own = load_samples(work / "out" / "data" / "eval.parquet")
+    for task, recorded in samples.items():
+        asked = [sample for sample in own if sample.task == task]
+        assert len(asked) == len(recorded) == ROWS
+        for sample, record in zip(asked, recorded, strict=True):
+            prompts = sample.contexts or (sample.prompt,) * len(sample.options)
+            texts = [tuple(one) for one in record["arguments"]]
+            assert texts == list(zip(prompts, sample.options, strict=True))
+            # BOS once, and the end of each solved example's answer.
+            assert sample.prompt.count("<|endoftext|>") == sample.prompt.count("<|assistant|>")
+    relative = ends_in == "newline"
+    theirs = {
+        task: [[float(one[0][0]) for one in record["resps"]] for record in records]
+        for task, records in samples.items()
+        # Behind each of its contexts the harness counts the white space anew.
+        if not (relative and task == "winogrande")
+    }
+    table = agreement.compared(mine, theirs, results, metrics, relative)
+    assert len(table) == (7 if ends_in == "token" else 6)
+    for task, entry in table.items():
+        assert entry["options"] >= 2 * ROWS
+        assert agreement.agrees(entry), (task, entry)
 
 
 def test_rows_from_the_hub_become_the_rows_that_were_compared(agreement: Any, data: Path) -> None:
@@ -121,6 +159,18 @@ def test_the_bridge_runs_base_and_router_file(agreement: Any, work: Path, router
     assert base["arc_easy"][0] != pytest.approx(tuned["arc_easy"][0], abs=1e-2)
 
 
+def test_the_bridge_takes_a_chat_template(work: Path, tmp_path: Path) -> None:
+    from roma_ds.errors import UserError
+    from roma_ds.evaluation.harness import RoutedHarnessModel
+
+    (tmp_path / "own.jinja").write_text("{% for message in messages %}{{ message.content }}|{% endfor %}")
+    options = {"pretrained": str(work / "model"), "device": "cpu", "dtype": "float32"}
+    model = RoutedHarnessModel(template=str(tmp_path / "own.jinja"), **options)
+    assert model.apply_chat_template([{"role": "user", "content": "a"}]) == "a|"
+    with pytest.raises(UserError, match="neither a file nor the name"):
+        RoutedHarnessModel(template="other", **options)
+
+
 def test_the_command_is_lm_eval_with_one_model_more(
     work: Path, router: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -135,5 +185,7 @@ def test_the_command_is_lm_eval_with_one_model_more(
     (written,) = (work / "results").rglob("results_*.json")
     config = json.loads(written.read_text())["config"]
     assert config["router"] == str(router) and len(config["router_sha256"]) == 64
-    missing = run_command([word.replace(".safetensors", ".gone") for word in line], work, 280)
-    assert missing.code != 0 and "cannot be read as a router file" in missing.err, missing
+    # The same here, where the libraries are imported.
+    monkeypatch.setattr(sys, "argv", [word.replace(".safetensors", ".gone") for word in line[2:]])
+    with pytest.raises(UserError, match="cannot be read as a router file"):
+        runpy.run_module("roma_ds.evaluation.harness", run_name="__main__")

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from cli.projects import BIN, ROOT, Started, roma_ds
+from cli.projects import ROOT, Forked, roma_ds
 
 from roma_ds.config import preset_text
 from roma_ds.testing.tiny_models import save_with_vocabulary
@@ -50,12 +50,12 @@ def test_the_packaged_config_stopped_and_run_again(tmp_path: Path) -> None:
         "train.epochs=2",
     ]
     out = tmp_path / "runs" / "real_data"
-    started = Started([str(BIN / "roma-ds"), *line], tmp_path)
+    started = Forked(line, tmp_path)
     deadline = time.monotonic() + 300
-    while len(lines(out / "train" / "metrics.jsonl")) < 8 and started.process.poll() is None:
+    while len(lines(out / "train" / "metrics.jsonl")) < 8 and not started.has_ended():
         assert time.monotonic() < deadline, started.finish(0.1)
         time.sleep(0.05)
-    started.process.send_signal(signal.SIGTERM)
+    started.signal(signal.SIGTERM)
     stopped = started.finish(120)
     assert stopped.code == 143, stopped
 

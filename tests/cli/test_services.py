@@ -11,7 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
-from cli.projects import Project, make_project, roma_ds_here, typed
+from cli.projects import Project, make_project, roma_ds, roma_ds_here
 from cli.test_bad_input import refusal
 
 SECTIONS = {
@@ -93,14 +93,14 @@ def end(): Path("kept.txt").write_text("\\n".join(told))
 """
 
 
-def test_csv_and_comet_of_a_run_by_the_launcher(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_csv_and_comet_of_a_run_on_two_ranks(project: Project, monkeypatch: pytest.MonkeyPatch) -> None:
     """Comet keeps everything until its end, and a rank ends without the interpreter's usual farewell."""
     (project.folder / "packages").mkdir()
     (project.folder / "packages" / "comet_ml.py").write_text(STAND_IN)
     before = os.environ.get("PYTHONPATH", "")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(project.folder / "packages"), before]))
     arguments = project.arguments("run", enable(project, "csv_monitor", "comet"), ranks=2)
-    done = typed(*arguments, cwd=project.folder)
+    done = roma_ds(*arguments, cwd=project.folder)
     assert done.code == 0, done
     kept = (project.folder / "kept.txt").read_text().splitlines()
     steps = [line["step"] for line in project.metrics()]

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli.projects import Finished, make_project, roma_ds, typed, word_rows, write_rows
+from cli.projects import Finished, make_project, roma_ds, word_rows, write_rows
 
 from roma_ds.storage.atomic import read_parquet
 
@@ -107,7 +107,7 @@ def test_two_ranks_give_the_same_numbers(done: Finished, folder: Path) -> None:
     (folder / "study2.yaml").write_text(text.replace("output_dir: study", "output_dir: study2"))
     names = ("base", "router_tuning", "oracle_tuning", "lora", "oracle")
     more = (f"variants=[{', '.join(names)}]", "seeds=[0]")
-    both = typed("study", "study2.yaml", "--ranks", "2", *more, cwd=folder, timeout_s=280)
+    both = roma_ds("study", "study2.yaml", "--ranks", "2", *more, cwd=folder, timeout_s=280)
     assert both.code == 0, both
     for name in names:
         one, two = (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import re
 import socket
@@ -14,6 +13,8 @@ from pathlib import Path
 
 import psutil
 from cli.projects import BIN, Project, Started, kill_tree
+
+from roma_ds.testing.local_ranks import fork_server
 
 RANKS = 2
 START = "start"
@@ -39,10 +40,6 @@ SETTINGS = (
     "guards.collective_timeout=30",
 )
 LOOKS_EVERY_S = 0.005
-IMPORTED = (
-    "torch", "deepspeed", "transformers", "sentence_transformers", "faiss", "torch.utils.tensorboard",
-    "roma_ds.pipeline.stages", "roma_ds.monitor.report",
-)  # fmt: skip
 
 
 def place_of(said: str) -> str:
@@ -147,8 +144,7 @@ class Forked(Run):
 
     def __init__(self, project: Project, stage: int) -> None:
         super().__init__(project)
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(list(IMPORTED))
+        context = fork_server()
         typed = arguments(project, stage)
         words = ["--config", typed[1], "--until", "report", *typed[4:]]
         with socket.socket() as probe:

@@ -1,4 +1,4 @@
-"""The prefix cache through the launcher: killed and full on the way, and training from it alone."""
+"""The prefix cache of whole commands: killed and full on the way, and training from it alone."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from cli.projects import (
-    BIN,
     Finished,
+    Forked,
     Project,
-    Started,
     contents,
     largest_difference,
     make_project,
@@ -67,7 +66,7 @@ class Collecting:
         self.parts = project.out / "collect" / "unfinished"
         self.found = self.saved()
         arguments = project.arguments("collect", *SAVING, ranks=ranks)
-        self.started = Started([str(BIN / "roma-ds"), *arguments], project.folder)
+        self.started = Forked(arguments, project.folder)
 
     def saved(self) -> dict[str, str]:
         return {name: digest for name, digest in contents(self.parts).items() if name.startswith("part-")}
@@ -76,7 +75,7 @@ class Collecting:
         """Wait until it has saved `count` parts of its own."""
         deadline = time.monotonic() + 120
         while len(list(self.parts.glob("part-*"))) < len(self.found) + count:
-            if self.started.process.poll() is not None or time.monotonic() > deadline:
+            if self.started.has_ended() or time.monotonic() > deadline:
                 raise AssertionError(f"no {count} parts\n{self.started.finish(0.1)}")
             time.sleep(0.01)
 
@@ -105,7 +104,7 @@ def test_killed_and_run_again(finished: Project, tmp_path: Path) -> None:
 
     alone = Collecting(project, ranks=1)
     alone.saves(4)
-    alone.started.process.send_signal(signal.SIGINT)
+    alone.started.signal(signal.SIGINT)
     done = alone.ended()
     assert done.code == 128 + signal.SIGINT, done
     assert done.err.count("roma-ds: stopped") == 1 and "rerun the same command" in done.err, done

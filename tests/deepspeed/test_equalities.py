@@ -8,11 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from cli.projects import BIN, ROOT, Project, largest_difference, make_project, run_command
+from cli.projects import BIN, ROOT, Finished, Project, largest_difference, make_project, run_command
 
 TOLERANCE = 1e-5
 STEPS = 24
 KEPT = ("train.save_every=2", "train.keep_states=4")
+DEEPSPEED = str(BIN / "deepspeed")
 SCRIPT = str(ROOT / "roma_ds" / "train.py")
 
 # Minutes only where other work shares the cores.
@@ -29,25 +30,25 @@ def ds_file(folder: Path, stage: int) -> str:
     return str(path)
 
 
-def command(name: str, project: Project) -> list[str]:
-    """The command of one way to train; all of them have global batches of 16."""
-    roma = str(BIN / "roma-ds")
+def train(name: str, project: Project) -> Finished:
+    """One way to train; all of them have global batches of 16."""
     script = [SCRIPT, "--config", str(project.config), f"output_dir={project.out}"]
     if name == "zero3 with a control":
         cut = ("train.micro_batch=4", "train.gradient_accumulation=2")
-        return [roma, *project.arguments("train", "deepspeed=zero3", "controls=[router_tuning]", *cut)]
+        return project.run("train", "deepspeed=zero3", "controls=[router_tuning]", *cut)
     if name.startswith("zero"):
-        return [roma, *project.arguments("train", f"deepspeed={name}")]
+        return project.run("train", f"deepspeed={name}")
     if name == "script":
         flags = ["--deepspeed", "--deepspeed_config", ds_file(project.out, 2)]
-        return [str(BIN / "deepspeed"), "--num_accelerators=2", "--master_port=29641", *script, *flags]
+        launcher = ["--num_accelerators=2", "--master_port=29641"]
+        return run_command([DEEPSPEED, *launcher, *script, *flags], project.folder)
     if name == "one rank":
         launcher = ["--num_accelerators=1", "--no_local_rank", "--master_port=29642"]
         flags = ["--local-rank=0", "--deepspeed-config", ds_file(project.out, 3), "train.micro_batch=16"]
-        return [str(BIN / "deepspeed"), *launcher, *script, *flags]
+        return run_command([DEEPSPEED, *launcher, *script, *flags], project.folder)
     assert name == "accumulated"
     cut = ("train.micro_batch=1", "train.gradient_accumulation=8")
-    return [roma, *project.arguments("train", "deepspeed=zero1", *cut)]
+    return project.run("train", "deepspeed=zero1", *cut)
 
 
 @pytest.fixture(scope="module")
@@ -55,16 +56,16 @@ def trained(indexed: Project, tmp_path_factory: pytest.TempPathFactory) -> Train
     """Projects trained in the way of that name, each once."""
     known: dict[str, Project] = {}
 
-    def train(name: str) -> Project:
+    def at(name: str) -> Project:
         if name not in known:
             project = indexed.copied(tmp_path_factory.mktemp("trained") / "out")
-            done = run_command(command(name, project), project.folder)
+            done = train(name, project)
             assert done.code == 0, done
             assert "roma: not run yet" in done.out and "index: up to date" in done.out
             known[name] = project
         return known[name]
 
-    return train
+    return at
 
 
 @pytest.mark.parametrize("name", ["zero1", "script", "zero3 with a control", "one rank", "accumulated"])

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from cli.projects import BIN, Project, run_command
+from cli.projects import Project, roma_ds
 
 CHOSEN = (2, 3)
 
@@ -27,11 +27,11 @@ def finished(indexed: Project, tmp_path_factory: pytest.TempPathFactory) -> Proj
 def merged(finished: Project) -> Path:
     router = finished.out / "export" / "router.safetensors"
     out = finished.out.parent / "merged"
-    line = [str(BIN / "roma-ds"), "merge", str(finished.folder / "model"), str(router), "--out", str(out)]
-    done = run_command(line, finished.folder)
+    line = ("merge", str(finished.folder / "model"), str(router), "--out", str(out))
+    done = roma_ds(*line, cwd=finished.folder)
     assert done.code == 0, done
     assert f"merged {len(CHOSEN)} routers" in done.out
-    again = run_command(line, finished.folder)
+    again = roma_ds(*line, cwd=finished.folder)
     assert again.code == 2 and "not empty" in again.err
     return out
 

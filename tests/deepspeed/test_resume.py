@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from cli.projects import BIN, Finished, Project, Started, largest_difference, make_project, none_left
+from cli.projects import BIN, Finished, Forked, Project, Started, largest_difference, make_project, none_left
 
 STEPS = 64
 SAVE_EVERY = 8
@@ -70,17 +70,22 @@ class Attempt:
     stage: int
     ranks: int = 2
     more: tuple[str, ...] = ()
+    typed: bool = False
+    """Started as a user does, launcher and all."""
 
     def __post_init__(self) -> None:
         words = (f"deepspeed=zero{self.stage}", *SETTINGS, *self.more)
         arguments = self.project.arguments("train", *words, ranks=self.ranks)
-        self.started = Started([str(BIN / "roma-ds"), *arguments], self.project.folder)
+        folder = self.project.folder
+        self.started: Started | Forked = (
+            Started([str(BIN / "roma-ds"), *arguments], folder) if self.typed else Forked(arguments, folder)
+        )
 
     def reach(self, step: int) -> None:
         """Wait until a log line of this step or a later one is there."""
         deadline = time.monotonic() + 240
         while not any(line["step"] >= step for line in self.project.metrics()):
-            if self.started.process.poll() is not None or time.monotonic() > deadline:
+            if self.started.has_ended() or time.monotonic() > deadline:
                 raise AssertionError(f"step {step} was not reached\n{self.started.finish(0.1)}")
             time.sleep(0.05)
 
@@ -88,7 +93,7 @@ class Attempt:
         """Send a signal to `roma-ds` at `step`; how it ended, and the step it says was saved."""
         self.reach(step)
         family = self.started.descendants()
-        self.started.process.send_signal(signum)
+        self.started.signal(signum)
         done = self.started.finish(DIES_WITHIN_S)
         none_left(family)
         assert done.code == 128 + signum, done
@@ -135,16 +140,19 @@ def each_log_step_once(project: Project) -> None:
 def test_stopped_three_ways_and_run_again(
     long_run: Project, uninterrupted: Reference, tmp_path: Path
 ) -> None:
-    """Ctrl-C, then SIGTERM, then the loss of a rank, each time followed by the same command."""
+    """Ctrl-C, then SIGTERM, then the loss of a rank, each time followed by the same command.
+
+    All three through the launcher.
+    """
     project = long_run.copied(tmp_path / "out")
     stage = 3
-    _, saved = Attempt(project, stage).signalled(signal.SIGINT, 8)
+    _, saved = Attempt(project, stage, typed=True).signalled(signal.SIGINT, 8)
 
-    attempt = Attempt(project, stage)
+    attempt = Attempt(project, stage, typed=True)
     done, saved_next = attempt.signalled(signal.SIGTERM, 24)
     says_resumed(done, saved)
 
-    saved = Attempt(project, stage).with_a_killed_rank(40)
+    saved = Attempt(project, stage, typed=True).with_a_killed_rank(40)
     assert saved > saved_next
 
     done = Attempt(project, stage).finished()
@@ -162,12 +170,12 @@ def test_resumes_under_another_stage_and_another_number_of_ranks(
     """ZeRO 3, 2 and 0 on two ranks, then ZeRO 2 on one rank with the same global batch.
 
     First and last on cached hidden states, in between with the whole network. The first stop is that of a
-    Slurm job whose time is up.
+    Slurm job whose time is up, which the launcher hears of too.
     """
     whole = ("train.prefix_cache=off",)
     project = long_run.copied(tmp_path / "out")
     asked = slurm_job(tmp_path, monkeypatch)
-    _, saved = Attempt(project, 3).signalled(signal.SIGUSR1, 8)
+    _, saved = Attempt(project, 3, typed=True).signalled(signal.SIGUSR1, 8)
     assert asked.read_text() == f"requeue {JOB}\n", "once, by one rank"
 
     done, saved_next = Attempt(project, 2, more=whole).signalled(signal.SIGINT, 20)

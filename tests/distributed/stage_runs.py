@@ -8,7 +8,10 @@ from roma_ds.comm import World
 
 
 def run_stages(world: World, config: Path, words: list[str], goal: str = "eval") -> list[str]:
-    """The stages of `roma-ds GOAL` on ranks that are there already; what they said."""
+    """The stages of `roma-ds GOAL` on ranks that are there already; what they said.
+
+    goal: `embed`, `collect`, `train` or `eval`.
+    """
     from roma_ds.config import load_run_config, resolve_deepspeed
     from roma_ds.pipeline import stages
     from roma_ds.pipeline.evaluating import eval_stage
@@ -24,8 +27,9 @@ def run_stages(world: World, config: Path, words: list[str], goal: str = "eval")
     session.say = said.append  # type: ignore[method-assign]
     stages.data_stage(session)
     stages.embed_stage(session)
-    stages.collect_stage(session)
-    if goal != "collect":
+    if goal != "embed":
+        stages.collect_stage(session)
+    if goal in ("train", "eval"):
         stages.index_stage(session)
         stages.train_stage(session, trained_variants(run, None))
     if goal == "eval":

@@ -68,12 +68,15 @@ def run_all(world: World, runs: list[tuple[Path, list[str], str]]) -> None:
 
 @pytest.fixture(scope="module")
 def projects(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, str], Project]:
+    """By family and dtype, with a run that is made up to the embeddings, which no way changes."""
     root = tmp_path_factory.mktemp("frozen")
-    return {
+    made = {
         (family, dtype): mixed_project(root / family / dtype, family, dtype)
         for family in FAMILIES
         for dtype in ("float32", "bfloat16")
     }
+    on_ranks(1, run_all, [(each.config, [f"output_dir={each.out}"], "embed") for each in made.values()])
+    return made
 
 
 @dataclass(frozen=True)
@@ -91,10 +94,12 @@ def pairs(projects: dict[tuple[str, str], Project]) -> dict[Way, Pair]:
         runs = []
         for way in (way for way in (*WAYS, *WAYS_IN_BF16) if way.ranks == ranks):
             project = projects[way.family, way.dtype]
-            outs = {cache: project.folder / f"{len(found)}-{cache}" for cache in ("on", "off")}
+            copies = {
+                cache: project.copied(project.folder / f"{len(found)}-{cache}") for cache in ("on", "off")
+            }
             goal = "train" if way in WAYS_IN_BF16 else "eval"
-            runs += [(project.config, way.words(out, cache), goal) for cache, out in outs.items()]
-            found[way] = Pair(*(Project(project.folder, out) for out in outs.values()))
+            runs += [(project.config, way.words(copy.out, cache), goal) for cache, copy in copies.items()]
+            found[way] = Pair(**copies)
         on_ranks(ranks, run_all, runs, timeout_s=300)
     return found
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import time
+from functools import cache
 
 import numpy as np
 import pytest
@@ -21,7 +22,9 @@ from roma_ds.testing.local_ranks import RankFailed, on_ranks
 from roma_ds.testing.mpi_ranks import on_mpi_ranks, why_no_mpi
 
 EXAMPLES = {1: 150, 2: 120, 3: 60, 4: 50, 8: 20}
+BACKENDS = ("faiss", "torch")
 SAMPLES, DIM, WIDTH = 30, 6, 4
+CORRUPTED = ("vector", "flag", "epoch")
 
 
 def all_programs(world: World, transport_name: TransportName, backend: str, examples: int) -> int:
@@ -55,10 +58,20 @@ def all_programs(world: World, transport_name: TransportName, backend: str, exam
     return ran
 
 
-@pytest.mark.parametrize("backend", ["faiss", "torch"])
+def with_each_backend(world: World, examples: int) -> dict[str, int]:
+    return {backend: all_programs(world, "torch", backend, examples) for backend in BACKENDS}
+
+
+@cache
+def programs_run(size: int) -> list[dict[str, int]]:
+    """By rank and backend how many; one start of the ranks for all backends."""
+    return on_ranks(size, with_each_backend, EXAMPLES[size], timeout_s=280)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("size", list(EXAMPLES))
 def test_any_program_gives_what_one_process_gives(size: int, backend: str) -> None:
-    ran = on_ranks(size, all_programs, "torch", backend, EXAMPLES[size], timeout_s=240)
+    ran = [found[backend] for found in programs_run(size)]
     assert len(set(ran)) == 1
     assert ran[0] >= EXAMPLES[size] // 2
 
@@ -161,11 +174,25 @@ def _mine(index: LiveIndex) -> np.ndarray:
     return index.placement.mine(np.arange(len(index.members)))
 
 
+def corrupt_each(world: World) -> dict[tuple[bool, str], str]:
+    return {
+        (sharded, what): corrupt(world, sharded, what, repair=False)
+        for sharded in (False, True)
+        for what in CORRUPTED
+    }
+
+
+@cache
+def told_of_corrupt(size: int) -> list[dict[tuple[bool, str], str]]:
+    """By rank; one start of the ranks for all that can be corrupt."""
+    return on_ranks(size, corrupt_each, timeout_s=200)
+
+
 @pytest.mark.parametrize("size", [2, 3])
 @pytest.mark.parametrize("sharded", [False, True])
-@pytest.mark.parametrize("what", ["vector", "flag", "epoch"])
+@pytest.mark.parametrize("what", CORRUPTED)
 def test_a_corrupt_rank_is_named_at_the_next_check(size: int, sharded: bool, what: str) -> None:
-    found = on_ranks(size, corrupt, sharded, what, False, timeout_s=100)
+    found = [told[sharded, what] for told in told_of_corrupt(size)]
     assert len(set(found)) == 1
     named = "rank 1 " if what != "epoch" or size > 2 else "rank "
     assert named in found[0]

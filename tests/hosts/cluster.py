@@ -26,6 +26,8 @@ MPICH = os.environ.get("ROMA_DS_MPICH")
 """Folder of MPICH's programs, which cannot share an environment with those of Open MPI."""
 STEPS, SAVE_EVERY = 64, 8
 SETTINGS = ("train.log_every=1", f"train.save_every={SAVE_EVERY}", "train.lr=2.0e-3", "train.keep_states=20")
+SHORTER = ("train.epochs=4",)
+"""A quarter of the steps, where none is waited for."""
 LOST_AFTER_S = 5.0
 SSH_NOTICES_S = 6.0
 VARIABLES = {
@@ -48,10 +50,10 @@ def prepared(folder: Path) -> Project:
     return project
 
 
-def on_one_host(project: Project, out: Path, stage: int, ranks: int) -> Project:
+def on_one_host(project: Project, out: Path, stage: int, ranks: int, more: Sequence[str] = ()) -> Project:
     """Trained by ranks of this machine alone."""
     copy = project.copied(out)
-    done = copy.run("train", f"deepspeed=zero{stage}", *SETTINGS, ranks=ranks)
+    done = copy.run("train", f"deepspeed=zero{stage}", *SETTINGS, *more, ranks=ranks)
     assert done.code == 0, done
     return copy
 

@@ -34,14 +34,14 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
 
 @pytest.fixture(scope="session")
 def reference(project: Project, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Project]:
-    """The same training by as many ranks of one host, by ZeRO stage."""
-    known: dict[tuple[int, int], Project] = {}
+    """The same training by as many ranks of one host, by ZeRO stage and settings."""
+    known: dict[tuple[int, int, tuple[str, ...]], Project] = {}
 
-    def at(stage: int, ranks: int = 2) -> Project:
-        if (stage, ranks) not in known:
+    def at(stage: int, ranks: int = 2, more: tuple[str, ...] = ()) -> Project:
+        if (stage, ranks, more) not in known:
             out = tmp_path_factory.mktemp("one_host") / "out"
-            known[stage, ranks] = on_one_host(project, out, stage, ranks)
-        return known[stage, ranks]
+            known[stage, ranks, more] = on_one_host(project, out, stage, ranks, more)
+        return known[stage, ranks, more]
 
     return at
 

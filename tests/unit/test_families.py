@@ -15,6 +15,7 @@ from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import FAMILIES, detect, family_of, has_routers
 from roma_ds.families.capability import Limit
+from roma_ds.families.composite import text_part
 from roma_ds.families.registry import _checked
 from roma_ds.families.unusable_config import UnusableConfig
 from roma_ds.testing.tiny_models import random_model, tiny_config
@@ -99,10 +100,26 @@ def test_a_dense_model_is_refused_with_the_known_types() -> None:
     assert all(model_type in str(caught.value.fix) for model_type in TYPES)
 
 
-def test_a_sparse_model_without_recorded_routers_is_not_called_dense() -> None:
-    """Of a type that has experts and no class of a causal LM."""
-    with pytest.raises(UserError, match=r"may be sparse \(num_experts=60\), but .* cannot be trained"):
-        family_of(AutoConfig.for_model("qwen3_vl_moe_text"))
+@pytest.mark.parametrize("model_type", ["qwen3_vl_moe", "qwen3_vl_moe_text"])
+def test_a_sparse_model_without_a_causal_lm_is_not_called_dense(model_type: str) -> None:
+    said = (
+        r"'qwen3_vl_moe_text' may be sparse \(num_experts=60\), but transformers has no causal language model"
+    )
+    with pytest.raises(UserError, match=said):
+        family_of(text_part(AutoConfig.for_model(model_type)))
+
+
+@pytest.mark.parametrize("model_type", ["llama4", "llama4_text"])
+def test_routers_without_a_record_of_their_own_class_are_found(model_type: str) -> None:
+    config = text_part(AutoConfig.for_model(model_type))
+    family = family_of(config)
+    assert (config.model_type, family.experts(config), family.top_k(config)) == ("llama4_text", 16, 1)
+    assert family.sparse_layers(config) == tuple(range(48))
+
+
+def test_a_router_that_mixes_tokens_is_refused_with_that_reason() -> None:
+    with pytest.raises(UserError, match="'doge' has routers, but its router mixes the tokens of a batch"):
+        family_of(AutoConfig.for_model("doge", is_moe=True))
 
 
 @pytest.mark.parametrize(

@@ -15,9 +15,9 @@ from roma_ds.cli.main import main
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import detect, published
-from roma_ds.planner.memory import Setting, stream_bytes, training_bytes
+from roma_ds.planner.memory import Setting, stream_bytes, training_activations, training_bytes
 from roma_ds.planner.model_sizes import ModelSizes, Module, Weight, sizes_of
-from roma_ds.planner.operations import model_pass, training_step
+from roma_ds.planner.operations import layer_forward, model_pass, training_step
 from roma_ds.planner.question import Question, Rates, smallest
 from roma_ds.planner.size_text import gibibytes, parse_size
 from roma_ds.planner.zero3_fetches import Zero3Limits, backward_visits, fetches, held
@@ -57,6 +57,45 @@ def test_a_tied_head_is_counted_once_and_goes_with_the_suffix() -> None:
     assert model.tied and model.head == embedding > 0 and model.outside("head") == 0
     assert model.suffix(20).outside("embedding") == embedding
     assert model.suffix(20).weights[-1].numel == embedding
+
+
+HYBRID = ("qwen3-next-80b-a3b", "kimi-linear-48b-a3b", "nemotron-3-nano-30b-a3b", "lfm2-8b-a1b")
+
+
+@pytest.mark.parametrize("name", [*HYBRID, "granite-4.0-h-small", "jamba-v0.1"])
+def test_only_attention_pays_for_every_pair_of_tokens(name: str) -> None:
+    """Linear attention, state spaces, convolutions and experts alone cost twice for twice as much."""
+    model, kinds = sizes(name), published.config(name).layer_types
+    assert len(kinds) == model.layers and "full_attention" in kinds
+    for layer, kind in enumerate(kinds):
+        once, twice = (layer_forward(model, layer, length) for length in (1000, 2000))
+        assert (twice > 2 * once) == (kind == "full_attention")
+    assert sum(model.with_pairs) == kinds.count("full_attention")
+
+
+def test_a_layer_that_is_experts_alone_is_run_on_the_tokens_that_are_read() -> None:
+    model, kinds = sizes("nemotron-3-nano-30b-a3b"), published.config("nemotron-3-nano-30b-a3b").layer_types
+    rows = {module.layer for module in model.modules if module.by_rows}
+    assert rows == {layer for layer, kind in enumerate(kinds) if kind == "moe"} == set(model.moe_layers)
+
+
+def test_activations_are_those_of_what_a_layer_has() -> None:
+    model = sizes("nemotron-3-nano-30b-a3b")
+    setting = Setting(zero_stage=0, world_size=1, dtype="bfloat16", tokens=100, device="cuda")
+    found = training_activations(model, setting)
+    dense = replace(model, moe_layers=model.moe_layers[-1:])
+    attending = replace(model, with_pairs=(True,) * model.layers)
+    # Between the first trained layer and the last lie three of experts.
+    assert model.layers - 1 == model.moe_layers[-1] and len(model.moe_layers[-5:-1]) == 4
+    expert = 2 * model.expert_width + 2 * model.hidden
+    assert found - training_activations(dense, setting) == 3 * 100 * model.top_k * expert * 2
+    assert found < training_activations(attending, setting)
+
+
+def test_layers_of_different_widths_are_taken_for_the_widest() -> None:
+    found, config = sizes("gemma-4-26b-a4b").attention, published.config("gemma-4-26b-a4b")
+    full = config.per_layer_config[config.layer_types.index("full_attention")]
+    assert found.pair == 4 * config.num_attention_heads * full.head_dim
 
 
 def made_of(layers: int, size: int, router: int = 10) -> ModelSizes:

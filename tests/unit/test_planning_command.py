@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,11 +11,25 @@ import torch
 from roma_ds.cli import planning
 from roma_ds.cli.main import main
 from roma_ds.network import products
+from roma_ds.testing.tiny_models import tiny_config
 
 
 def test_fewer_tokens_than_a_sample_has_make_a_shorter_sample(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", "olmoe-1b-7b", "--tokens", "10", "--micro-batch", "8"]) == 0
     assert "8 samples of 10 tokens a rank and step" in capsys.readouterr().out
+
+
+def test_what_is_kept_of_a_token_is_stated_where_it_is_more_than_hidden_states(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Here places of 8 keys, of 4 bytes each, which the last layer takes from the one before."""
+    config = tiny_config("glm_moe_dsa", 100)
+    config.save_pretrained(tmp_path)
+    assert config.indexer_types[-2:] == ["full", "shared"] and config.index_topk == 8
+    for layers, text in (("last2", "MB\n"), ("last1", "MB, 96 bytes a token, 64 for hidden states alone\n")):
+        assert main(["plan", str(tmp_path), "--layers", layers]) == 0
+        said = capsys.readouterr().out
+        assert said.partition("prefix cache on disk: ")[2].partition(" ")[2].startswith(text)
 
 
 @pytest.mark.parametrize("lacks", [False, True])

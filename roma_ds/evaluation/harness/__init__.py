@@ -18,7 +18,11 @@ from lm_eval.models.huggingface import HFLM
 from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
+from roma_ds.config.chat import ChatConfig
+from roma_ds.data.chat.source import chosen_templates
 from roma_ds.families import detect
+from roma_ds.families.composite import text_network, text_part
+from roma_ds.families.library_network import library_class
 from roma_ds.families.own_models import register_own_models
 from roma_ds.network.router_weights import RouterWeights
 from roma_ds.storage import fingerprint
@@ -28,20 +32,36 @@ from roma_ds.storage import fingerprint
 class RoutedHarnessModel(HFLM):
     """The harness's own model of transformers checkpoints, with tuned routers put in place.
 
-    router: a router file of `pretrained`; without one it is the base model. Everything else is as for the
-    harness's `hf`: dtype, batch_size, max_length, parallelize, ...
+    router: a router file of `pretrained`; without one it is the base model. template: the chat template for
+    `--apply_chat_template`, as `data.chat.template` names it. Everything else is as for the harness's `hf`:
+    dtype, batch_size, max_length, chat_template_args, ...
     """
 
-    def __init__(self, pretrained: str, router: str | None = None, **options: Any) -> None:
-        """Raises UserError where the router file cannot be read or does not fit the model."""
+    def __init__(
+        self, pretrained: str, router: str | None = None, template: str | None = None, **options: Any
+    ) -> None:
+        """Raises UserError where the router file cannot be read or does not fit, and for no such template."""
         register_own_models()
         weights = {} if router is None else read_router_file(Path(router)).by_layer()
         super().__init__(pretrained, **options)
+        if template is not None:
+            chosen = chosen_templates(self.tokenizer, ChatConfig(template=template))
+            self.tokenizer.chat_template = chosen["default"]
         self.router = router
         if weights:
-            sites = detect(self.model).sites
-            routers = {site.layer: self.model.get_parameter(f"{site.product}.weight") for site in sites}
+            part = text_network(text_part(self._config))
+            sites = detect(self.model if part is None else part.text).sites
+            names = {site.layer: f"{site.product}.weight" for site in sites}
+            if part is not None:
+                names = {layer: part.outer(name) for layer, name in names.items()}
+            routers = {layer: self.model.get_parameter(name) for layer, name in names.items()}
             RouterWeights(World(Ranks(), self.device), routers, sites, partitioned=False).use(weights)
+
+    def _create_model(self, pretrained: str, **options: Any) -> None:
+        """As the harness's own, by the class of the checkpoint: its table of them lacks some."""
+        if self.backend == "causal" and not options.get("trust_remote_code"):
+            self.AUTO_MODEL_CLASS = library_class(text_part(self._config))
+        super()._create_model(pretrained, **options)
 
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results; also which router file was used."""
