@@ -5,7 +5,7 @@
 Writes a Parquet file of random rows for each shape, and in turns, three times: the data stage on it (rows
 read and checked, held against 2,000 evaluation questions, written as samples; nothing is tokenised), and a
 loop over `datasets.load_dataset("parquet", ...)`, whose preparation is timed apart. Each side is a process of
-its own; the memory is the largest that was resident, above that once everything was imported. One JSON a shape.
+its own; the memory is the largest that was resident, above that once all was imported. One JSON a shape.
 Ratios from one call mean something; seconds belong to the machine.
 """
 
