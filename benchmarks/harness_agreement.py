@@ -241,8 +241,8 @@ def compared(
 ) -> dict[str, dict[str, Any]]:
     """By task: rows, options, the largest difference, and both sides' accuracies.
 
-    relative: compare what an option has more than the first one of its question; accuracies per character,
-    which that does not decide, are left out.
+    relative: compare what an option has more than the first one of its question; the mean, and accuracies per
+    character, which that does not decide, are left out.
     """
     table = {}
     for task, values in theirs.items():
@@ -258,7 +258,7 @@ def compared(
             "rows": len(values),
             "options": len(pairs),
             "largest_difference": max(abs(one - other) for one, other in pairs),
-            "mean_loglikelihood": sum(other for _, other in pairs) / len(pairs),
+            "mean_loglikelihood": None if relative else sum(other for _, other in pairs) / len(pairs),
             "accuracy": accuracy,
             "harness_accuracy": metrics[task]["acc,none"],
             "accuracy_norm": None if relative else norm,

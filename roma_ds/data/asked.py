@@ -61,7 +61,8 @@ def asked(row: Row) -> Asked:
     question = segment(str(row.get("question") or prompt))
     contexts = [segment(passage)] if passage.strip() else []
     if "messages" in row:
-        contexts += [segment(turn.content) for turn in row["messages"] if turn.role == "user"][:-1]
+        said = [turn.content for turn in row["messages"] if turn.role == "user"]
+        contexts += [segment(text) for text in said[:-1]]
     if prompt is not None and row.get("question"):
         options = [segment(choice).joined for choice in row.get("choices") or ()]
         contexts += _beside(segment(prompt), question, options)

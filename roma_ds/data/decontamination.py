@@ -141,27 +141,18 @@ class Decontamination:
 
         The shortest ones stand between boundaries; none beside a number or sign that would belong to it.
         """
-        counts = [len(text.boundaries) for text in texts]
-        boundaries = np.fromiter(chain.from_iterable(text.boundaries for text in texts), np.int64)
-        bounded = np.zeros(len(windows.text_of) + 1, np.bool_)
-        bounded[boundaries + np.repeat(windows.starts, counts)] = True
         for length in sorted({*self._apart_lengths, *self._loose_lengths}):
-            first = (
-                np.arange(len(windows.text_of))
-                if length in self._loose_lengths
-                else np.flatnonzero(bounded[:-1])
-            )
-            first = first[first + length <= windows.ends[windows.text_of[first]]]
-            if length not in self._loose_lengths:
-                first = first[bounded[first + length]]
+            first = np.arange(len(windows.text_of))
+            first = first[first + length <= windows.ends[windows.text_of]]
             hits, numbers = self._keys.find(windows.hashes(first, first + length))
             for place, number in zip(first[hits].tolist(), numbers.tolist(), strict=True):
                 holder = int(windows.text_of[place])
-                units, start = texts[holder].units, place - int(windows.starts[holder])
-                before, after = units[start - 1 : start], units[start + length : start + length + 1]
-                if (bounded[place] or not _belongs(before)) and (
-                    bounded[place + length] or not _belongs(after)
-                ):
+                text, start = texts[holder], place - int(windows.starts[holder])
+                before, after = text.units[start - 1 : start], text.units[start + length : start + length + 1]
+                begins, ends = start in text.boundaries, start + length in text.boundaries
+                if length not in self._loose_lengths and not (begins and ends):
+                    continue
+                if (begins or not _belongs(before)) and (ends or not _belongs(after)):
                     yield place, number
 
     def _long_texts(self, windows: Windows, opened: Places, runs: list[int]) -> Iterator[tuple[int, int]]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import gc
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -62,7 +64,10 @@ def write_mixture(
     """
     everything, samples, evaluated = _evaluation(run, chat)
     # Beside the file, where there is room for it.
-    with tempfile.TemporaryDirectory(prefix=".samples.", dir=training.parent) as folder:
+    with (
+        tempfile.TemporaryDirectory(prefix=".samples.", dir=training.parent) as folder,
+        _seldom_collected(),
+    ):
         spools, trained = _spooled(run, everything, Path(folder), chat)
         chats = chat is not None or any(spool.chats for spool, _ in spools)
         count = write_batches(training, _used(spools, chat), chats)
@@ -97,6 +102,17 @@ def load_evaluated(
     """The same, and what became of the rows of each task."""
     _, samples, records = _evaluation(run, chat)
     return samples, records
+
+
+@contextlib.contextmanager
+def _seldom_collected() -> Iterator[None]:
+    """Let Python look for circles of objects less often: rows are many objects and make none."""
+    before = gc.get_threshold()
+    gc.set_threshold(100 * before[0], *before[1:])
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
 
 
 Spooled = list[tuple[Spool, np.ndarray]]

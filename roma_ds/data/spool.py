@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, fields
+from dataclasses import fields
+from json.encoder import encode_basestring as quoted
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,8 @@ _JSON = "messages"
 """The column that is JSON text, null where a sample is no conversation."""
 OF_CHATS = ("messages", "tools", "templated", "behind_user")
 """Fields that are columns only where some sample has turns: files are then as they were before these were."""
+_ALIKE = ("task", "split", "subject", "target", "options.list.element")
+"""Columns whose values come again and again."""
 _NAMES = tuple(spec.name for spec in fields(Sample))
 _ALL = pa.schema([(name, _KINDS.get(name, pa.string())) for name in _NAMES])
 _PLAIN = pa.schema([field for field in _ALL if field.name not in OF_CHATS])
@@ -93,7 +96,7 @@ def write_batches(path: Path, batches: Iterator[Any], chats: bool) -> int:
     schema = _ALL if chats else _PLAIN
     waiting: list[Any] = []
     count = written = 0
-    with pq.ParquetWriter(path, schema) as writer:
+    with pq.ParquetWriter(path, schema, use_dictionary=[*_ALIKE]) as writer:
         for batch in batches:
             waiting.append(batch.select(schema.names))
             count += batch.num_rows
@@ -157,7 +160,14 @@ def _columns(samples: Sequence[Sample]) -> Iterator[Any]:
 
 
 def _as_json(turns: tuple[Message, ...] | None) -> str | None:
-    return None if turns is None else json.dumps([asdict(turn) for turn in turns], ensure_ascii=False)
+    return None if turns is None else f"[{', '.join(map(_turn, turns))}]"
+
+
+def _turn(turn: Message) -> str:
+    """A turn as a JSON object, without what is as by default."""
+    more = "" if turn.train else ', "train": false'
+    more += f', "extra": {quoted(turn.extra)}' if turn.extra else ""
+    return f'{{"role": {quoted(turn.role)}, "content": {quoted(turn.content)}{more}}}'
 
 
 def _messages(text: str | None) -> tuple[Message, ...] | None:

@@ -84,6 +84,14 @@ class Known:
 
 def _powers(base: int, count: int) -> Hashes:
     """base^0, base^1, ... modulo 2^64."""
-    powers = np.full(count, base, np.uint64)
-    powers[:1] = 1
-    return np.multiply.accumulate(powers)
+    known = _KNOWN_POWERS.get(base)
+    if known is None or len(known) < count:
+        known = np.full(max(count, 1 << 16), base, np.uint64)
+        known[0] = 1
+        known = np.multiply.accumulate(known)
+        _KNOWN_POWERS[base] = known
+    return known[:count]
+
+
+_KNOWN_POWERS: dict[int, Hashes] = {}
+"""By base, as far as they were asked for."""

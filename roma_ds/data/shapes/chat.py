@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from roma_ds.data.message import Message
-from roma_ds.data.shapes.row import Misfit, Row, is_text, shown, unpacked_text
+from roma_ds.data.shapes.row import Misfit, Row, shown, unpacked_text
 
 ROLES = {
     "system": "system", "developer": "developer", "user": "user", "human": "user", "prompter": "user",
@@ -16,6 +16,8 @@ ROLES = {
     "observation": "tool", "ipython": "ipython",
 }  # fmt: skip
 """Names of speakers, each with what chat templates call it."""
+_PLAIN = ("user", "assistant", "system")
+"""Speakers whose names are those of templates."""
 _ROLE, _CONTENT = ("role", "from"), ("content", "value")
 _TRAINED = ("train", "weight")
 _NOT_EXTRA = {*_ROLE, *_CONTENT, *_TRAINED}
@@ -30,7 +32,10 @@ def read_conversation(
     turn of the user. every: earlier ones are answers too. system: text of a system turn that comes with the
     row. Raises Misfit.
     """
-    messages = [_message(turn, place, role, content) for place, turn in enumerate(_listed(turns), start=1)]
+    messages = [
+        Message(turn["role"], turn["content"]) if _is_plain(turn) else _message(turn, place, role, content)
+        for place, turn in enumerate(_listed(turns), start=1)
+    ]
     if system is not None and system != "":
         if not isinstance(system, str):
             raise Misfit(f"system must be a text, got {shown(system)}")
@@ -43,18 +48,14 @@ def read_conversation(
 
 def conversation(messages: Sequence[Message], every: bool) -> Row:
     """The same of messages. Raises Misfit where none is an answer."""
-    asked = next((place for place, message in enumerate(messages) if message.role == "user"), len(messages))
-    answers = [
-        place
-        for place, message in enumerate(messages)
-        if place > asked and message.role == "assistant" and message.train and _says(message)
-    ]
+    answers = _answers(messages, every)
     if not answers:
         raise Misfit(_why_none(messages))
     last = answers[-1]
+    before = messages[:last]
     row: Row = {
-        "messages": tuple(messages[:last]),
-        "question": question_of(messages[:last]),
+        "messages": tuple(before),
+        "question": question_of(before),
         "answer": messages[last].content,
     }
     if every and len(answers) > 1:
@@ -62,9 +63,27 @@ def conversation(messages: Sequence[Message], every: bool) -> Row:
     return row
 
 
+def _answers(messages: Sequence[Message], every: bool) -> list[int]:
+    """Places of answers: of all of them, or of the last."""
+    found: list[int] = []
+    for place in range(len(messages) - 1, 0, -1):
+        message = messages[place]
+        if message.role == "assistant" and message.train and _says(message):
+            found.insert(0, place)
+            if not every:
+                break
+    if not found:
+        return found
+    asked = next((place for place, message in enumerate(messages) if message.role == "user"), len(messages))
+    return [place for place in found if place > asked]
+
+
 def question_of(messages: Sequence[Message]) -> str:
     """What the user says last."""
-    return next((message.content for message in reversed(messages) if message.role == "user"), "")
+    for message in reversed(messages):
+        if message.role == "user":
+            return message.content
+    return ""
 
 
 def read_tools(tools: Any) -> str:
@@ -82,6 +101,16 @@ def _listed(turns: Any) -> list[Any]:
     if not isinstance(found, list) or not found:
         raise Misfit(f"a conversation must be a list of messages, got {shown(turns)}")
     return found
+
+
+def _is_plain(turn: Any) -> bool:
+    """Whether a turn is a speaker and a text alone, as most are."""
+    return (
+        type(turn) is dict
+        and len(turn) == 2
+        and turn.get("role") in _PLAIN
+        and type(turn.get("content")) is str
+    )
 
 
 def _message(turn: Any, place: int, role: str | None, content: str | None) -> Message:
@@ -147,7 +176,7 @@ def _trained(turn: dict[str, Any], place: int) -> bool:
 
 
 def _says(message: Message) -> bool:
-    return is_text(message.content) and '"tool_calls"' not in message.extra
+    return bool(message.content.strip()) and '"tool_calls"' not in message.extra
 
 
 def _why_none(messages: Sequence[Message]) -> str:
