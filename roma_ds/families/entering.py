@@ -26,12 +26,19 @@ class Carried:
     of them than `shape` says; those of later tokens mean nothing."""
     where: tuple[str, Any] | None = None
     """Config attribute with one entry a layer, and the entry of the layers that read it; None for all."""
+    block: str | None = None
+    """Config attribute with the layers of a block, where the values are the hidden states that entered each
+    block before: the model itself keeps them, for all later layers and for what follows these."""
 
     def is_read(self, config: Any, layer: int) -> bool:
         """Whether layer `layer` reads what earlier ones gave."""
         if self is HIDDEN or self.name == HIDDEN.name:
             return True
         return layer > 0 and (self.where is None or getattr(config, self.where[0])[layer] == self.where[1])
+
+    def blocks(self, config: Any, layer: int) -> tuple[int, ...]:
+        """The layers before `layer` that begin a block."""
+        return () if self.block is None else tuple(range(0, layer, int(getattr(config, self.block))))
 
 
 HIDDEN = Carried("hidden_states", (("hidden_size",),))
@@ -125,7 +132,10 @@ def entering_of(config: Any, layer: int, dtype: str, carried: tuple[Carried, ...
         tuple(
             Field(
                 one.name,
-                tuple(_dimension(config, dimension) for dimension in one.shape),
+                (
+                    *((len(one.blocks(config, layer)),) if one.block else ()),
+                    *(_dimension(config, dimension) for dimension in one.shape),
+                ),
                 one.dtype or dtype,
                 one.places,
             )
