@@ -106,7 +106,7 @@ class Entering:
             value = values[field.name]
             if field.places:
                 value = _seen(value, positions, *field.shape)
-            columns.append(value.to(getattr(torch, field.dtype)).reshape(len(value), -1))
+            columns.append(value.to(getattr(torch, field.dtype)).flatten(1))
         if len(columns) == 1:
             return columns[0]
         return torch.cat([column.contiguous().view(torch.uint8) for column in columns], dim=1)
@@ -121,7 +121,9 @@ class Entering:
         found = {}
         parts = table.split([_bytes(field) for field in self.fields], dim=1)
         for field, part in zip(self.fields, parts, strict=True):
-            typed = part.contiguous().view(getattr(torch, field.dtype))
+            # A row is contiguous where it stands, but may not stand where a number of its type can.
+            aligned = part.clone(memory_format=torch.contiguous_format)
+            typed = aligned.view(getattr(torch, field.dtype))
             found[field.name] = typed.reshape(len(table), *field.shape)
         return found
 
