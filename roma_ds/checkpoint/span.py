@@ -52,10 +52,11 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
 
     Layers keep their numbers: for those outside the span, and for an embedding that is not in it, stand
     modules without weights. config: of the whole model, where it is known. Raises as `blank_network`, and
-    UserError where no part of such a model can be run.
+    UserError where no part of such a model can be run, or not with weights of this type.
     """
     config = config or load_config(model)
     family = family_of(config)
+    family.require_type(model.dtype)
     if span is not None and span != Span.suffix(0, family.depth(config)):
         family.require_parts()
     network = blank_network(model, config)

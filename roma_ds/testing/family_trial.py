@@ -82,8 +82,10 @@ class FamilyTrial:
                 steps[name] = step(self)
             except NotReached:
                 continue
-            except (Failed, UserError, RuntimeError, TimeoutError) as error:
+            except (Failed, UserError) as error:
                 steps[name] = Step(False, reason=one_line(str(error)))
+            except Exception as error:  # noqa: BLE001  whatever it is, it is what became of this type
+                steps[name] = Step(False, reason=f"{type(error).__name__}: {one_line(str(error))}")
         return {
             "found": self.found,
             "steps": {name: asdict(step) for name, step in steps.items()},

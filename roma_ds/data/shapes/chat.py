@@ -97,7 +97,7 @@ def read_tools(tools: Any) -> str:
 
 
 def _listed(turns: Any) -> list[Any]:
-    found = unpacked_text(turns)
+    found = turns if type(turns) is list else unpacked_text(turns)
     if not isinstance(found, list) or not found:
         raise Misfit(f"a conversation must be a list of messages, got {shown(turns)}")
     return found
