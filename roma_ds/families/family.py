@@ -87,7 +87,7 @@ class Family:
     shared: tuple[str, ...] = ()
     """Modules of a sparse layer that every token goes through beside its routed experts. No part of r."""
     gathered_whole: tuple[str, ...] = ()
-    """Modules of a layer that call modules in them as often as the tokens at hand ask for. ZeRO-3 gathers all
+    """Modules of a layer that call modules in them as the tokens at hand ask for them. ZeRO-3 gathers all
     of their weights at once: call by call, ranks would wait for each other's."""
     attention: str = "self_attn"
     """Name of the attention module in a decoder layer."""

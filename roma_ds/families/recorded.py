@@ -122,6 +122,7 @@ def _found(key: _Key) -> Family | None:
         returned=tuple(one.name for one in handed_on),
         joined_at=_joined_at(network, layers, kept),
         row_modules=_block(layer, inner),
+        gathered_whole=_experts(layer, inner),
         recorded_layers=tuple(places),
         layers=layers,
         embedding=_path_of(network, network.get_input_embeddings()),
@@ -249,6 +250,17 @@ def _streams(network: Any, layers: str) -> tuple[str, ...]:
         for name, _ in network.named_parameters()
         if not name.startswith(known)
         and "Norm" not in type(network.get_submodule(name.rpartition(".")[0])).__name__
+    )
+
+
+def _experts(layer: Any, inner: str) -> tuple[str, ...]:
+    """Paths in a layer of the modules beside its router that have the weights of all experts, and modules in
+    them: which of these are called, tokens may decide."""
+    parent = inner.rpartition(".")[0]
+    return tuple(
+        f"{parent}.{name}" if parent else str(name)
+        for name, child in layer.get_submodule(parent).named_children()
+        if any(child.children()) and any(weight.dim() == 3 for weight in child.parameters(recurse=False))
     )
 
 

@@ -24,6 +24,7 @@ MODEL_TYPES = {
     "dbrx": "experts called one by one, as tokens ask for them",
     "deepseek_v4": "streams, and parts of a layer that short sequences leave out",
     "glm_moe_dsa": "keys that an earlier layer chose",
+    "longcat_flash": "experts that are none, which some tokens choose",
     "zaya": "streams in float32, and routers that read each other",
 }
 FIRST, DEPTH = 3, 6
