@@ -165,6 +165,12 @@ def virtual_tokens(build: Build, kind: str) -> Rival:
                 "leave prefix_tuning out",
             )
         text = network.config
+        if getattr(text, "is_heterogeneous", False):
+            raise UserError(
+                "prefix tuning trains keys and values of every head, and this model's heads differ from "
+                "layer to layer",
+                "leave prefix_tuning out",
+            )
         heads = getattr(text, "num_key_value_heads", None) or text.num_attention_heads
         width = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         count = max(1, round(build.routers / (2 * text.num_hidden_layers * heads * width)))

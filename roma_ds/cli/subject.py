@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from roma_ds.config import RunConfig, resolve_deepspeed
-from roma_ds.errors import RomaError, UserError
+from roma_ds.errors import RomaError
 
 if TYPE_CHECKING:
     from roma_ds.data import Sample
@@ -34,20 +34,12 @@ class Subject:
     def evaluation_only(self) -> str | None:
         """Why nothing of the model can be trained; None where it can, and where its config cannot be read."""
         from roma_ds.checkpoint.loading import load_config
-        from roma_ds.families import family_of
-        from roma_ds.families.unusable_config import UnusableConfig
+        from roma_ds.families import why_untrained
 
         try:
-            config = load_config(self.run.model)
+            return why_untrained(load_config(self.run.model))
         except RomaError:
             return None
-        try:
-            family_of(config)
-        except UnusableConfig:
-            return None
-        except UserError as error:
-            return error.message
-        return None
 
     def require_evaluable(self) -> None:
         """Raises UserError where the library has no network of the model that could be measured."""

@@ -12,7 +12,7 @@ SHORTEST = 4 * WORD
 """Weight from which on a text can say by itself what is asked."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Asked:
     """The parts of a row that can be copied."""
 

@@ -46,6 +46,8 @@ class Decontamination:
         self._worded: dict[int, list[int]] = defaultdict(list)
         for number, row in enumerate(evaluation):
             self._worded[row.wording].append(number)
+        questions_of = Windows([row.question for row in evaluation])
+        self._questions = Known(questions_of.hashes(questions_of.starts, questions_of.ends))
         self._asking = Counter(row.question.joined for row in evaluation)
         questions: dict[str, set[str]] = defaultdict(set)
         for row in evaluation:
@@ -109,14 +111,14 @@ class Decontamination:
 
     def take(self, tally: Tally, batch: Sequence[Asked]) -> None:
         """Count what further rows share with the evaluation rows."""
-        for row, asked in enumerate(batch, start=tally.rows):
-            for number in self._worded.get(asked.wording, ()):
-                if self._evaluation[number].options == asked.options:
-                    tally.add_certain(row, Overlap("exact_question", number, asked.question.joined.strip()))
-                    break
-        texts = list(chain.from_iterable(asked.texts for asked in batch))
-        rows = np.repeat(np.arange(len(batch)), [len(asked.texts) for asked in batch])
+        texts = list(chain.from_iterable([asked.texts for asked in batch]))
+        counts = np.array([len(asked.contexts) + 1 for asked in batch], np.int64)
+        rows = np.repeat(np.arange(len(batch)), counts)
         windows = Windows(texts)
+        questions = np.cumsum(counts) - counts
+        alike, _ = self._questions.find(windows.hashes(windows.starts[questions], windows.ends[questions]))
+        for row in alike.tolist():
+            self._look_up(tally, batch[row], tally.rows + row)
         first, behind = windows.runs(self._run)
         hashes = windows.hashes(first, behind)
         hits, numbers = self._runs.find(hashes)
@@ -135,6 +137,13 @@ class Decontamination:
         for row, keys in found.items():
             self._compare(tally, batch[row], tally.rows + row, keys)
         tally.rows += len(batch)
+
+    def _look_up(self, tally: Tally, asked: Asked, row: int) -> None:
+        """Whether `asked` is an evaluation row."""
+        for number in self._worded.get(asked.wording, ()):
+            if self._evaluation[number].options == asked.options:
+                tally.add_certain(row, Overlap("exact_question", number, asked.question.joined.strip()))
+                return
 
     def _short_texts(self, windows: Windows, texts: Sequence[Text]) -> Iterator[tuple[int, int]]:
         """(place, number of the key text) where a key text shorter than a run stands.

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+KNOWN = frozenset({"system", "user", "assistant"})
+"""Roles of most messages, by the names that chat templates know."""
+
 
 @dataclass(frozen=True)
 class Message:

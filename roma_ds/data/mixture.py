@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import os
 import random
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -69,8 +70,7 @@ def write_mixture(
         _seldom_collected(),
     ):
         spools, trained = _spooled(run, everything, Path(folder), chat)
-        chats = chat is not None or any(spool.chats for spool, _ in spools)
-        count = write_batches(training, _used(spools, chat), chats)
+        count = _write_used(training, spools, chat)
     write_samples(evaluation, samples)
     return Mixture(count, trained, len(samples), evaluated)
 
@@ -127,14 +127,13 @@ def _spooled(
     spools: Spooled = []
     records: list[DatasetRecord] = []
     for place, (item, source) in enumerate(zip(run.data.train, training_sources(run), strict=True)):
-        spool = Spool(folder / f"{place}.arrow")
+        spool = Spool(folder / str(place))
         opened = source.open()
         tally = decontamination.begin() if decontamination else None
         count = 0
         for rows in opened.batches():
             rendered = [_rendered(row, item, source, chat is not None) for row in rows]
-            numbers = np.repeat(np.arange(count, count + len(rows)), [len(samples) for samples in rendered])
-            spool.add(list(chain.from_iterable(rendered)), numbers)
+            spool.add(list(chain.from_iterable(rendered)), [len(samples) for samples in rendered])
             if decontamination and tally:
                 decontamination.take(tally, [asked(row) for row in rows])
             if not source.files:
@@ -166,6 +165,17 @@ def _rendered(row: Row, item: DatasetConfig, source: Source, directly: bool) -> 
     return [
         render(one, item.answer, source.label, source.split, directly=directly) for one in answers_of(row)
     ]
+
+
+def _write_used(path: Path, spools: Spooled, chat: ChatTemplate | None) -> int:
+    """Write the samples that are used into a file; how many. A file that has just these is taken as it is."""
+    if chat is None and len(spools) == 1:
+        [(spool, used)] = spools
+        if used.all() and spool.only is not None:
+            os.replace(spool.only, path)
+            return spool.count
+    chats = chat is not None or any(spool.chats for spool, _ in spools)
+    return write_batches(path, _used(spools, chat), chats)
 
 
 def _used(spools: Spooled, chat: ChatTemplate | None) -> Iterator[Any]:

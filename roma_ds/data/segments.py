@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from functools import cache, cached_property
 
 WORD = 2
@@ -41,15 +40,25 @@ _NO_SIGNS = bytes(code for code in range(256) if chr(code) not in "-*/^&|%+<=>")
 _NO_BOUNDARY = "'’-–"
 
 
-@dataclass(eq=False)
 class Text:
-    """A text in units."""
+    """A text in units, which are made when they are asked for."""
 
-    units: list[str]
-    weights: list[int] | None
-    """Of the units, where they are not all WORD."""
-    text: str
-    """What the units are those of."""
+    def __init__(self, text: str) -> None:
+        self._text = text
+        words = _words(text)
+        self._parts = None if words is not None else _parts(text)
+        self.spaced: bytes = words if words is not None else _joined(self._parts[0] if self._parts else [])
+        """Its units with spaces between and perhaps around them, in UTF-8."""
+
+    @cached_property
+    def units(self) -> list[str]:
+        """In their order."""
+        return self._parts[0] if self._parts else self.spaced.decode("utf-8").split()
+
+    @property
+    def weights(self) -> list[int] | None:
+        """Of the units, where they are not all WORD."""
+        return self._parts[1] if self._parts else None
 
     @property
     def weight(self) -> int:
@@ -64,7 +73,7 @@ class Text:
     @cached_property
     def boundaries(self) -> list[int]:
         """Numbers of units before which a line, a sentence or a part of one begins, and of all units."""
-        units, boundaries = _units(_normal(self.text))
+        units, boundaries = _units(_normal(self._text))
         if units != self.units:
             # Of signs alone.
             return [0, 1] if self.units else [0]
@@ -82,33 +91,40 @@ def segment(text: str) -> Text:
     Compatible forms are one (Unicode NFKC); combining marks stay with their letters; signs of arithmetic and
     comparison are units. A text of signs alone is one unit, as it stands.
     """
-    if (words := _words(text)) is not None:
-        return Text(words, None, text)
+    return Text(text)
+
+
+def _joined(units: list[str]) -> bytes:
+    return " ".join(units).encode("utf-8", "surrogatepass")
+
+
+def _parts(text: str) -> tuple[list[str], list[int] | None]:
+    """Units of any text, and their weights where these are not all WORD."""
     normal = _normal(text)
     units, _ = _units(normal)
     if not any(unit[0].isalnum() for unit in units):
         raw = "".join(text.split())
-        return Text([raw] if raw else [], None, text)
+        return [raw] if raw else [], None
     weights = None
     if not normal.isascii():
         weights = [1 if unit > "\u02ff" and _character().match(unit) else WORD for unit in units]
         weights = weights if 1 in weights else None
-    return Text(units, weights, text)
+    return units, weights
 
 
-def _words(text: str) -> list[str] | None:
-    """The units of a text whose units are surely words alone, as those of most texts are; None of others."""
+def _words(text: str) -> bytes | None:
+    """The units of a text as `Text.spaced` where they are surely words alone, as in most texts; else None."""
     if text.isascii():
         raw = text.encode("ascii")
         if raw.translate(None, _NO_SIGNS) and _PERHAPS.search(text):
             return None
-        units = raw.translate(_LOWERED).decode("ascii").split()
-    else:
-        normal = _normal(text)
-        if not _COMMON.fullmatch(normal) or (_SIGNS.search(normal) and _PERHAPS.search(normal)):
-            return None
-        units = _WORDS.findall(normal)
-    return units if units and units[0][0].isalnum() else None
+        spaced = raw.translate(_LOWERED)
+        return spaced if spaced.lstrip()[:1].isalnum() else None
+    normal = _normal(text)
+    if not _COMMON.fullmatch(normal) or (_SIGNS.search(normal) and _PERHAPS.search(normal)):
+        return None
+    units = _WORDS.findall(normal)
+    return _joined(units) if units and units[0][0].isalnum() else None
 
 
 def _units(text: str) -> tuple[list[str], list[int]]:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
-from json.encoder import encode_basestring as quoted
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,94 +18,145 @@ from roma_ds.data.sample import Sample
 from roma_ds.errors import UserError
 
 _TEXTS = pa.list_(pa.string())
+_TURN = pa.struct(
+    [("role", pa.string()), ("content", pa.string()), ("train", pa.bool_()), ("extra", pa.string())]
+)
 _KINDS = {
+    "messages": pa.list_(_TURN),
     "choices": _TEXTS, "options": _TEXTS, "contexts": _TEXTS, "answer": pa.int64(), "templated": pa.bool_(),
     "behind_user": pa.int64(),
 }  # fmt: skip
 """Of the columns that hold no text."""
-_JSON = "messages"
-"""The column that is JSON text, null where a sample is no conversation."""
 OF_CHATS = ("messages", "tools", "templated", "behind_user")
 """Fields that are columns only where some sample has turns: files are then as they were before these were."""
-_ALIKE = ("task", "split", "subject", "target", "options.list.element")
+_ALIKE = ["task", "split", "subject", "target", "tools"]
+_ALIKE += ["options.list.element", "messages.list.element.role", "messages.list.element.extra"]
 """Columns whose values come again and again."""
 _NAMES = tuple(spec.name for spec in fields(Sample))
 _ALL = pa.schema([(name, _KINDS.get(name, pa.string())) for name in _NAMES])
 _PLAIN = pa.schema([field for field in _ALL if field.name not in OF_CHATS])
 GROUP = 20_000
 """Samples of a row group."""
-_ROW = "row"
 
 
 class Spool:
-    """Samples of one dataset, with the number of the row that each is made of."""
+    """Samples of one dataset, in Parquet files of a folder, and how many of them each row has made.
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    Almost always one file, which can then be the final one; a further one where turns come behind plain
+    samples.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        folder.mkdir()
+        self._folder = folder
+        self._parts: list[Path] = []
+        self._writer: _Writer | None = None
+        self._counts: list[np.ndarray] = []
         self.chats = False
         """Whether some sample has turns."""
-        self._schema = _ALL.append(pa.field(_ROW, pa.int64()))
-        self._sink = pa.OSFile(str(path), "wb")
-        self._writer = pa.ipc.new_file(
-            self._sink, self._schema, options=pa.ipc.IpcWriteOptions(compression="lz4")
-        )
 
-    def add(self, samples: Sequence[Sample], rows: np.ndarray) -> None:
-        """Write samples. rows: by sample, the number of its row."""
-        if samples:
-            self.chats = self.chats or _have_turns(samples)
-            columns = [*_columns(samples), pa.array(rows, pa.int64())]
-            self._writer.write_batch(pa.record_batch(columns, schema=self._schema))
+    def add(self, samples: Sequence[Sample], counts: Sequence[int]) -> None:
+        """Take the samples of further rows. counts: samples of each row."""
+        self._counts.append(np.array(counts, np.int32))
+        if not samples:
+            return
+        chats = self.chats or _have_turns(samples)
+        if self._writer is None or chats != self.chats:
+            self.close()
+            self.chats = chats
+            self._parts.append(self._folder / f"{len(self._parts)}.parquet")
+            self._writer = _Writer(self._parts[-1], chats)
+        self._writer.add(_batch(samples))
 
     def close(self) -> None:
         """Nothing more comes."""
-        self._writer.close()
-        self._sink.close()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    @property
+    def count(self) -> int:
+        """How many samples there are."""
+        return sum(int(counts.sum()) for counts in self._counts)
+
+    @property
+    def only(self) -> Path | None:
+        """The file that has all samples; None where there are several."""
+        return self._parts[0] if len(self._parts) == 1 else None
 
     def ids(self, rows: np.ndarray) -> dict[int, list[str]]:
-        """Ids of the samples of these rows, by row."""
+        """Ids of the samples of some rows, by row. rows: bool by number of a row."""
+        numbers = np.repeat(np.arange(len(rows)), np.concatenate(self._counts))
+        wanted = numbers[rows[numbers]].tolist()
+        ids = (one for batch in self.kept(rows, ["id"]) for one in batch.column("id").to_pylist())
         found: dict[int, list[str]] = {}
-        for batch in self._kept(rows):
-            of_rows, ids = (batch.column(name).to_pylist() for name in (_ROW, "id"))
-            for row, identity in zip(of_rows, ids, strict=True):
-                found.setdefault(row, []).append(identity)
+        for row, identity in zip(wanted, ids, strict=True):
+            found.setdefault(row, []).append(identity)
         return found
 
-    def kept(self, rows: np.ndarray) -> Iterator[Any]:
-        """Record batches of the samples of these rows; rows: bool by number of a row."""
-        for batch in self._kept(rows):
-            yield batch.select(_NAMES)
+    def kept(self, rows: np.ndarray, columns: list[str] | None = None) -> Iterator[Any]:
+        """Record batches of the samples of some rows. rows: bool by number of a row."""
+        mask = np.repeat(rows, np.concatenate(self._counts))
+        done = 0
+        for part in self._parts:
+            with pq.ParquetFile(part) as file:
+                for batch in file.iter_batches(GROUP, columns=columns, use_threads=False):
+                    here = mask[done : done + batch.num_rows]
+                    done += batch.num_rows
+                    if here.any():
+                        yield batch if here.all() else batch.filter(pa.array(here))
 
-    def _kept(self, rows: np.ndarray) -> Iterator[Any]:
-        with pa.memory_map(str(self._path)) as source:
-            file = pa.ipc.open_file(source)
-            for place in range(file.num_record_batches):
-                batch = file.get_batch(place)
-                mask = rows[batch.column(_ROW).to_numpy()]
-                if mask.all():
-                    yield batch
-                elif mask.any():
-                    yield batch.filter(pa.array(mask))
+
+class _Writer:
+    """Record batches into a Parquet file, in row groups of their own, which a thread writes."""
+
+    def __init__(self, path: Path, chats: bool) -> None:
+        self._schema = _ALL if chats else _PLAIN
+        self._file = pq.ParquetWriter(path, self._schema, use_dictionary=_ALIKE)
+        self._thread = ThreadPoolExecutor(1)
+        self._writing: Future[None] | None = None
+        self._waiting: list[Any] = []
+        self._count = 0
+        self.written = 0
+
+    def add(self, batch: Any) -> None:
+        """Write a batch, which may lack the columns of turns."""
+        self._waiting.append(_with_columns(batch, self._schema))
+        self._count += batch.num_rows
+        self.written += batch.num_rows
+        if self._count >= GROUP:
+            self._write()
+
+    def close(self) -> None:
+        """Write what waits, if only that there are no samples, and the end of the file."""
+        if self._waiting or not self.written:
+            self._write()
+        self._finish()
+        self._thread.shutdown()
+        self._file.close()
+
+    def _write(self) -> None:
+        self._finish()
+        group = pa.Table.from_batches(self._waiting, self._schema)
+        self._writing = self._thread.submit(self._file.write_table, group)
+        self._waiting, self._count = [], 0
+
+    def _finish(self) -> None:
+        """Wait for the group before; raises what its writing raised."""
+        if self._writing is not None:
+            self._writing.result()
 
 
 def write_batches(path: Path, batches: Iterator[Any], chats: bool) -> int:
-    """Write record batches of samples into a Parquet file, in row groups of their own; how many samples.
+    """Write record batches of samples into a Parquet file; how many samples.
 
     chats: whether some of them have turns.
     """
-    schema = _ALL if chats else _PLAIN
-    waiting: list[Any] = []
-    count = written = 0
-    with pq.ParquetWriter(path, schema, use_dictionary=[*_ALIKE]) as writer:
-        for batch in batches:
-            waiting.append(batch.select(schema.names))
-            count += batch.num_rows
-            if count >= GROUP:
-                writer.write_table(pa.Table.from_batches(waiting, schema))
-                waiting, count, written = [], 0, written + count
-        if waiting or not written:
-            writer.write_table(pa.Table.from_batches(waiting, schema))
-    return written + count
+    writer = _Writer(path, chats)
+    for batch in batches:
+        writer.add(batch)
+    writer.close()
+    return writer.written
 
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
@@ -116,7 +167,24 @@ def write_samples(path: Path, samples: Sequence[Sample]) -> None:
 def batches_of(samples: Sequence[Sample]) -> Iterator[Any]:
     """Samples in memory as record batches."""
     for start in range(0, len(samples), GROUP):
-        yield pa.record_batch(list(_columns(samples[start : start + GROUP])), schema=_ALL)
+        yield _batch(samples[start : start + GROUP])
+
+
+def _batch(samples: Sequence[Sample]) -> Any:
+    return pa.record_batch(list(_columns(samples)), schema=_ALL)
+
+
+def _with_columns(batch: Any, schema: Any) -> Any:
+    """A batch with the columns of `schema`; those that it lacks are of plain samples."""
+    if set(schema.names) <= set(batch.schema.names):
+        return batch.select(schema.names)
+    rest = [_plain(field, batch.num_rows) for field in schema if field.name in OF_CHATS]
+    return pa.record_batch([*batch.select(_PLAIN.names).columns, *rest], schema=schema)
+
+
+def _plain(field: Any, count: int) -> Any:
+    default = next(spec.default for spec in fields(Sample) if spec.name == field.name)
+    return pa.array([default] * count, field.type)
 
 
 def _have_turns(samples: Sequence[Sample]) -> bool:
@@ -156,22 +224,28 @@ def samples_of(batch: Any) -> list[Sample]:
 def _columns(samples: Sequence[Sample]) -> Iterator[Any]:
     values = zip(*(vars(sample).values() for sample in samples), strict=True)
     for name, kind, column in zip(_NAMES, _ALL.types, values, strict=True):
-        yield pa.array([_as_json(turns) for turns in column] if name == _JSON else column, kind)
+        yield _turns(column) if name == "messages" else pa.array(column, kind)
 
 
-def _as_json(turns: tuple[Message, ...] | None) -> str | None:
-    return None if turns is None else f"[{', '.join(map(_turn, turns))}]"
+def _turns(column: Sequence[tuple[Message, ...] | None]) -> Any:
+    """Conversations as an array of lists of structs, null where there is none."""
+    flat = list(chain.from_iterable([turns for turns in column if turns]))
+    values = zip(*map(_values, flat), strict=True) if flat else [[]] * _TURN.num_fields
+    parts = [pa.array(value, field.type) for value, field in zip(values, _TURN, strict=True)]
+    ends = np.cumsum([0, *(len(turns) if turns else 0 for turns in column)], dtype=np.int32)
+    return pa.ListArray.from_arrays(
+        pa.array(ends),
+        pa.StructArray.from_arrays(parts, fields=list(_TURN)),
+        mask=pa.array([turns is None for turns in column], pa.bool_()),
+    )
 
 
-def _turn(turn: Message) -> str:
-    """A turn as a JSON object, without what is as by default."""
-    more = "" if turn.train else ', "train": false'
-    more += f', "extra": {quoted(turn.extra)}' if turn.extra else ""
-    return f'{{"role": {quoted(turn.role)}, "content": {quoted(turn.content)}{more}}}'
+def _values(turn: Message) -> tuple[str, str, bool, str]:
+    return turn.role, turn.content, turn.train, turn.extra
 
 
-def _messages(text: str | None) -> tuple[Message, ...] | None:
-    return None if text is None else tuple(Message(**turn) for turn in json.loads(text))
+def _messages(turns: list[dict[str, Any]] | None) -> tuple[Message, ...] | None:
+    return None if turns is None else tuple(Message(**turn) for turn in turns)
 
 
 _FROM: Mapping[str, Callable[[Any], Any]] = {

@@ -49,13 +49,18 @@ def has_routers(config: Any) -> bool:
 
     Raises UnusableConfig where it describes no network.
     """
+    return why_untrained(config) is None
+
+
+def why_untrained(config: Any) -> str | None:
+    """Why no router of a model can be used, in words; None where they can. Raises as `has_routers`."""
     try:
         family_of(config)
     except UnusableConfig:
         raise
-    except UserError:
-        return False
-    return True
+    except UserError as error:
+        return error.message
+    return None
 
 
 def _shape(parameter: Any) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from roma_ds.data.chat import described
 from roma_ds.data.store import load_samples
 from roma_ds.data.tasks import new_tokens_of
 from roma_ds.evaluation.stage import evaluate, outputs
-from roma_ds.families import has_routers
+from roma_ds.families import has_routers, why_untrained
 from roma_ds.families.batching import mixing_reason
 from roma_ds.pipeline.data import chat_of, make_data
 from roma_ds.pipeline.folders import Folders, describe_run
@@ -67,7 +67,7 @@ def evaluate_base(world: World, run: RunConfig, ds: Mapping[str, Any]) -> None:
         }
     inputs = world.from_first(inputs)
     say(f"prompts: {described(tokenizer, run.data, chat)}")
-    say(f"model: type {config.model_type} has no routers to train; the base model alone is evaluated")
+    say(f"model: {why_untrained(config)}; the base model alone is evaluated")
 
     def work() -> Mapping[str, Any]:
         with agreement(world):

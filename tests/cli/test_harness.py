@@ -171,6 +171,37 @@ def test_the_bridge_takes_a_chat_template(work: Path, tmp_path: Path) -> None:
         RoutedHarnessModel(template="other", **options)
 
 
+@pytest.mark.parametrize("model_type", ["gemma4", "mistral4"])
+def test_the_bridge_takes_a_text_part_and_a_model_by_its_class(model_type: str, tmp_path: Path) -> None:
+    import torch
+    from safetensors.torch import save_file
+
+    from roma_ds.checkpoint.blueprint import blueprint, check_checkpoint
+    from roma_ds.comm import World
+    from roma_ds.comm.ranks import Ranks
+    from roma_ds.config import ModelConfig
+    from roma_ds.evaluation.harness import RoutedHarnessModel
+    from roma_ds.testing.tiny_composites import save_composite
+    from roma_ds.testing.tiny_models import save_tiny
+    from roma_ds.writing.plain import PlainModel
+
+    folder = (save_composite if model_type == "gemma4" else save_tiny)(tmp_path / "model", model_type)
+    model = ModelConfig(path=str(folder), dtype="float32")
+    key = blueprint(model, check_checkpoint(model)).layout.gate_key(3)
+    weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
+    save_file({key: weight}, tmp_path / "router.safetensors")
+    options = {"dtype": "float32", "device": "cpu", "batch_size": 1}
+    base = RoutedHarnessModel(str(folder), **options)
+    tuned = RoutedHarnessModel(str(folder), str(tmp_path / "router.safetensors"), **options)
+    plain = PlainModel(World(Ranks(), torch.device("cpu")), model, {})
+    plain.use_routers({3: weight})
+    ids = torch.arange(3, 20)[None]
+    with torch.no_grad():
+        found = [one.model(input_ids=ids).logits for one in (base, tuned)]
+    torch.testing.assert_close(found[1], plain.logits(ids, torch.ones_like(ids), torch.arange(17)))
+    assert float((found[0] - found[1]).abs().max()) > 1e-3
+
+
 def test_the_command_is_lm_eval_with_one_model_more(
     work: Path, router: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

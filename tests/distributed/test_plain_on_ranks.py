@@ -75,3 +75,17 @@ def test_ranks_and_zero_stages_write_and_score_the_same(kind: str, folders: dict
         assert (other[0], other[2]) == (texts, predicted)
         for mine, theirs in zip(other[1], values, strict=True):
             assert mine == pytest.approx(theirs, abs=2e-5)
+
+
+def test_ranks_with_texts_of_other_lengths_do_not_wait_for_each_other(tmp_path: Path) -> None:
+    """A model whose batches have prompts of one length, and modules that run once there are enough tokens."""
+    import torch
+
+    from roma_ds.comm.ranks import Ranks
+
+    folder = str(save_tiny(tmp_path / "model", "deepseek_v4"))
+    alone = measured(World(Ranks(), torch.device("cpu")), folder, 0)
+    other, nothing = on_ranks(2, measured, folder, 3)
+    assert alone is not None and nothing is None and (other[0], other[2]) == (alone[0], alone[2])
+    for mine, theirs in zip(other[1], alone[1], strict=True):
+        assert mine == pytest.approx(theirs, abs=2e-5)

@@ -41,7 +41,7 @@ BESIDE = ("planner", "demo", "testing")
 MAX_LINES = 320
 MODEL_NAMES = re.compile(
     r"olmoe|flex_?olmo|qwen|mi[xs]tral|deepseek|phi-?(3\.5-)?moe|jamba|jetmoe|dbrx|granite|gpt[-_]?oss|minimax"
-    r"|llama|glm|ernie|kimi|lfm2|nemotron|hunyuan|exaone|gemma|dots\.?1|dots\.llm|afmoe|trinity",
+    r"|llama|glm|ernie|kimi|lfm2|nemotron|hunyuan|exaone|gemma|dots\.?1|dots\.llm|afmoe|trinity|solar",
     re.IGNORECASE,
 )
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}

@@ -32,7 +32,6 @@ WRITING = {
     "llama4_text": "equal",
     "minimax": "equal",
     "minimax_m3_vl_text": "equal",
-    "mistral4": "padded",
 }
 LENGTHS = (2, 5, 11, 5, 17, 5, 5)
 

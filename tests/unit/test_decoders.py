@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from tiny_runs import letter_samples, model_config
+from transformers import PreTrainedTokenizerFast
 
 from roma_ds.baselines.decoders import SteeredDecoder
 from roma_ds.baselines.networks import Build
@@ -26,6 +27,7 @@ from roma_ds.network.steered import Steering
 from roma_ds.prefix.feed import Feed
 from roma_ds.sequences.batches import Batch
 from roma_ds.sequences.encoding import Encoded, Prompt, encode
+from roma_ds.testing.tiny_composites import save_composite
 from roma_ds.testing.tiny_models import save_tiny
 from roma_ds.writing.decoding import Decoder
 from roma_ds.writing.generation import Asked, Writer
@@ -92,6 +94,23 @@ def test_a_rival_writes_what_its_forward_pass_says(
     assert said == expected
     plain = texts(PlainModel(ALONE, model, {}), tokenizer, prompts)
     assert said != plain, "what was trained must show in what is written"
+
+
+@pytest.mark.parametrize("model_type", ["gemma4", "mistral4"])
+def test_virtual_tokens_of_a_model_by_its_class_and_of_a_text_part(model_type: str, tmp_path: Path) -> None:
+    """Of one there is no entry in the library's table, of the other no checkpoint of its own."""
+    save = save_composite if model_type == "gemma4" else save_tiny
+    model = model_config(save(tmp_path / "model", model_type))
+    tokenizer = PreTrainedTokenizerFast.from_pretrained(model.path)
+    prompts = encode(letter_samples(3), tokenizer, 500)
+    build = Build(ALONE, model, 4, None, 2 * 8 * 32, 0, (2, 3))
+    rival = RIVALS["prompt_tuning"].build(build)
+    with torch.no_grad():
+        wanted = loop(rival.forward, tokenizer, prompts)
+    assert texts(rival.decoder(), tokenizer, prompts) == wanted
+    reason = "heads differ from layer to layer" if model_type == "gemma4" else "attention has latent ones"
+    with pytest.raises(UserError, match=reason):
+        RIVALS["prefix_tuning"].build(build)
 
 
 @pytest.mark.parametrize("name", ["prompt_tuning", "prefix_tuning"])

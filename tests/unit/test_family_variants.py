@@ -93,7 +93,7 @@ def test_positions_that_depend_on_the_longest_sequence_are_refused(tmp_path: Pat
         run(routed, collate([Encoded(0, tuple(range(5, 22)), (7,))], "last1"))
 
 
-@pytest.mark.parametrize(("model_type", "scoring"), [("mellum", "softmax"), ("solar_open", "sigmoid")])
+@pytest.mark.parametrize(("model_type", "scoring"), [("mellum", "softmax"), ("mimo_v2_flash", "sigmoid")])
 def test_an_unknown_model_is_found_by_its_recorded_routers(
     model_type: str, scoring: str, tmp_path: Path
 ) -> None:

@@ -5,20 +5,53 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.types as kinds
+
+from roma_ds.data.message import KNOWN, Message
 
 
 def rows_of(batch: Any) -> list[dict[str, Any]]:
     """The rows of a record batch. What is null is left out, of a struct too."""
     plain = [_storage(column) for column in batch.columns]
-    found = pa.RecordBatch.from_arrays(plain, names=batch.schema.names)
-    rows: list[dict[str, Any]] = found.to_pylist()
-    for field in batch.schema:
-        if getattr(field.type, "extension_name", "") == "arrow.json":
+    turns = {place: found for place, column in enumerate(plain) if (found := _turns(column)) is not None}
+    names = batch.schema.names
+    rest = [place for place in range(len(names)) if place not in turns]
+    left = [plain[place] for place in rest]
+    rows: list[dict[str, Any]]
+    rows = pa.RecordBatch.from_arrays(left, names=[names[place] for place in rest]).to_pylist()
+    for place in rest:
+        if getattr(batch.schema.field(place).type, "extension_name", "") == "arrow.json":
             for row in rows:
-                row[field.name] = None if row[field.name] is None else json.loads(row[field.name])
-    return [_without_null(row) for row in rows] if any(map(_has_nulls, plain)) else rows
+                row[names[place]] = None if row[names[place]] is None else json.loads(row[names[place]])
+    if any(map(_has_nulls, left)):
+        rows = [_without_null(row) for row in rows]
+    for place, found in turns.items():
+        for row, conversation in zip(rows, found, strict=True):
+            row[names[place]] = conversation
+    return rows
+
+
+def _turns(array: Any) -> list[list[Message]] | None:
+    """Conversations of nothing but speakers and texts, which are many objects; None for all else."""
+    if not kinds.is_list(array.type) or not kinds.is_struct(array.type.value_type) or array.null_count:
+        return None
+    turns = array.flatten()
+    fields = dict(zip((field.name for field in turns.type), turns.flatten(), strict=True))
+    if not {"role", "content"} <= set(fields) or turns.null_count:
+        return None
+    for name, column in fields.items():
+        given = name in ("role", "content")
+        if column.null_count != (0 if given else len(column)) or (given and not kinds.is_string(column.type)):
+            return None
+    roles = fields["role"].to_pylist()
+    if not KNOWN.issuperset(roles):
+        return None
+    messages = list(map(Message, roles, fields["content"].to_pylist()))
+    ends = np.cumsum(pc.list_value_length(array).to_numpy()).tolist()
+    return [messages[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 
 
 def is_text_like(kind: Any) -> bool:

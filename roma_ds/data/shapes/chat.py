@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from roma_ds.data.message import Message
+from roma_ds.data.message import KNOWN, Message
 from roma_ds.data.shapes.row import Misfit, Row, shown, unpacked_text
 
 ROLES = {
@@ -16,8 +16,6 @@ ROLES = {
     "observation": "tool", "ipython": "ipython",
 }  # fmt: skip
 """Names of speakers, each with what chat templates call it."""
-_PLAIN = ("user", "assistant", "system")
-"""Speakers whose names are those of templates."""
 _ROLE, _CONTENT = ("role", "from"), ("content", "value")
 _TRAINED = ("train", "weight")
 _NOT_EXTRA = {*_ROLE, *_CONTENT, *_TRAINED}
@@ -33,7 +31,7 @@ def read_conversation(
     row. Raises Misfit.
     """
     messages = [
-        Message(turn["role"], turn["content"]) if _is_plain(turn) else _message(turn, place, role, content)
+        turn if type(turn) is Message else _message(turn, place, role, content)
         for place, turn in enumerate(_listed(turns), start=1)
     ]
     if system is not None and system != "":
@@ -48,34 +46,19 @@ def read_conversation(
 
 def conversation(messages: Sequence[Message], every: bool) -> Row:
     """The same of messages. Raises Misfit where none is an answer."""
-    answers = _answers(messages, every)
-    if not answers:
-        raise Misfit(_why_none(messages))
-    last = answers[-1]
+    last = len(messages) - 1
+    while last > 0 and not _is_answer(messages[last]):
+        last -= 1
     before = messages[:last]
-    row: Row = {
-        "messages": tuple(before),
-        "question": question_of(before),
-        "answer": messages[last].content,
-    }
-    if every and len(answers) > 1:
-        row["earlier"] = tuple(answers[:-1])
+    asked = [message.content for message in before if message.role == "user"]
+    if not asked:
+        raise Misfit(_why_none(messages))
+    row: Row = {"messages": tuple(before), "question": asked[-1], "answer": messages[last].content}
+    if every:
+        first = next(place for place, message in enumerate(before) if message.role == "user")
+        if earlier := tuple(place for place in range(first, last) if _is_answer(messages[place])):
+            row["earlier"] = earlier
     return row
-
-
-def _answers(messages: Sequence[Message], every: bool) -> list[int]:
-    """Places of answers: of all of them, or of the last."""
-    found: list[int] = []
-    for place in range(len(messages) - 1, 0, -1):
-        message = messages[place]
-        if message.role == "assistant" and message.train and _says(message):
-            found.insert(0, place)
-            if not every:
-                break
-    if not found:
-        return found
-    asked = next((place for place, message in enumerate(messages) if message.role == "user"), len(messages))
-    return [place for place in found if place > asked]
 
 
 def question_of(messages: Sequence[Message]) -> str:
@@ -97,23 +80,17 @@ def read_tools(tools: Any) -> str:
 
 
 def _listed(turns: Any) -> list[Any]:
-    found = unpacked_text(turns)
+    found = turns if type(turns) is list else unpacked_text(turns)
     if not isinstance(found, list) or not found:
         raise Misfit(f"a conversation must be a list of messages, got {shown(turns)}")
     return found
 
 
-def _is_plain(turn: Any) -> bool:
-    """Whether a turn is a speaker and a text alone, as most are."""
-    return (
-        type(turn) is dict
-        and len(turn) == 2
-        and turn.get("role") in _PLAIN
-        and type(turn.get("content")) is str
-    )
-
-
 def _message(turn: Any, place: int, role: str | None, content: str | None) -> Message:
+    if type(turn) is dict and len(turn) == 2 and turn.get("role") in KNOWN:
+        said = turn.get("content")
+        if type(said) is str:
+            return Message(turn["role"], said)
     if not isinstance(turn, dict):
         raise Misfit(f"message {place} must be an object with role and content, got {shown(turn)}")
     speaker = next((turn[key] for key in (role, *_ROLE) if key in turn), None)
@@ -175,8 +152,12 @@ def _trained(turn: dict[str, Any], place: int) -> bool:
     return all(flags)
 
 
+def _is_answer(message: Message) -> bool:
+    return message.role == "assistant" and message.train and _says(message)
+
+
 def _says(message: Message) -> bool:
-    return bool(message.content.strip()) and '"tool_calls"' not in message.extra
+    return bool(message.content.strip()) and not (message.extra and '"tool_calls"' in message.extra)
 
 
 def _why_none(messages: Sequence[Message]) -> str:

@@ -51,6 +51,8 @@ def refusal(problems: list[str], count: int, fix: str) -> UserError:
 def is_sound(row: Row) -> bool:
     """Whether a row has no problem, halves of surrogate pairs aside; quick, and False where not sure."""
     answer, choices = row.get("answer"), row.get("choices")
+    if "messages" in row:
+        return is_text(row.get("id")) and is_text(row["question"]) and is_text(answer)
     if not is_text(row.get("id")) or not (is_text(row.get("question")) or "question" not in row):
         return False
     if "prompt" in row:

@@ -39,12 +39,12 @@ class Shape:
 
 
 def _conversation(row: dict[str, Any], setting: Setting) -> Row:
-    key = one_key(row, *CONVERSATIONS)
+    [key] = setting.keys if len(setting.keys) == 1 else (one_key(row, *CONVERSATIONS),)
     if key not in row:
-        raise Misfit(f"no {setting.keys[0]}")
+        raise Misfit(f"no {key}")
     columns = setting.columns
     read = read_conversation(row[key], setting.every_turn, columns.role, columns.content, row.get("system"))
-    if tools := read_tools(row.get("tools")):
+    if row.get("tools") and (tools := read_tools(row["tools"])):
         read["tools"] = tools
     return read
 
