@@ -132,7 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.disable_progress_bar()
     logging.set_verbosity_error()
     target = options.json or (None if options.types else EVIDENCE)
-    new = new_types()
+    new = [name for name in options.types or new_types() if name not in MOE_TYPES]
     found: dict[str, Any] = {}
     if options.types and target is not None and target.exists():
         before = read_json(target)
@@ -140,7 +140,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     evidence = {
         "date": datetime.now(UTC).date().isoformat(),
         "versions": versions(),
-        "new_types": list(new),
+        "new_types": new,
         "types": found,
     }
     for model_type, result in trials(options.types or (*MOE_TYPES, *new)):
