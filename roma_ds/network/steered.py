@@ -16,6 +16,9 @@ from roma_ds.network.routed import RoutedLM, RoutedOutput
 from roma_ds.network.routing_weights import routing_weights
 from roma_ds.sequences.batches import Batch
 
+ALIKE = 2e-2
+"""Share of the largest weight within which rounding to bfloat16 may move one."""
+
 
 def top_k_weights(
     routing: torch.Tensor, top_k: int, renormalised: bool, factor: float
@@ -38,18 +41,17 @@ class Steering:
     def __init__(self, routed: RoutedLM, layers: Sequence[int]) -> None:
         """layers: those that are steered, in the order of the given weights.
 
-        Raises UserError for routers that do not choose the largest of a softmax, and for experts that are not
-        one module beside their router.
+        Raises UserError for routers that do not score by a softmax or may choose what is no expert, and for
+        experts that are not one module beside their router. The first pass raises it for routers that do not
+        choose the largest, or weigh them otherwise.
         """
         self.routed = routed
         self.layers = tuple(layers)
         layout = routed.layout
         if layout.family.scoring != "softmax":
-            raise UserError(
-                f"routing of {layout.family.name} models cannot be given from outside: their routers score "
-                f"by {layout.family.scoring}",
-                "leave oracle routing, Oracle Tuning and C3PO out for this model",
-            )
+            raise self._refused(f"their routers score by {layout.family.scoring}")
+        if layout.zero_experts:
+            raise self._refused("a token may go to what is no expert")
         self._modules: dict[int, nn.Module] = {}
         for site in layout.sites:
             if site.layer in self.layers:
@@ -71,6 +73,13 @@ class Steering:
                 module.register_forward_pre_hook(self._choose(layer)),
                 module.register_forward_hook(self._let_gradient_pass(layer)),
             ]
+
+    def _refused(self, reason: str) -> UserError:
+        name = self.routed.layout.family.name
+        return UserError(
+            f"routing of {name} models cannot be given from outside: {reason}",
+            "leave oracle routing, Oracle Tuning and C3PO out for this model",
+        )
 
     def close(self) -> None:
         """The network routes by its routers again."""
@@ -130,11 +139,20 @@ class Steering:
     def _learn_rule(self, layer: int, index: torch.Tensor, weights: torch.Tensor) -> tuple[bool, float]:
         """Whether this model renormalises its k weights, and the factor on them, from what its router did."""
         logits = self.routed.raw_logits[layer].detach()
-        own = routing_weights(logits.reshape(len(index), -1), "softmax").gather(1, index)
-        sums, shares = weights.detach().float().sum(dim=1), own.sum(dim=1)
+        own = routing_weights(logits.reshape(len(index), -1), "softmax")
+        sums, shares = weights.detach().float().sum(dim=1), own.gather(1, index).sum(dim=1)
         ratios = sums / shares
         if len(sums) < 2:
-            return bool((sums - 1).abs().max() < 1e-2), 1.0
-        spread = [float(values.std() / values.mean()) for values in (sums, ratios)]
-        renormalised = spread[0] <= spread[1]
-        return renormalised, float((sums if renormalised else ratios).mean())
+            rule = (bool((sums - 1).abs().max() < 1e-2), 1.0)
+        else:
+            spread = [float(values.std() / values.mean()) for values in (sums, ratios)]
+            renormalised = spread[0] <= spread[1]
+            rule = (renormalised, float((sums if renormalised else ratios).mean()))
+        # Without their experts: of two alike either may be chosen.
+        by_rule = top_k_weights(own, index.shape[1], *rule)[1].sort(dim=1).values
+        by_router = weights.detach().float().sort(dim=1).values
+        if float((by_rule - by_router).abs().max()) > ALIKE * float(by_router.max()):
+            raise self._refused(
+                "their routers do not choose the largest of a softmax, or weigh them otherwise"
+            )
+        return rule

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from mechanism_models import SEQUENCES, checkpoint, part
 from tiny_runs import letter_samples, model_config, text_sample
 
 from roma_ds.baselines.descent import Descent, descend
@@ -17,11 +18,13 @@ from roma_ds.baselines.scoring import score
 from roma_ds.baselines.test_time import MIXES, Questions, Reference, TestTime
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
+from roma_ds.errors import UserError
 from roma_ds.frozen_pass.frozen_model import load_part
 from roma_ds.network.routed import RoutedLM
 from roma_ds.network.steered import Steering, top_k_weights
 from roma_ds.network.tail import tail_of
 from roma_ds.prefix.feed import Feed
+from roma_ds.sequences.batches import collate
 from roma_ds.sequences.encoding import Prompt, encode
 from roma_ds.sequences.request_set import requests_of
 from roma_ds.training.step import task_term
@@ -219,3 +222,37 @@ def test_the_tail_alone_gives_what_the_whole_batch_does(
         found.append([output.logits, output.routing, gradient, plain.logits, plain.routing])
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-4)
     assert float((found[0][0] - found[0][3]).abs().max()) > 5e-5, "the given weights count"
+
+
+@pytest.mark.parametrize("model_type", ["qwen3_next", "hunyuan_v1_moe", "granitemoehybrid"])
+def test_a_router_s_own_weights_given_from_outside_change_nothing(model_type: str) -> None:
+    """In rows, and where a layer chooses more experts than another."""
+    routed, batch = part(checkpoint(model_type)), collate(SEQUENCES, "last1")
+    with torch.no_grad():
+        wanted = routed(**batch.inputs(CPU))
+        steering = Steering(routed, routed.layers[-2:])
+        found = steering.forward(batch, wanted.routing[:, -2:], CPU)
+        steering.close()
+    torch.testing.assert_close(found.logits, wanted.logits, rtol=0, atol=1e-5)
+
+
+REFUSED = {
+    "gemma4_text": "or weigh them otherwise",
+    "dbrx": "or weigh them otherwise",
+    "mistral4": "do not choose the largest",
+    "deepseek_v2": "do not choose the largest",
+    "longcat_flash": "what is no expert",
+    "zaya": "what is no expert",
+    "lfm2_moe": "score by sigmoid",
+}
+"""Types whose routers do more than take the largest of a softmax, and what is said of them."""
+
+
+@pytest.mark.parametrize("model_type", REFUSED)
+def test_routing_cannot_be_given_to_routers_that_do_more(model_type: str) -> None:
+    routed, batch = part(checkpoint(model_type)), collate(SEQUENCES, "last1")
+    with torch.no_grad():
+        own = routed(**batch.inputs(CPU)).routing
+        with pytest.raises(UserError, match=REFUSED[model_type]) as caught:
+            Steering(routed, routed.layers[-2:]).forward(batch, own[:, -2:], CPU)
+    assert "leave oracle routing" in str(caught.value.fix)
