@@ -108,7 +108,7 @@ def load_evaluated(
 def _seldom_collected() -> Iterator[None]:
     """Let Python look for circles of objects less often: rows are many objects and make none."""
     before = gc.get_threshold()
-    gc.set_threshold(100 * before[0], *before[1:])
+    gc.set_threshold(1000 * before[0], *before[1:])
     try:
         yield
     finally:
