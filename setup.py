@@ -50,6 +50,7 @@ setup(
         "sentence-transformers>=5.1",
         "safetensors>=0.6",
         "tokenizers>=0.22",
+        "jinja2>=3.1.6",
         "tensorboard>=2.19",
         "numpy>=2.0",
         "pyarrow>=19",
@@ -82,6 +83,7 @@ setup(
             "statsmodels>=0.14.5",
             "peft>=0.19",
             "types-PyYAML>=6.0.12",
+            "trl>=1.16",
         ],
     },
     classifiers=[

@@ -39,6 +39,7 @@ KEYS: dict[str, tuple[Good, Bad]] = {
     "data.max_tokens": (whole(64, 4096), (*NO_INT, 0, -1)),
     "data.decontaminate": (one_of("off", 8, 13, 30), (0, -1, 1.5, "on", True, None)),
     "data.long_prompts": (one_of("cut", "refuse"), NO_CHOICE),
+    "data.template": (one_of("plain", "auto"), NO_CHOICE),
     "data.exclude": (one_of([], ["boolq"], ["boolq", "multirc"]), ("boolq", 3, [3], ["a", "a"])),
     "data.train.0.limit": (one_of(None, 8, 24, 5000), ("all", 0, -1, 1.5, True)),
     "data.train.0.answer": (one_of("letter", "text"), NO_CHOICE),

@@ -1,11 +1,18 @@
 """Our cloze and letter scores against lm-evaluation-harness's own, option by option, on the same rows.
 
     python benchmarks/harness_agreement.py --data DATA --out results
+    python benchmarks/harness_agreement.py --data DATA --out results --chat newline
 
 DATA holds the benchmark files (`NAME/SPLIT.jsonl.gz`) and `tokenizers/olmoe_tokenizer.json.gz`. The model is
 a small one of random weights with that tokenizer. Ours is `roma-ds eval`; the harness runs its own task
 files, with its own prompts, on rows in the columns that the hub has, by its own model class `hf`. Exits with
 1 where a log-likelihood differs by more than the tolerance or an accuracy differs. Needs the extra `eval`.
+
+With --chat prompts are written by a chat template: ours under `data.template: chat`, the harness's with
+`--apply_chat_template`, `--fewshot_as_multiturn` and `--system_instruction`. Where the template's generation
+prompt ends in white space (`newline`), the harness counts that to every option, and ours to the prompt. What
+each option has more than the first one of its question is then compared, of tasks whose options follow one
+prompt.
 """
 
 from __future__ import annotations
@@ -22,6 +29,7 @@ from typing import Any
 
 from comparison import write_result
 
+from roma_ds.testing.chats import OLMOE, give_template
 from roma_ds.testing.tiny_models import save_with_vocabulary
 
 TOLERANCE = 1e-3
@@ -96,6 +104,9 @@ TASKS = (
 )
 """MMLU is one subject, with the five examples that the harness takes; it too asks for letters."""
 SUBJECT = "anatomy"
+CHATS = {"newline": OLMOE, "token": OLMOE.replace("<|assistant|>\n", "<|assistant|>")}
+"""Chat templates by what their generation prompts end in."""
+SYSTEM = "Answer as well as you can."
 
 
 def read(path: Path) -> Rows:
@@ -111,11 +122,16 @@ def write(path: Path, rows: Sequence[Mapping[str, Any]]) -> Path:
     return path
 
 
-def prepare(data: Path, work: Path, rows: int, tasks: Sequence[Compared]) -> None:
-    """The model, the first `rows` of each task in our form and the harness's, and its task files."""
+def prepare(data: Path, work: Path, rows: int, tasks: Sequence[Compared], template: str = "") -> None:
+    """The model, the first `rows` of each task in our form and the harness's, and its task files.
+
+    template: a chat template that its tokenizer gets, and BOS with it.
+    """
     import lm_eval
 
     save_with_vocabulary(work / "model", data / "tokenizers" / "olmoe_tokenizer.json.gz")
+    if template:
+        give_template(work / "model", template, bos="<|endoftext|>")
     own = Path(lm_eval.__file__).parent / "tasks"
     (work / "tasks").mkdir()
     for task in tasks:
@@ -143,15 +159,19 @@ def prepare(data: Path, work: Path, rows: int, tasks: Sequence[Compared]) -> Non
         (work / "tasks" / f"compared_{task.name}.yaml").write_text("\n".join(lines) + "\n")
 
 
-def ours(work: Path, tasks: Sequence[Compared]) -> tuple[dict[str, list[list[float]]], dict[str, Any]]:
+def ours(
+    work: Path, tasks: Sequence[Compared], chat: bool = False
+) -> tuple[dict[str, list[list[float]]], dict[str, Any]]:
     """Log-likelihoods by task, row and option, and the results, of `roma-ds eval`."""
     from roma_ds.cli.main import main
     from roma_ds.storage.atomic import read_json, read_parquet
 
     listed = [f"{{name: {task.name}, scoring: {task.scoring}, shots: {task.shots}}}" for task in tasks]
+    template = f"template: chat, chat: {{system: {SYSTEM}}}" if chat else "template: plain"
+    train = write(work / "train.jsonl", [_UNUSED])
     (work / "run.yaml").write_text(
         f"model: {{path: {work / 'model'}, dtype: float32}}\n"
-        f"data: {{train: [{{path: {write(work / 'train.jsonl', [_UNUSED])}}}], max_tokens: 2048}}\n"
+        f"data: {{train: [{{path: {train}}}], max_tokens: 2048, {template}}}\n"
         "roma: {layers: last1}\n"
         f"eval: {{tasks: [{', '.join(listed)}], data_root: {work / 'data'}}}\n"
         "deepspeed: zero0\n"
@@ -171,9 +191,21 @@ _UNUSED = {"id": "1", "question": "Unused?", "choices": ["no", "yes"], "answer":
 
 
 def harness(
-    work: Path, tasks: Sequence[Compared], model: str = "hf", **arguments: Any
+    work: Path, tasks: Sequence[Compared], model: str = "hf", chat: bool = False, **arguments: Any
 ) -> tuple[dict[str, list[list[float]]], dict[str, Any]]:
     """The same of lm-evaluation-harness, by one of its model classes."""
+    samples, metrics = harness_samples(work, tasks, model, chat, **arguments)
+    found = {
+        task: [[float(one[0][0]) for one in sample["resps"]] for sample in listed]
+        for task, listed in samples.items()
+    }
+    return found, metrics
+
+
+def harness_samples(
+    work: Path, tasks: Sequence[Compared], model: str = "hf", chat: bool = False, **arguments: Any
+) -> tuple[dict[str, list[dict[str, Any]]], dict[str, Any]]:
+    """By task, what the harness records of each question, in their order; and its metrics."""
     os.environ["HF_DATASETS_CACHE"] = str(work / "cache")
     import lm_eval
     from lm_eval.tasks import TaskManager
@@ -191,9 +223,11 @@ def harness(
             task_manager=TaskManager(include_path=str(work / "tasks"), include_defaults=False),
             bootstrap_iters=0,
             log_samples=True,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+            system_instruction=SYSTEM if chat else None,
         )
-        samples = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
-        found[task.name] = [[float(one[0][0]) for one in sample["resps"]] for sample in samples]
+        found[task.name] = sorted(result["samples"][name], key=lambda sample: sample["doc_id"])
         metrics[task.name] = result["results"][name]
     return found, metrics
 
@@ -203,27 +237,38 @@ def compared(
     theirs: Mapping[str, list[list[float]]],
     results: Mapping[str, Any],
     metrics: Mapping[str, Any],
+    relative: bool = False,
 ) -> dict[str, dict[str, Any]]:
-    """By task: rows, options, the largest difference, and both sides' accuracies."""
+    """By task: rows, options, the largest difference, and both sides' accuracies.
+
+    relative: compare what an option has more than the first one of its question; the mean, and accuracies per
+    character, which that does not decide, are left out.
+    """
     table = {}
     for task, values in theirs.items():
         pairs = [
             (one, other)
             for mine_row, theirs_row in zip(mine[task], values, strict=True)
-            for one, other in zip(mine_row, theirs_row, strict=True)
+            for one, other in zip(
+                *(_from_first(row) if relative else row for row in (mine_row, theirs_row)), strict=True
+            )
         ]
         accuracy, norm = results[task]["accuracy"], results[task]["accuracy_norm"]
         table[task] = {
             "rows": len(values),
             "options": len(pairs),
             "largest_difference": max(abs(one - other) for one, other in pairs),
-            "mean_loglikelihood": sum(other for _, other in pairs) / len(pairs),
+            "mean_loglikelihood": None if relative else sum(other for _, other in pairs) / len(pairs),
             "accuracy": accuracy,
             "harness_accuracy": metrics[task]["acc,none"],
-            "accuracy_norm": norm,
-            "harness_accuracy_norm": metrics[task].get("acc_norm,none"),
+            "accuracy_norm": None if relative else norm,
+            "harness_accuracy_norm": None if relative else metrics[task].get("acc_norm,none"),
         }
     return table
+
+
+def _from_first(values: Sequence[float]) -> list[float]:
+    return [value - values[0] for value in values]
 
 
 def agrees(entry: Mapping[str, Any]) -> bool:
@@ -240,17 +285,23 @@ def main() -> int:
     parser.add_argument("--data", type=Path, required=True, help="folder with the benchmark files")
     parser.add_argument("--rows", type=int, default=200, help="rows of each task")
     parser.add_argument("--tasks", nargs="+", metavar="NAME", help="these alone")
+    parser.add_argument("--chat", choices=CHATS, help="a chat template, by what its prompts end in")
     parser.add_argument("--work", type=Path, default=Path("harness_agreement_work"), help="an empty folder")
     parser.add_argument("--out", type=Path, required=True, help="folder of the result")
     options = parser.parse_args()
     work = options.work.resolve()
     work.mkdir(parents=True)
     tasks = [task for task in TASKS if not options.tasks or task.name in options.tasks]
-    prepare(options.data.resolve(), work, options.rows, tasks)
-    mine, results = ours(work, tasks)
-    theirs, metrics = harness(work, tasks)
-    table = compared(mine, theirs, results, metrics)
-    write_result(options.out, "harness_agreement", {"tolerance": TOLERANCE, "tasks": table})
+    chat, relative = options.chat is not None, options.chat == "newline"
+    if relative:
+        # Its options follow prompts of their own, which the white space is counted after.
+        tasks = [task for task in tasks if task.name != "winogrande"]
+    prepare(options.data.resolve(), work, options.rows, tasks, CHATS[options.chat] if chat else "")
+    mine, results = ours(work, tasks, chat)
+    theirs, metrics = harness(work, tasks, chat=chat)
+    table = compared(mine, theirs, results, metrics, relative)
+    name = f"harness_agreement_chat_{options.chat}" if chat else "harness_agreement"
+    write_result(options.out, name, {"tolerance": TOLERANCE, "chat": options.chat, "tasks": table})
     for task, entry in table.items():
         print(f"{task:<14} {'agrees' if agrees(entry) else 'DIFFERS'} {entry}")
     return 0 if all(map(agrees, table.values())) else 1

@@ -9,21 +9,22 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from roma_ds.config import embedding, guards, optimisation, schema, study
+from roma_ds.config import chat, embedding, optimisation, schema, sources, study
 
 TARGET = Path(__file__).with_name("config.md")
 
 HEAD = """# Run config
 
 One YAML file describes a run. This page is written by `python docs/write_config_reference.py` from
-`roma_ds/config/schema.py`, `embedding.py`, `optimisation.py` and `guards.py`; a test fails when the two
-differ.
+`roma_ds/config/schema.py`, `sources.py`, `chat.py`, `embedding.py` and `optimisation.py`; a test fails when
+the two differ.
 
 - `roma-ds init NAME` prints a packaged config with comments; `roma-ds ls configs` lists them.
 - Unknown keys, wrong types and contradictions are refused, all of them in one message, with exit code 2.
 - Every command that takes a config also takes overrides: `roma.lambda=0.5 train.epochs=1`.
 - Relative paths are relative to the config file. `model.path` and `embed.model` are taken for hub ids unless
-  they start with `.`, `/` or `~` or name a folder there.
+  they start with `.`, `/` or `~` or name a folder there, and `data.chat.template` for a name unless it begins
+  so, ends in `.jinja` or is a file there.
 - `data.train` is a list of datasets and `eval.tasks` a list of tasks; a plain task name stands for
   `{name: NAME}`.
 """
@@ -48,7 +49,9 @@ SECTIONS = (
     ("", schema.RunConfig),
     ("model", schema.ModelConfig),
     ("data", schema.DataConfig),
-    ("data.train[]", schema.DatasetConfig),
+    ("data.train[]", sources.DatasetConfig),
+    ("data.train[].columns", sources.ColumnsConfig),
+    ("data.chat", chat.ChatConfig),
     ("embed", embedding.EmbedConfig),
     ("roma", schema.RomaConfig),
     ("collect", schema.CollectConfig),
@@ -56,7 +59,7 @@ SECTIONS = (
     ("train", optimisation.TrainConfig),
     ("eval", schema.EvalConfig),
     ("eval.tasks[]", schema.TaskConfig),
-    ("guards", guards.GuardsConfig),
+    ("guards", optimisation.GuardsConfig),
 )
 
 
@@ -77,7 +80,8 @@ STUDY_SECTIONS = (
 def class_nodes() -> dict[str, ast.ClassDef]:
     """The classes of the schema's modules by name."""
     trees = [
-        ast.parse(inspect.getsource(module)) for module in (schema, embedding, optimisation, guards, study)
+        ast.parse(inspect.getsource(module))
+        for module in (schema, sources, chat, embedding, optimisation, study)
     ]
     return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
@@ -105,6 +109,7 @@ def plain_type(annotation: str) -> str:
         "NotNegative": "number from 0",
         "Share": "fraction from 0, below 1",
         "AnswerForm": "`letter`, `text`",
+        "Paths": "text or list of text",
         "EmbeddedText": ", ".join(f"`{form}`" for form in get_args(embedding.EmbeddedText)),
         "bool": "true or false",
         "int": "whole number",
@@ -124,6 +129,8 @@ def plain_type(annotation: str) -> str:
                     return ", ".join(f"`{ast.literal_eval(item)}`" for item in inner)
                 case "Annotated":
                     return describe(inner[0]) + limits(inner[1:])
+                case "dict":
+                    return "named values"
                 case "tuple":
                     return f"list of {describe(inner[0])}".replace("section", "sections")
             return kind
@@ -152,6 +159,8 @@ def plain_default(default: str | None) -> str:
     """The default as YAML would write it."""
     if default is None:
         return "required"
+    if default == "field(default_factory=dict)":
+        return "`{}`"
     if default.startswith("field(default_factory"):
         return "its defaults"
     value = ast.literal_eval(default)

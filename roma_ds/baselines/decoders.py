@@ -17,7 +17,7 @@ from roma_ds.comm import World
 from roma_ds.families.batching import Batching
 from roma_ds.network.steered import Steering
 from roma_ds.sequences.batches import Batch, collate
-from roma_ds.sequences.encoding import Encoded
+from roma_ds.sequences.encoding import NOWHERE, Encoded
 from roma_ds.sequences.packing import Past, pack
 from roma_ds.writing.decoding import CachedSteps, Step
 
@@ -108,20 +108,28 @@ class SteeredDecoder:
         tokens: str,
         most_new: int,
         generation_config: Any,
+        users: Sequence[int] | None = None,
     ) -> None:
         """steering: of the whole network; routing: [prompts, M, E]; tokens: as `roma.tokens`.
 
-        most_new: tokens that an answer may have; generation_config: as `Decoder`.
+        most_new: tokens that an answer may have; generation_config: as `Decoder`; users: by prompt, the place
+        of the user's last token, for `user1`.
         """
         self.world, self.steering, self.routing, self.tokens = world, steering, routing, tokens
         self.most_new, self.generation_config = most_new, generation_config
+        self.users = users
 
     def decoding(self, numbers: Sequence[int], prompts: Sequence[Sequence[int]]) -> Step:
         """As `Decoder`."""
         device, past = self.world.device, Past(grows=True)
         given = torch.from_numpy(self.routing[list(numbers)]).to(device)
         room = (0,) * self.most_new
-        whole = collate([Encoded(row, tuple(one), room) for row, one in enumerate(prompts)], self.tokens)
+        users = [NOWHERE if self.users is None else self.users[number] for number in numbers]
+        asked = [
+            Encoded(row, tuple(one), room, user)
+            for row, (one, user) in enumerate(zip(prompts, users, strict=True))
+        ]
+        whole = collate(asked, self.tokens)
         lengths = whole.packing.lengths
         # [B, most_new]: the tokens behind which each new one comes.
         behind = whole.answer_position.reshape(len(prompts), self.most_new)

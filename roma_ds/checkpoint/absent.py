@@ -19,7 +19,7 @@ class AbsentLayer(nn.Module):
         """Of the arguments that the layer's forward takes."""
         self._returned = returned
         # A model's forward asks its layers what kind they are.
-        for name, value in vars(layer).items():
+        for name, value in {**_stated(type(layer)), **vars(layer)}.items():
             if not name.startswith("_") and name not in vars(self):
                 setattr(self, name, value)
 
@@ -28,6 +28,17 @@ class AbsentLayer(nn.Module):
         given = dict(zip(self.names, inputs, strict=False)) | named
         hidden = given[self.names[0]]
         return (hidden, *(given.get(name) for name in self._returned)) if self._returned else hidden
+
+
+def _stated(layer_class: type) -> dict[str, Any]:
+    """Names and numbers that a layer's class says of all its instances."""
+    return {
+        name: value
+        for base in reversed(layer_class.__mro__)
+        if base is not nn.Module
+        for name, value in vars(base).items()
+        if isinstance(value, str | int) and not hasattr(nn.Module, name)
+    }
 
 
 class AbsentEmbedding(nn.Module):

@@ -52,10 +52,11 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
 
     Layers keep their numbers: for those outside the span, and for an embedding that is not in it, stand
     modules without weights. config: of the whole model, where it is known. Raises as `blank_network`, and
-    UserError where no part of such a model can be run.
+    UserError where no part of such a model can be run, or not with weights of this type.
     """
     config = config or load_config(model)
     family = family_of(config)
+    family.require_type(model.dtype)
     if span is not None and span != Span.suffix(0, family.depth(config)):
         family.require_parts()
     network = blank_network(model, config)
@@ -111,7 +112,27 @@ def load_span(
             for part, size in sizes.items():
                 loader.fill(part, partition)
                 progress.advance(size // MB)
+    if zero3 is not None:
+        _gather_whole(loader.network, loader.family, span)
     return loader.network
+
+
+def _gather_whole(network: Any, family: Family, span: Span) -> None:
+    """Mark the modules whose weights ZeRO-3 gathers at once, in the layers of a span.
+
+    It fetches module by module, in an order that all ranks must share. What mixes tokens row by row may leave
+    modules out where sequences are short: of such families all parts of a layer are marked that hold no
+    router.
+    """
+    from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
+
+    for layer in network.get_submodule(family.layers)[span.first : span.last]:
+        marked = [layer.get_submodule(path) for path in family.gathered_whole]
+        for child in layer.children() if family.mixing == "rows" else ():
+            parts = child if isinstance(child, nn.ModuleList) else (child,)
+            marked += [part for part in parts if not any(map(family.is_router, part.modules()))]
+        for module in marked:
+            set_z3_leaf_module(module, True)
 
 
 class SpanLoader:

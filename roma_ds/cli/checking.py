@@ -136,6 +136,27 @@ def _index(subject: Subject) -> Iterator[str]:
     yield f"{run.index.backend} can search as the run asks, with {run.index.factory}"
 
 
+def _prompts(subject: Subject) -> Iterator[str]:
+    from roma_ds.data.chat import described
+    from roma_ds.data.message import Message
+    from roma_ds.writing.thinking import is_thinking
+
+    yield described(subject.tokenizer, subject.run.data, subject.chat)
+    if subject.chat is None:
+        return
+    if is_thinking(subject.chat.render((Message("user", "a"),))):
+        yield (
+            "  its generation prompt begins a thought, and an answer that is scored would be part of it: "
+            "look for a switch of the template (data.chat.kwargs), or give a file by data.chat.template"
+        )
+    between = subject.chat.answer_place.opening
+    if between:
+        yield (
+            f"  of its own it writes {between!r} between its generation prompt and an answer; here neither "
+            "has that, unless data.chat.kwargs or a file of data.chat.template puts it into the prompt"
+        )
+
+
 def _tokens(subject: Subject) -> Iterator[str]:
     yield from _counted(subject, subject.prompts, "training")
 
@@ -159,6 +180,18 @@ def _counted(subject: Subject, prompts: list[Prompt], kind: str) -> Iterator[str
     yield f"  the first begins with {_ids(subject, prompts[0].prompt[:ENDS])}"
     ends = _ids(subject, prompts[0].prompt[-ENDS:])
     yield f"  and ends with {ends}, before {_ids(subject, prompts[0].target[:ENDS])}"
+    if not subject.evaluation_only:
+        yield f"  r is read at {_read(subject, prompts[0])}"
+
+
+def _read(subject: Subject, prompt: Prompt) -> str:
+    """Where the routing of a prompt is read."""
+    from roma_ds.sequences.batches import routing_positions
+
+    places = routing_positions(len(prompt.prompt), subject.run.roma.tokens, prompt.users[0])
+    numbers = ", ".join(str(place + 1) for place in places)
+    which = f"{'token' if len(places) == 1 else 'tokens'} {numbers} of its {len(prompt.prompt)}"
+    return f"{which}: {_ids(subject, [prompt.prompt[place] for place in places])}"
 
 
 def _ids(subject: Subject, tokens: Sequence[int]) -> str:
@@ -172,6 +205,7 @@ LOOKS: dict[str, Callable[[Subject], Iterator[str]]] = {
     "machine": _machine,
     "model": _model,
     "weights": _weights,
+    "prompts": _prompts,
     "training data": _training_data,
     "evaluation data": _evaluation_data,
     "encoder": _encoder,

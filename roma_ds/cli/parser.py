@@ -25,6 +25,7 @@ CHECKS = (
     "machine",
     "model",
     "weights",
+    "prompts",
     "training data",
     "evaluation data",
     "encoder",

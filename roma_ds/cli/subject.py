@@ -11,6 +11,7 @@ from roma_ds.errors import RomaError
 
 if TYPE_CHECKING:
     from roma_ds.data import Sample
+    from roma_ds.data.chat import ChatTemplate
     from roma_ds.families import MoELayout
     from roma_ds.sequences.encoding import Prompt
 
@@ -90,7 +91,7 @@ class Subject:
         from roma_ds.data import load_training
         from roma_ds.data.store import told
 
-        samples, records = load_training(self.run)
+        samples, records = load_training(self.run, self.chat)
         return samples, told(self.run, records)
 
     @property
@@ -104,7 +105,7 @@ class Subject:
         from roma_ds.data.mixture import load_evaluated
         from roma_ds.data.store import told
 
-        samples, records = load_evaluated(self.run)
+        samples, records = load_evaluated(self.run, self.chat)
         return samples, told(self.run, records)
 
     @property
@@ -120,6 +121,18 @@ class Subject:
         return load_tokenizer(self.run.model)
 
     @cached_property
+    def chat(self) -> ChatTemplate | None:
+        """What writes the prompts; None where they are plain text."""
+        from pathlib import Path
+
+        from roma_ds.pipeline.data import chat_of
+        from roma_ds.pipeline.folders import Folders
+
+        if self.run.data.template == "plain":
+            return None
+        return chat_of(self.run, Folders(Path(self.run.output_dir)), self.tokenizer)
+
+    @cached_property
     def prompts(self) -> list[Prompt]:
         """The first training samples as token ids; all where too long ones are refused."""
         return self._encoded(self.training, {})
@@ -133,13 +146,13 @@ class Subject:
 
     def _encoded(self, samples: list[Sample], new_tokens: Mapping[str, int]) -> list[Prompt]:
         from roma_ds.checkpoint.loading import load_config
-        from roma_ds.sequences.encoding import encode
+        from roma_ds.sequences.encoding import encode, require_user_ends
 
         refuse = self.run.data.long_prompts == "refuse"
         vocabulary = getattr(load_config(self.run.model), "vocab_size", None)
         highest = max(self.tokenizer.get_vocab().values(), default=0)
         more_tokens = vocabulary is not None and highest >= vocabulary
-        return encode(
+        prompts = encode(
             samples if refuse or more_tokens else samples[:FIRST_ROWS],
             self.tokenizer,
             self.run.data.max_tokens,
@@ -148,3 +161,6 @@ class Subject:
             refuse,
             vocabulary,
         )
+        if self.run.roma.tokens == "user1":
+            require_user_ends(prompts, lambda row: samples[row].id)
+        return prompts

@@ -18,7 +18,6 @@ from roma_ds.config.packaged import (
 )
 from roma_ds.config.schema import (
     DataConfig,
-    DatasetConfig,
     EvalConfig,
     IndexConfig,
     ModelConfig,
@@ -26,6 +25,7 @@ from roma_ds.config.schema import (
     RunConfig,
     TaskConfig,
 )
+from roma_ds.config.sources import DatasetConfig
 
 __all__ = [
     "BatchSplit",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import types
 from collections.abc import Iterator, Mapping
@@ -58,13 +59,18 @@ def describe(expected: Any, plural: bool = False) -> str:
         return f"{'lists' if plural else 'a list'} of {describe(arguments[0], plural=True)}"
     if expected is types.NoneType:
         return "null"
+    if origin is dict:
+        return "named values"
     if is_dataclass(expected) and isinstance(expected, type):
         return f"{'sections' if plural else 'a section'} with the keys {', '.join(keyed_fields(expected))}"
     return _SCALARS[expected][plural]
 
 
 def convert(value: Any, expected: Any, path: str = "") -> Converted:
-    """`value` as `expected`: a dataclass, tuple[X, ...], union, Literal, Annotated type or scalar type."""
+    """`value` as `expected`: a dataclass, tuple[X, ...], union, Literal, Annotated type or scalar type.
+
+    A dict holds what JSON can, under texts.
+    """
     origin, arguments = get_origin(expected), get_args(expected)
     if origin is Annotated:
         return _constrained(convert(value, arguments[0], path), arguments[1:], path)
@@ -74,6 +80,8 @@ def convert(value: Any, expected: Any, path: str = "") -> Converted:
         return _union(value, expected, path)
     if origin is tuple:
         return _list(value, arguments[0], expected, path)
+    if origin is dict:
+        return _named(value, expected, path)
     if is_dataclass(expected) and isinstance(expected, type):
         return _section(value, expected, path)
     return _scalar(value, expected, path)
@@ -145,6 +153,28 @@ def _list(value: Any, item: Any, expected: Any, path: str) -> Converted:
     results = [convert(element, item, f"{path}.{place}") for place, element in enumerate(value)]
     problems = tuple(problem for result in results for problem in result.problems)
     return Converted(tuple(result.value for result in results), problems)
+
+
+def _named(value: Any, expected: Any, path: str) -> Converted:
+    if value is None:
+        return Converted({})
+    if not isinstance(value, Mapping):
+        return _misfit(value, expected, path)
+    return Converted(copy.deepcopy(dict(value)), tuple(_no_json(value, path)))
+
+
+def _no_json(value: Any, path: str) -> Iterator[Problem]:
+    if isinstance(value, Mapping):
+        for key, inner in value.items():
+            if isinstance(key, str):
+                yield from _no_json(inner, f"{path}.{key}")
+            else:
+                yield Problem(path, f"names must be text, got {_shown(key)}; put it in quotes")
+    elif isinstance(value, list):
+        for place, inner in enumerate(value):
+            yield from _no_json(inner, f"{path}.{place}")
+    elif isinstance(value, float) and not math.isfinite(value):
+        yield Problem(path, f"must be a finite number, got {value}")
 
 
 def _constrained(result: Converted, constraints: tuple[Any, ...], path: str) -> Converted:

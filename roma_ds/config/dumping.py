@@ -14,9 +14,10 @@ from roma_ds.storage import fingerprint
 def to_dict(section: Any) -> Any:
     """A section, or a value inside one, as dicts, lists and scalars under its YAML keys."""
     if is_dataclass(section):
-        return {
-            key: to_dict(getattr(section, spec.name)) for key, spec in keyed_fields(type(section)).items()
-        }
+        values = {key: getattr(section, spec.name) for key, spec in keyed_fields(type(section)).items()}
+        if getattr(section, "given_only", False):
+            values = {key: value for key, value in values.items() if value not in (None, ())}
+        return {key: to_dict(value) for key, value in values.items()}
     if isinstance(section, tuple):
         return [to_dict(item) for item in section]
     return section

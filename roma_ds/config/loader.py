@@ -15,6 +15,9 @@ from roma_ds.config.schema import RunConfig
 from roma_ds.config.yaml_text import YamlProblem, parse
 from roma_ds.errors import UserError
 
+ENDINGS = (".jinja", ".jinja2", ".j2")
+"""Of files that hold chat templates: what ends so is no name of a tokenizer's template."""
+
 _FIX = "correct what is named above; `roma-ds init olmoe` prints a config with every key explained"
 
 
@@ -23,7 +26,8 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
 
     A relative path is relative to the folder of `path`, also when an override gives it. `model.path` and
     `embed.model` are taken for hub ids unless they start with `.`, `/` or `~` or name a folder there; `demo`
-    always is the packaged model. `deepspeed` becomes an absolute path or the name of a packaged file.
+    always is the packaged model. `data.chat.template` is a name unless it begins so, ends in .jinja or is a
+    file there. `deepspeed` becomes an absolute path or the name of a packaged file.
 
     Raises UserError that lists every problem at once, each with the file or override and the key path.
     """
@@ -126,8 +130,16 @@ def _absolute(path: Path) -> Path:
 def _with_absolute_paths(run: RunConfig) -> RunConfig:
     folder = run.source.parent
 
-    def file(value: str | None) -> Any:
+    def file(value: str | tuple[str, ...] | None) -> Any:
+        if isinstance(value, tuple):
+            return tuple(file(one) for one in value)
         return None if value is None else str(_absolute(folder / os.path.expanduser(value)))
+
+    def template(value: str | None) -> str | None:
+        if value is None:
+            return None
+        named = value.startswith((".", "/", "~")) or value.endswith(ENDINGS)
+        return str(file(value)) if named or os.path.isfile(folder / value) else value
 
     def folder_or_id(value: str) -> str:
         local = value.startswith((".", "/", "~")) or os.path.isdir(folder / value)
@@ -140,6 +152,7 @@ def _with_absolute_paths(run: RunConfig) -> RunConfig:
             run.data,
             train=tuple(replace(item, path=file(item.path)) for item in run.data.train),
             data_root=file(run.data.data_root),
+            chat=replace(run.data.chat, template=template(run.data.chat.template)),
         ),
         embed=replace(run.embed, model=folder_or_id(run.embed.model)),
         eval=replace(

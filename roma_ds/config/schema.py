@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
+from roma_ds.config.chat import ChatConfig
 from roma_ds.config.constraints import (
     Count,
     Distinct,
@@ -23,10 +24,9 @@ from roma_ds.config.constraints import (
     Text,
 )
 from roma_ds.config.embedding import EmbedConfig
-from roma_ds.config.guards import GuardsConfig
-from roma_ds.config.optimisation import TrainConfig
+from roma_ds.config.optimisation import GuardsConfig, TrainConfig
+from roma_ds.config.sources import ColumnsConfig, DatasetConfig, Paths, hub_problems
 
-AnswerForm = Literal["letter", "text"]
 Scoring = Literal["letter", "cloze", "generate"]
 Answers = Literal["roma", "strict-match", "flexible-extract"]
 Control = Literal["router_tuning", "random_neighbours"]
@@ -47,32 +47,6 @@ class ModelConfig:
 
 
 @dataclass(frozen=True)
-class DatasetConfig:
-    """One training dataset: a known name or a file of your own."""
-
-    name: Text | None = None
-    """A dataset that `roma-ds ls tasks` lists; read from data.data_root or from the hub."""
-    path: Text | None = None
-    """JSON lines, optionally gzipped."""
-    split: Text = "train"
-    """Split of a named dataset; for a file only a label."""
-    limit: Count | None = None
-    """Use this many rows, chosen by train.seed; null takes all."""
-    answer: AnswerForm = "letter"
-    """letter: options are listed and the answer is a letter. text: the answer is the option's text."""
-
-    @property
-    def label(self) -> str:
-        """What ids, logs and the manifest call it: the name, or the file's name without endings."""
-        return self.name or Path(str(self.path)).name.partition(".")[0]
-
-    def problems(self) -> Iterator[tuple[str, str]]:
-        """(key, message) of what the fields contradict together."""
-        if (self.name is None) == (self.path is None):
-            yield "", "give exactly one of name and path"
-
-
-@dataclass(frozen=True)
 class DataConfig:
     """What the routers are trained on."""
 
@@ -87,10 +61,22 @@ class DataConfig:
     long_prompts: Literal["cut", "refuse"] = "cut"
     """What becomes of a longer prompt. cut: it loses its middle and is counted. refuse: an error names it."""
     data_root: Text | None = None
-    """Folder with NAME/SPLIT.jsonl[.gz], used for named datasets in place of the hub."""
+    """Folder with NAME/SPLIT.jsonl, or another kind of file, used for named datasets in place of the hub."""
+    turns: Literal["last", "all"] = "last"
+    """Which assistant turns of a conversation are answers: the last, or each in a sample of its own."""
+    on_bad_row: Literal["refuse", "skip"] = "refuse"
+    """What a malformed row of any data file does. refuse: it ends the run. skip: it is left out, counted and
+    named."""
+    template: Literal["plain", "chat", "auto"] = "plain"
+    """How prompts are written, also of evaluation. plain: as text. chat: by the tokenizer's chat template.
+    auto: by the chat template where there is one."""
+    chat: ChatConfig = field(default_factory=ChatConfig)
+    """How the chat template is used."""
 
     def problems(self) -> Iterator[tuple[str, str]]:
         """(key, message) of what the fields contradict together."""
+        if self.template == "plain" and self.chat != ChatConfig():
+            yield "chat", "is of no use under data.template=plain; set data.template to chat or auto"
         seen: dict[tuple[str, str], DatasetConfig] = {}
         for place, dataset in enumerate(self.train):
             if dataset.label in self.exclude:
@@ -115,8 +101,9 @@ class RomaConfig:
 
     layers: Annotated[str | tuple[int, ...], Layers()] = "last5"
     """MoE layers whose routers learn: lastN, firstN, middleN, all, or a list of layer numbers from 0."""
-    tokens: Literal["last1", "last3", "first1", "first3", "middle1", "middle3"] = "last1"
-    """Prompt tokens whose routing weights make up r; the weights of three tokens are averaged."""
+    tokens: Literal["last1", "last3", "first1", "first3", "middle1", "middle3", "user1"] = "last1"
+    """Prompt tokens whose routing weights make up r; the weights of three tokens are averaged. user1: the
+    last token of what the user says, before the chat template ends the turn."""
     neighbours: Count = 3
     """k of k-NN; not used when epsilon is set."""
     epsilon: Annotated[float, Range(above=0, at_most=1)] | None = None
@@ -187,11 +174,17 @@ class TaskConfig:
     shorthand: ClassVar[str] = "name"
 
     name: Text
-    """A known task (`roma-ds ls tasks`), or with path any name for the report."""
-    path: Text | None = None
-    """JSON lines to evaluate on in place of a known task."""
+    """A known task (`roma-ds ls tasks`), OWNER/NAME on the hub, or with path any name for the report."""
+    path: Paths | None = None
+    """Files to evaluate on in place of a known task, as in data.train[].path."""
     split: Text | None = None
     """Split of a known task; null is the one that papers report."""
+    subset: Text | None = None
+    """Configuration of an OWNER/NAME, where it has several."""
+    revision: Text | None = None
+    """Branch, tag or commit of an OWNER/NAME; null is the default branch."""
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    """Our names of columns to yours, as in data.train[].columns."""
     limit: Count | None = None
     """Use this many samples, the same for every seed; null takes eval.limit."""
     scoring: Scoring | None = None
@@ -199,9 +192,15 @@ class TaskConfig:
     shots: Annotated[int, Range(at_least=0)] | None = None
     """Solved examples before each of its questions; null takes eval.shots."""
     shots_path: Text | None = None
-    """JSON lines that solved examples come from."""
+    """A file that solved examples come from."""
     shots_split: Text | None = None
     """Split of a known task that solved examples come from; null is the task's own choice."""
+    plain: bool = field(default=False, metadata={"key": False})
+    """Whether its prompts are plain text whatever data.template says; no key, for text of a study."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what the fields contradict together."""
+        yield from hub_problems(self.name, self.path, self.subset, self.revision)
 
 
 @dataclass(frozen=True)
@@ -209,8 +208,8 @@ class EvalConfig:
     """What the base model and every variant are measured on."""
 
     tasks: tuple[TaskConfig, ...]
-    """Tasks, each by name or as {name, path, split, limit, scoring, shots, shots_path, shots_split}. An empty
-    list evaluates nothing."""
+    """Tasks, each by name or as {name, path, split, limit, scoring, shots ...}. An empty list evaluates
+    nothing."""
     limit: Count | None = None
     """Samples per task where the task sets none; null takes all."""
     shots: Annotated[int, Range(at_least=0)] = 0
@@ -227,7 +226,7 @@ class EvalConfig:
     answers: Answers = "roma"
     """How generated answers are read: roma, any notation; the others, lm-evaluation-harness' filters."""
     data_root: Text | None = None
-    """Folder with TASK/SPLIT.jsonl[.gz], used in place of the hub."""
+    """Folder with TASK/SPLIT.jsonl, or another kind of file, used in place of the hub."""
     batch_size: Count = 16
     """Samples per rank and forward pass, also in the collection, if they are the longest; of shorter ones up
     to as many tokens, and up to four times as many samples."""
@@ -269,3 +268,11 @@ class RunConfig:
     """Folder of everything the run writes."""
     source: Path = field(default=Path("run.yaml"), compare=False, metadata={"key": False})
     """The file that the config was read from; no key of it."""
+
+    def problems(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what the sections contradict together."""
+        if self.roma.tokens == "user1" and self.data.template == "plain":
+            yield (
+                "roma.tokens",
+                "user1 is a place in a chat, which data.template=plain does not make of prompts",
+            )

@@ -12,7 +12,7 @@ SHORTEST = 4 * WORD
 """Weight from which on a text can say by itself what is asked."""
 
 
-@dataclass(frozen=True)
+@dataclass(eq=False)
 class Asked:
     """The parts of a row that can be copied."""
 
@@ -60,6 +60,9 @@ def asked(row: Row) -> Asked:
     passage, prompt = str(row.get("passage") or ""), row.get("prompt")
     question = segment(str(row.get("question") or prompt))
     contexts = [segment(passage)] if passage.strip() else []
+    if "messages" in row:
+        said = [turn.content for turn in row["messages"] if turn.role == "user"]
+        contexts += [segment(text) for text in said[:-1]]
     if prompt is not None and row.get("question"):
         options = [segment(choice).joined for choice in row.get("choices") or ()]
         contexts += _beside(segment(prompt), question, options)

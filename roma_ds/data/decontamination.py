@@ -46,6 +46,8 @@ class Decontamination:
         self._worded: dict[int, list[int]] = defaultdict(list)
         for number, row in enumerate(evaluation):
             self._worded[row.wording].append(number)
+        questions_of = Windows([row.question for row in evaluation])
+        self._questions = Known(questions_of.hashes(questions_of.starts, questions_of.ends))
         self._asking = Counter(row.question.joined for row in evaluation)
         questions: dict[str, set[str]] = defaultdict(set)
         for row in evaluation:
@@ -62,11 +64,18 @@ class Decontamination:
 
     def overlaps(self, rows: Iterable[Asked]) -> dict[int, Overlap]:
         """What gives an evaluation row away among the rows of one training file, by their numbers."""
-        tally = Tally(len(self._runs.hashes))
+        tally = self.begin()
         remaining = iter(rows)
         while batch := list(islice(remaining, _AT_ONCE)):
-            self._take(tally, batch)
-            tally.rows += len(batch)
+            self.take(tally, batch)
+        return self.found(tally)
+
+    def begin(self) -> Tally:
+        """The tally of one training file, before its first rows."""
+        return Tally(len(self._runs.hashes))
+
+    def found(self, tally: Tally) -> dict[int, Overlap]:
+        """The same as `overlaps` of all rows that were taken."""
         return dict(sorted((tally.run_overlaps(self._origin) | tally.question_overlaps()).items()))
 
     def _index_texts(self) -> None:
@@ -100,15 +109,16 @@ class Decontamination:
         self._origin = np.zeros(len(self._runs.hashes), np.int32)
         self._origin[self._runs.find(hashes)[1]] = rows[windows.text_of[first]]
 
-    def _take(self, tally: Tally, batch: list[Asked]) -> None:
-        for row, asked in enumerate(batch, start=tally.rows):
-            for number in self._worded.get(asked.wording, ()):
-                if self._evaluation[number].options == asked.options:
-                    tally.add_certain(row, Overlap("exact_question", number, asked.question.joined.strip()))
-                    break
-        texts = list(chain.from_iterable(asked.texts for asked in batch))
-        rows = np.repeat(np.arange(len(batch)), [len(asked.texts) for asked in batch])
+    def take(self, tally: Tally, batch: Sequence[Asked]) -> None:
+        """Count what further rows share with the evaluation rows."""
+        texts = list(chain.from_iterable([asked.texts for asked in batch]))
+        counts = np.array([len(asked.contexts) + 1 for asked in batch], np.int64)
+        rows = np.repeat(np.arange(len(batch)), counts)
         windows = Windows(texts)
+        questions = np.cumsum(counts) - counts
+        alike, _ = self._questions.find(windows.hashes(windows.starts[questions], windows.ends[questions]))
+        for row in alike.tolist():
+            self._look_up(tally, batch[row], tally.rows + row)
         first, behind = windows.runs(self._run)
         hashes = windows.hashes(first, behind)
         hits, numbers = self._runs.find(hashes)
@@ -126,33 +136,32 @@ class Decontamination:
             found[int(rows[windows.text_of[place]])].add(key)
         for row, keys in found.items():
             self._compare(tally, batch[row], tally.rows + row, keys)
+        tally.rows += len(batch)
+
+    def _look_up(self, tally: Tally, asked: Asked, row: int) -> None:
+        """Whether `asked` is an evaluation row."""
+        for number in self._worded.get(asked.wording, ()):
+            if self._evaluation[number].options == asked.options:
+                tally.add_certain(row, Overlap("exact_question", number, asked.question.joined.strip()))
+                return
 
     def _short_texts(self, windows: Windows, texts: Sequence[Text]) -> Iterator[tuple[int, int]]:
         """(place, number of the key text) where a key text shorter than a run stands.
 
         The shortest ones stand between boundaries; none beside a number or sign that would belong to it.
         """
-        counts = [len(text.boundaries) for text in texts]
-        boundaries = np.fromiter(chain.from_iterable(text.boundaries for text in texts), np.int64)
-        bounded = np.zeros(len(windows.text_of) + 1, np.bool_)
-        bounded[boundaries + np.repeat(windows.starts, counts)] = True
         for length in sorted({*self._apart_lengths, *self._loose_lengths}):
-            first = (
-                np.arange(len(windows.text_of))
-                if length in self._loose_lengths
-                else np.flatnonzero(bounded[:-1])
-            )
-            first = first[first + length <= windows.ends[windows.text_of[first]]]
-            if length not in self._loose_lengths:
-                first = first[bounded[first + length]]
+            first = np.arange(len(windows.text_of))
+            first = first[first + length <= windows.ends[windows.text_of]]
             hits, numbers = self._keys.find(windows.hashes(first, first + length))
             for place, number in zip(first[hits].tolist(), numbers.tolist(), strict=True):
                 holder = int(windows.text_of[place])
-                units, start = texts[holder].units, place - int(windows.starts[holder])
-                before, after = units[start - 1 : start], units[start + length : start + length + 1]
-                if (bounded[place] or not _belongs(before)) and (
-                    bounded[place + length] or not _belongs(after)
-                ):
+                text, start = texts[holder], place - int(windows.starts[holder])
+                before, after = text.units[start - 1 : start], text.units[start + length : start + length + 1]
+                begins, ends = start in text.boundaries, start + length in text.boundaries
+                if length not in self._loose_lengths and not (begins and ends):
+                    continue
+                if (begins or not _belongs(before)) and (ends or not _belongs(after)):
                     yield place, number
 
     def _long_texts(self, windows: Windows, opened: Places, runs: list[int]) -> Iterator[tuple[int, int]]:

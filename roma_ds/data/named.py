@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from roma_ds.config.spelling import did_you_mean
-from roma_ds.data import hub_rows, mixture_rows
-from roma_ds.data.rows import Row, check_rows, read_rows
+from roma_ds.data.files import Found, split_files
+from roma_ds.data.shapes import Row, hub_rows, mixture_rows
+from roma_ds.data.shapes.checks import check_rows
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.storage.hub import why_unreachable
 
@@ -62,27 +62,21 @@ def named_dataset(name: str) -> NamedDataset:
     if name not in NAMED:
         raise UserError(
             f"no dataset is known by the name {name!r}{did_you_mean(name, NAMED)}",
-            f"use one of {', '.join(NAMED)}, or give the path of a JSON-lines file",
+            f"use one of {', '.join(NAMED)}, or OWNER/NAME of another one on the hub, or the path of a file",
         )
     return NAMED[name]
 
 
-def local_file(root: Path, name: str, split: str) -> Path:
-    """`root/NAME/SPLIT.jsonl[.gz]`. Raises UserError that says what is there when it is not."""
-    for ending in (".jsonl", ".jsonl.gz"):
-        file = root / name / f"{split}{ending}"
-        if file.is_file():
-            return file
+def local_files(root: Path, name: str, split: str) -> tuple[Found, ...]:
+    """`root/NAME/SPLIT.*` or `SPLIT-*`. Raises UserError that says what is there when they are not."""
     folder = root / name
+    if found := split_files(folder, split):
+        return found
     there = sorted(file.name for file in folder.iterdir() if file.is_file()) if folder.is_dir() else []
-    for file in (folder / found for found in there if re.match(rf"{re.escape(split)}(\.|-\d)", found)):
-        # Says of a file of another kind what it is.
-        read_rows(file)
-        raise UserError(f"{file} holds rows, but has not the name of a split", f"name it {split}.jsonl")
     holds = f"holds {', '.join(there[:8])}{' ...' if len(there) > 8 else ''}"
-    found = f"that folder {holds}" if there else "there is no such folder or it is empty"
+    seen = f"that folder {holds}" if there else "there is no such folder or it is empty"
     raise UserError(
-        f"{folder}: no {split}.jsonl or {split}.jsonl.gz; {found}",
+        f"{folder}: no {split}.jsonl or other file of rows whose name begins with {split}; {seen}",
         "name a split that is there, mend data_root, or set data_root to null to use the hub",
     )
 

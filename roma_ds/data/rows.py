@@ -1,227 +1,260 @@
-"""Dataset rows: JSON lines read and checked, every problem with its line.
-
-A row is one of
-    {"id", "question", "choices": [text, ...], "answer": index}    options, letters or texts
-    {"id", "question", "answer": text}                             free text
-    {"id", "prompt", "answer": text}                               free text, the prompt taken verbatim
-    {"id", "prompt", "choices": [...], "answer": index}            options, the prompt taken verbatim
-with `passage`, `subject`, and for `prompt` rows `question`, as optional texts. `row_forms` has further forms.
-Other keys are named, and refused where they hold what would be lost.
-"""
+"""Files into checked rows of ours, batch by batch; what is to be said of them is known behind the last."""
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
-import string
-import zlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from roma_ds.data import row_keys
-from roma_ds.data.file_kinds import HEAD, refuse_other_kinds
-from roma_ds.data.row_forms import accepted
+from roma_ds.config.sources import ColumnsConfig
+from roma_ds.data.files import Batch, RowFile, open_rows
+from roma_ds.data.files.json_text import LINES
+from roma_ds.data.shapes import Chosen, Misfit, Row, choose_shape, keys
+from roma_ds.data.shapes.checks import SHOWN_PROBLEMS, check_rows, is_sound, refusal, row_problems
+from roma_ds.data.shapes.options import counts_from_one
 from roma_ds.errors import UserError
-from roma_ds.storage import json_text
 
-Row = dict[str, Any]
+__all__ = ["FileAccount", "How", "Reading", "Row", "check_rows", "read_rows", "row_problems"]
 
-MOST_CHOICES = 26
-"""One for each letter."""
-_SHOWN_PROBLEMS = 10
-_RENAME = "rename the key to passage, put its text into question or prompt, or delete it"
-_FORM = '{"id": "1", "question": "...", "choices": ["...", "..."], "answer": 0}'
-_LINES = f"put one JSON object on each line, such as {_FORM}"
+_FIX = "mend these rows, or leave them out by data.on_bad_row=skip; docs/data.md has the shapes of rows"
+_RENAME = (
+    "name the key in columns, rename it to passage, put its text into question or prompt, or leave it out by "
+    "columns.ignore"
+)
+NAMED = 1_000
+"""Rows that are left out and named, at most."""
+_SHORT = 200
+"""Characters of a value that is shown as an example."""
+_FILE = 1 << 40
+"""Above the number of any row."""
 
 
 @dataclass(frozen=True)
-class Unreadable:
-    """Stands where a row should be, with what is wrong there."""
+class How:
+    """How rows are read."""
 
-    message: str
+    columns: ColumnsConfig = field(default_factory=ColumnsConfig)
+    every_turn: bool = False
+    """Whether every assistant turn of a conversation is an answer."""
+    skip: bool = False
+    """Whether malformed rows are left out; else they are refused."""
+    first: int | None = None
+    """Rows to read."""
 
 
-def read_rows(path: Path, say: Callable[[str], None] = lambda note: None) -> list[Row]:
-    """The rows of a JSON-lines file, gzipped or not, in our own form, with `id` as text.
+@dataclass
+class FileAccount:
+    """What became of one file."""
+
+    file: str
+    kind: str
+    shape: str = ""
+    rows: int = 0
+    """All of it."""
+    example: dict[str, Any] = field(default_factory=dict)
+    """Its first good row: `row` as the file has it, `read` as it is taken."""
+    notes: list[str] = field(default_factory=list)
+
+
+class Reading:
+    """The rows of some files under one name."""
+
+    def __init__(self, files: Sequence[RowFile], how: How) -> None:
+        self._files, self._how = files, how
+        self.accounts: list[FileAccount] = []
+        self.problems: list[str] = []
+        """What is wrong with malformed rows, each with its place; of the first of them."""
+        self.bad = 0
+        """How many rows are malformed."""
+        self._taken: dict[int, int] = {}
+        self._rows = 0
+        self._lost: list[str] = []
+
+    def batches(self) -> Iterator[list[Row]]:
+        """Checked rows, with `id` as text.
+
+        Raises UserError where a file is absent, unreadable or without rows, for rows of no shape that is
+        known, and behind the last row for malformed ones: the first ten problems, each with its place.
+        """
+        for place, file in enumerate(self._files):
+            left = None if self._how.first is None else self._how.first - self._rows
+            if left != 0:
+                yield from self._of_file(place, file, left)
+        told = [*self._lost, *self.problems][:SHOWN_PROBLEMS]
+        if self._lost:
+            raise refusal(told, len(self._lost) + self.bad, f"{_RENAME}; {_FIX}")
+        if self.bad and not self._how.skip:
+            raise refusal(told, self.bad, _FIX)
+        if self.bad == self._rows:
+            raise refusal(told, self.bad, "give files with good rows: docs/data.md has their shapes")
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said of rows that are used."""
+        return [note for account in self.accounts for note in account.notes]
+
+    def _of_file(self, place: int, file: RowFile, left: int | None) -> Iterator[list[Row]]:
+        batches = (batch for batch in file.batches() if batch.rows)
+        if (head := next(batches, None)) is None:
+            raise UserError(f"{file.name} holds no rows", LINES)
+        dicts = [row for row in head.rows if isinstance(row, dict)]
+        chosen = choose_shape(file.name, dicts, self._how.columns, self._how.every_turn)
+        reader = _FileReader(self, place, file, chosen)
+        if counts_from_one(map(chosen.ours, dicts)):
+            reader.account.notes.append(
+                f"{file.name}: no answer of the first rows is 0; answers count options from 0 here"
+            )
+        for batch in chain([head], batches):
+            cut = batch if left is None else Batch(batch.rows[:left], batch.numbers, batch.halves)
+            self._rows += len(cut.rows)
+            yield reader.read(cut)
+            if left is not None and (left := left - len(cut.rows)) <= 0:
+                break
+        self._lost += reader.close()
+        self.accounts.append(reader.account)
+
+    def spoil(self, place: str, messages: Sequence[str]) -> None:
+        """Note a row that is malformed."""
+        self.bad += 1
+        if len(self.problems) < NAMED:
+            self.problems += [f"{place}: {message}" for message in messages]
+
+    def take(self, identity: str, file: int, number: int) -> tuple[int, int] | None:
+        """Note an id; where it is taken, the number of the file and of the row that have it."""
+        key = hash(identity)
+        if (before := self._taken.setdefault(key, file * _FILE + number)) != file * _FILE + number:
+            return divmod(before, _FILE)
+        return None
+
+    def name_of(self, file: int, number: int) -> str:
+        """Where a row is, in words."""
+        return self._files[file].place(number)
+
+
+class _FileReader:
+    """One file's rows in the shape that was found for it."""
+
+    def __init__(self, reading: Reading, place: int, file: RowFile, chosen: Chosen) -> None:
+        self._reading, self._place, self._file, self._chosen = reading, place, file, chosen
+        self.account = FileAccount(file.name, file.kind, chosen.title)
+        self._known = chosen.known
+        self._unread: Counter[str] = Counter()
+        self._lost: dict[str, list[int]] = {}
+        self._without_id = self._also_elsewhere = 0
+
+    def read(self, batch: Batch) -> list[Row]:
+        """The good rows of a batch; the others are noted."""
+        chosen, reading, known = self._chosen, self._reading, self._known
+        read_as, setting, plain = chosen.shape.read, chosen.setting, chosen.is_plain
+        good: list[Row] = []
+        for number, raw in zip(batch.numbers, batch.rows, strict=False):
+            if not isinstance(raw, dict):
+                reading.spoil(self._file.place(number), list(row_problems(raw)))
+                continue
+            given = raw if plain else chosen.ours(raw)
+            try:
+                row = read_as(given, setting)
+            except Misfit as misfit:
+                reading.spoil(self._file.place(number), [str(misfit)])
+                continue
+            if not given.keys() <= known:
+                self._note_unread(given, row, number)
+            if "id" in given:
+                identity = given["id"]
+                row["id"] = str(identity) if type(identity) is int else identity
+            else:
+                self._without_id += 1
+                row["id"] = f"{self._file.short}:{number}"
+            if (batch.halves or not is_sound(row)) and (problems := list(row_problems(row))):
+                reading.spoil(self._file.place(number), problems)
+                continue
+            if (before := reading.take(row["id"], self._place, number)) is not None and self._is_twice(
+                row, number, *before
+            ):
+                continue
+            if not good and not self.account.example:
+                self.account.example = {"row": _shown(raw), "read": _shown(row)}
+            good.append(row)
+        self.account.rows += len(batch.rows)
+        return good
+
+    def close(self) -> list[str]:
+        """Make the file's notes; what is wrong with keys that are not read, in words."""
+        name, notes = self._file.name, self.account.notes
+        if not self._chosen.is_ours:
+            notes.append(f"{name}: {self.account.kind}, read as {self.account.shape}")
+        if self._unread:
+            listed = ", ".join(f"{key!r} ({count} rows)" for key, count in self._unread.items())
+            notes.append(f"{name}: keys that are not read: {listed}")
+        if self._without_id:
+            by = "line" if self._file.lines else "number"
+            made = f"their ids are made of the file's name and their {by}"
+            notes.append(f"{name}: {self._without_id} rows without id; {made}")
+        if self._also_elsewhere:
+            notes.append(
+                f"{name}: {self._also_elsewhere} rows have the id of a row in a file before; theirs have the "
+                "file's name before them"
+            )
+        return [
+            f"{self._file.place(first)}: {keys.told(key)}; {count} rows hold text under it"
+            for key, (first, count) in self._lost.items()
+        ]
+
+    def _note_unread(self, given: dict[str, Any], row: Row, number: int) -> None:
+        unread = keys.unread(given, self._known)
+        self._unread.update(unread)
+        for key in keys.lost(given, row, unread):
+            self._lost.setdefault(key, [number, 0])[1] += 1
+
+    def _is_twice(self, row: Row, number: int, file: int, before: int) -> bool:
+        """Whether the row is malformed because another has its id; one of another file gives it a new one."""
+        place, taken = self._file.place(number), self._reading.name_of(file, before)
+        if file == self._place:
+            self._reading.spoil(place, [f"the id {row['id']!r} is already taken by {taken}"])
+            return True
+        longer = f"{self._file.short}/{row['id']}"
+        if (again := self._reading.take(longer, self._place, number)) is not None:
+            taken = self._reading.name_of(*again)
+            self._reading.spoil(place, [f"the id {longer!r} is already taken by {taken}"])
+            return True
+        row["id"] = longer
+        self._also_elsewhere += 1
+        return False
+
+
+def read_rows(
+    path: Path, say: Callable[[str], None] = lambda note: None, how: How | None = None
+) -> list[Row]:
+    """The rows of a data file in our own form, with `id` as text.
 
     say: is told what is not read, and where rows without id got one.
 
     Raises UserError where the file is absent, unreadable or without rows, and for malformed rows: the first
-    ten problems at once, each with its line.
+    ten problems at once, each with its place.
     """
-    numbered = list(_lines(path))
-    if not numbered:
-        raise UserError(f"{path} holds no rows", _LINES)
-    parsed = [(number, accepted(_parse(line))) for number, line in numbered]
-    named = [(f"{path}:{number}", _identified(row, path, number)) for number, row in parsed]
-    lost = list(_lost(path, parsed))
-    fix = f"each line is one JSON object such as {_FORM}"
-    checked = check_rows(named, f"{_RENAME}; {fix}" if lost else fix, lost)
-    for note in _notes(path, [row for _, row in parsed]):
+    reading = Reading([open_rows(path)], how or How())
+    rows = list(chain.from_iterable(reading.batches()))
+    for note in reading.notes:
         say(note)
-    return checked
+    return rows
 
 
-def _identified(row: Any, path: Path, number: int) -> Any:
-    return {"id": f"{path.name}:{number}", **row} if isinstance(row, dict) else row
+def _shown(row: dict[str, Any]) -> dict[str, Any]:
+    return {key: _short(value) for key, value in islice(row.items(), 20)}
 
 
-def _lost(path: Path, rows: list[tuple[int, Any]]) -> Iterator[str]:
-    """What is wrong with keys that are not read, once a key."""
-    problems: dict[str, list[int]] = {}
-    for number, row in rows:
-        for problem in row_keys.lost(row) if isinstance(row, dict) else ():
-            problems.setdefault(problem, []).append(number)
-    for problem, numbers in problems.items():
-        yield f"{path}:{numbers[0]}: {problem}; {len(numbers)} rows hold text under it"
-
-
-def _notes(path: Path, rows: list[Row]) -> Iterator[str]:
-    """What is to be said of rows that are used."""
-    unread = Counter(key for row in rows for key in row_keys.unread(row))
-    if unread:
-        keys = ", ".join(f"{key!r} ({count} rows)" for key, count in unread.items())
-        yield f"{path}: keys that are not read: {keys}"
-    if missing := sum("id" not in row for row in rows):
-        yield f"{path}: {missing} rows without id; their ids are made of the file's name and their line"
-
-
-def check_rows(rows: Iterable[tuple[str, Any]], fix: str, known: Iterable[str] = ()) -> list[Row]:
-    """The rows of (place, row) pairs, with `id` as text.
-
-    Raises UserError with the first ten problems, each with its place, when a row is malformed or Unreadable,
-    or two rows have the same id. known: problems found before.
-    """
-    checked: list[Row] = []
-    problems = list(known)
-    places: dict[str, str] = {}
-    for place, row in rows:
-        found = list(row_problems(row))
-        problems += [f"{place}: {message}" for message in found]
-        if found:
-            continue
-        identity = str(row["id"])
-        if identity in places:
-            problems.append(f"{place}: the id {identity!r} is already taken by {places[identity]}")
-        places[identity] = place
-        checked.append({**row, "id": identity})
-    if problems:
-        more = len(problems) - _SHOWN_PROBLEMS
-        tail = f"\nand {more} more" if more > 0 else ""
-        raise UserError("\n".join(problems[:_SHOWN_PROBLEMS]) + tail, fix)
-    return checked
-
-
-def row_problems(row: Any) -> Iterator[str]:
-    """What is wrong with one row, in words."""
-    if isinstance(row, Unreadable):
-        yield row.message
-        return
-    if not isinstance(row, dict):
-        yield f"expected a JSON object, got {_shown(row)}"
-        return
-    for key, value in row.items():
-        if half := _half_pair(key) or _half_pair(value):
-            yield f"{_shown(key)} holds {half}, half of a surrogate pair: write the whole character"
-    identity = row.get("id")
-    if isinstance(identity, bool) or not isinstance(identity, str | int) or identity == "":
-        yield f"id must be a text or a whole number, got {_shown(identity)}" if "id" in row else "no id"
-    if "prompt" not in row and "question" not in row:
-        yield "neither question nor prompt"
-    for key in ("prompt", "question"):
-        if key in row and not _is_text(row[key]):
-            yield f"{key} must be a text that is not blank, got {_shown(row[key])}"
-    for key in ("passage", "subject"):
-        if not isinstance(row.get(key, ""), str | None):
-            yield f"{key} must be a text, got {_shown(row[key])}"
-    if "answer" not in row:
-        yield "no answer"
-    elif row.get("choices") is None:
-        if not _is_text(row["answer"]):
-            yield f"without choices the answer must be a text, got {_shown(row['answer'])}"
-    else:
-        yield from _choice_problems(row["choices"], row["answer"])
-        if _is_index(row["answer"]) and _is_index(row.get("answerKey")) and row["answer"] != row["answerKey"]:
-            yield f"answer names option {row['answer']} and answerKey option {row['answerKey']}, from 0"
-
-
-def _choice_problems(choices: Any, answer: Any) -> Iterator[str]:
-    if not isinstance(choices, list) or not all(_is_text(choice) for choice in choices):
-        texts = choices if isinstance(choices, list) else []
-        # What is shown of long texts may end before the one that is meant.
-        bad = [str(number) for number, text in enumerate(texts, start=1) if not _is_text(text)]
-        which = f"; number {', '.join(bad[:5])} is not" if bad else ""
-        yield f"choices must be a list of texts that are not blank, got {_shown(choices)}{which}"
-        return
-    if not 2 <= len(choices) <= MOST_CHOICES:
-        yield f"there must be 2 to {MOST_CHOICES} choices, got {len(choices)}"
-    elif isinstance(answer, str):
-        letters = f"A to {string.ascii_uppercase[len(choices) - 1]}"
-        yield f"answer {_shown(answer)} is neither a letter from {letters} nor the text of one choice alone"
-    elif isinstance(answer, bool) or not isinstance(answer, int):
-        yield f"answer must be the index of the right choice, 0 to {len(choices) - 1}, got {_shown(answer)}"
-    elif not 0 <= answer < len(choices):
-        yield f"answer {answer} is out of range: with {len(choices)} choices it is 0 to {len(choices) - 1}"
-
-
-def _is_index(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _is_text(value: Any) -> bool:
-    return isinstance(value, str) and bool(value.strip())
-
-
-def _half_pair(value: Any) -> str:
-    """The first surrogate in the texts of `value`, escaped."""
-    if isinstance(value, str):
-        if value.isascii():
-            return ""
-        found = re.search("[\ud800-\udfff]", value)
-        return f"\\u{ord(found[0]):04x}" if found else ""
-    if isinstance(value, list | dict):
-        inner = value.values() if isinstance(value, dict) else value
-        return next((half for half in map(_half_pair, inner) if half), "")
-    return ""
-
-
-def _shown(value: Any) -> str:
-    text = json.dumps(value, ensure_ascii=False, default=repr)
+def _short(value: Any) -> Any:
+    """A value as JSON has it, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=_plain)
     text = text.encode("utf-8", "backslashreplace").decode()
-    return text if len(text) <= 80 else text[:77] + "..."
+    if len(text) <= _SHORT:
+        return json.loads(text)
+    return (value if isinstance(value, str) else text)[: _SHORT - 3] + "..."
 
 
-def _parse(line: str) -> Any:
-    try:
-        return json_text.parse(line)
-    except json.JSONDecodeError as error:
-        return Unreadable(f"not valid JSON: {error.msg} at column {error.colno}")
-    except ValueError as error:
-        return Unreadable(f"not valid JSON: {error}")
-
-
-def _lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number from 1, text) of the lines that are not blank."""
-    number = 0
-    try:
-        with open(path, "rb") as raw:
-            packed = raw.read(2) == b"\x1f\x8b"
-        with gzip.open(path, "rb") if packed else open(path, "rb") as handle:
-            refuse_other_kinds(path, handle.peek(HEAD)[:HEAD], packed)
-            for number, line in enumerate(handle, start=1):
-                if text := line.decode("utf-8-sig" if number == 1 else "utf-8").strip():
-                    yield number, text
-    except FileNotFoundError as error:
-        raise UserError(f"the data file {path} does not exist", "check the path in the run config") from error
-    except UnicodeDecodeError as error:
-        if b"\0" in error.object:
-            raise UserError(f"{path} is binary, and of no kind that is known here", _LINES) from error
-        raise UserError(f"{path}:{number}: not UTF-8 text", "save the file as UTF-8") from error
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise UserError(f"{path}: damaged gzip data after line {number}", "copy the file again") from error
-    except OSError as error:
-        raise UserError(f"{path} cannot be read: {error.strerror or error}", "check the path") from error
+def _plain(value: Any) -> Any:
+    return {"role": value.role, "content": value.content} if hasattr(value, "role") else str(value)

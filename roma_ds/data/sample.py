@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from roma_ds.data.message import Message
+
 
 @dataclass(frozen=True)
 class Sample:
     """A prompt and what may follow it.
 
-    `target` and every entry of `options` begin with one space and follow the prompt directly. `options` is
-    empty and `answer` is -1 where the answer is free text. With `contexts`, option i follows context i in
-    place of the prompt.
+    `target` and every entry of `options` follow the prompt directly, and begin with one space unless a chat
+    template wrote that. `options` is empty and `answer` is -1 where the answer is free text. With `contexts`,
+    option i follows context i in place of the prompt.
     """
 
     id: str
@@ -39,3 +41,11 @@ class Sample:
     contexts: tuple[str, ...] = ()
     """By option, what the model reads before it, where options differ in that (a filled gap) and not in what
     is scored."""
+    messages: tuple[Message, ...] | None = None
+    """The turns before the answer where the row is a conversation; None where it is not."""
+    tools: str = ""
+    """JSON text of the tools that the conversation may call; empty where there are none."""
+    templated: bool = False
+    """Whether a chat template wrote prompt and contexts, special tokens and all, from `messages`."""
+    behind_user: int = -1
+    """Characters of prompt and contexts behind what the user says last; -1 where that is not known."""

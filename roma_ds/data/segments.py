@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import unicodedata
-from dataclasses import dataclass
 from functools import cache, cached_property
 
 WORD = 2
@@ -18,7 +17,7 @@ _NO_SPACES = (
 )
 _INVISIBLE = dict.fromkeys([0xAD, 0x200B, 0x200C, 0x200D, 0x2060, 0xFEFF])
 _RAISED = str.maketrans({raised: f"^{digit}" for digit, raised in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")})
-_REPLACED = {*_RAISED, *_INVISIBLE}
+_REPLACED = re.compile(f"[{''.join(map(chr, [*_RAISED, *_INVISIBLE]))}]")
 _TAG = r"</?\|?[^\W\d]\w*\|?/?>"
 _PATTERN = re.compile(rf"\w+|{_TAG}|[^\w\s]|\n")
 _UNARY = re.compile(r"(?<![\w)\]])[-–](?=\.?\d)")
@@ -26,18 +25,40 @@ _COMPARED = (("!=", "≠"), ("<=", "≤"), (">=", "≥"))
 _BETWEEN = {"-": "−", "–": "−", "*": "*", "/": "/", "⁄": "/", "^": "^", "&": "&", "|": "|"}
 """Signs that are signs between numbers, single letters and brackets alone, and what they are there."""
 _ALWAYS = "+<=>"
+_SIGNS = re.compile(r"[-–*/⁄^&|%+<=>]")
+_PERHAPS = re.compile(r"[+<=>]|\d\w*\s*[-–*/⁄^&|%]|(?<!\w)[^\W_]\s*[-–*/⁄^&|]|[)\]}]\s*[-–*/⁄^&|]|[-–]\.?\d")
+"""Signs that may be units: those always are, or stand behind what is counted with, or before a number."""
+_COMMON = re.compile("[\\x00-\\x7f\\xa0¡§«¶·»¿À-ÖØ-öø-ʯͰ-ϵЀ-ҁҊ-ԯḀ-ỿ‐-―‘-„†-…‰′″‹›]*")
+"""Texts of letters that need no care, and of marks that are no signs."""
+_WORDS = re.compile(r"\w+")
+_LOWERED = bytes(
+    ord(chr(code).lower()) if code < 128 and (chr(code).isalnum() or chr(code) == "_") else ord(" ")
+    for code in range(256)
+)
+"""ASCII in lower case, with spaces in place of all that is no part of a word."""
+_NO_SIGNS = bytes(code for code in range(256) if chr(code) not in "-*/^&|%+<=>")
 _NO_BOUNDARY = "'’-–"
 
 
-@dataclass(frozen=True)
 class Text:
-    """A text in units."""
+    """A text in units, which are made when they are asked for."""
 
-    units: list[str]
-    boundaries: list[int]
-    """Numbers of units before which a line, a sentence or a part of one begins, and of all units."""
-    weights: list[int] | None
-    """Of the units, where they are not all WORD."""
+    def __init__(self, text: str) -> None:
+        self._text = text
+        words = _words(text)
+        self._parts = None if words is not None else _parts(text)
+        self.spaced: bytes = words if words is not None else _joined(self._parts[0] if self._parts else [])
+        """Its units with spaces between and perhaps around them, in UTF-8."""
+
+    @cached_property
+    def units(self) -> list[str]:
+        """In their order."""
+        return self._parts[0] if self._parts else self.spaced.decode("utf-8").split()
+
+    @property
+    def weights(self) -> list[int] | None:
+        """Of the units, where they are not all WORD."""
+        return self._parts[1] if self._parts else None
 
     @property
     def weight(self) -> int:
@@ -48,6 +69,15 @@ class Text:
     def identity(self) -> int:
         """Equal for texts of the same units."""
         return hash(tuple(self.units))
+
+    @cached_property
+    def boundaries(self) -> list[int]:
+        """Numbers of units before which a line, a sentence or a part of one begins, and of all units."""
+        units, boundaries = _units(_normal(self._text))
+        if units != self.units:
+            # Of signs alone.
+            return [0, 1] if self.units else [0]
+        return boundaries if boundaries[-1] == len(units) else [*boundaries, len(units)]
 
     @cached_property
     def joined(self) -> str:
@@ -61,18 +91,40 @@ def segment(text: str) -> Text:
     Compatible forms are one (Unicode NFKC); combining marks stay with their letters; signs of arithmetic and
     comparison are units. A text of signs alone is one unit, as it stands.
     """
+    return Text(text)
+
+
+def _joined(units: list[str]) -> bytes:
+    return " ".join(units).encode("utf-8", "surrogatepass")
+
+
+def _parts(text: str) -> tuple[list[str], list[int] | None]:
+    """Units of any text, and their weights where these are not all WORD."""
     normal = _normal(text)
-    units, boundaries = _units(normal)
+    units, _ = _units(normal)
     if not any(unit[0].isalnum() for unit in units):
         raw = "".join(text.split())
-        return Text([raw] if raw else [], [0, 1] if raw else [0], None)
-    if boundaries[-1] != len(units):
-        boundaries.append(len(units))
+        return [raw] if raw else [], None
     weights = None
     if not normal.isascii():
         weights = [1 if unit > "\u02ff" and _character().match(unit) else WORD for unit in units]
         weights = weights if 1 in weights else None
-    return Text(units, boundaries, weights)
+    return units, weights
+
+
+def _words(text: str) -> bytes | None:
+    """The units of a text as `Text.spaced` where they are surely words alone, as in most texts; else None."""
+    if text.isascii():
+        raw = text.encode("ascii")
+        if raw.translate(None, _NO_SIGNS) and _PERHAPS.search(text):
+            return None
+        spaced = raw.translate(_LOWERED)
+        return spaced if spaced.lstrip()[:1].isalnum() else None
+    normal = _normal(text)
+    if not _COMMON.fullmatch(normal) or (_SIGNS.search(normal) and _PERHAPS.search(normal)):
+        return None
+    units = _WORDS.findall(normal)
+    return _joined(units) if units and units[0][0].isalnum() else None
 
 
 def _units(text: str) -> tuple[list[str], list[int]]:
@@ -95,7 +147,7 @@ def _normal(text: str) -> str:
     if text.isascii():
         text = text.lower()
     else:
-        if not _REPLACED.isdisjoint(map(ord, set(text))):
+        if _REPLACED.search(text):
             text = text.translate(_RAISED).translate(_INVISIBLE)
         text = unicodedata.normalize("NFKC", unicodedata.normalize("NFKC", text).casefold())
     if "=" in text:

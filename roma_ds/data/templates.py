@@ -15,9 +15,11 @@ from __future__ import annotations
 
 import string
 from collections.abc import Sequence
-from dataclasses import replace
+from functools import cache
+from typing import NamedTuple
 
-from roma_ds.config.schema import AnswerForm
+from roma_ds.config.sources import AnswerForm
+from roma_ds.data.plain_chat import plain_prompt
 from roma_ds.data.rows import Row
 from roma_ds.data.sample import Sample
 from roma_ds.data.tasks import Layout
@@ -33,109 +35,129 @@ def render(
     split: str,
     before: str = "",
     layout: Layout | None = None,
+    directly: bool = False,
 ) -> Sample:
     """The sample of a checked row.
 
-    A `prompt` row is taken verbatim and its options are named as texts. A row without choices has a text
-    answer whatever `answer_form` says. before: description and solved examples, put in front of the prompt.
+    A `prompt` row is taken verbatim and its options are named as texts. A conversation is written as lines.
+    A row without choices has a text answer whatever `answer_form` says. before: description and solved
+    examples, put in front of the prompt.
+    directly: answers begin without a space and take none from the prompt, as a chat template wants them.
 
     layout: of a known task in cloze scoring. The row's texts are then taken as they are, white space too, and
     space at the end of the prompt is counted to the options, both as lm-evaluation-harness does.
     Raises UserError where the layout `gap` finds no gap.
     """
-    sample = Sample(
-        id=f"{task}/{split}/{row['id']}",
+    identity = f"{task}/{split}/{row['id']}"
+    question = str(row.get("question") or row.get("prompt", ""))
+    choices = tuple(row.get("choices") or ())
+    passage = row.get("passage") or ""
+    messages = row.get("messages")
+    if messages is not None:
+        laid = _Laid(plain_prompt(messages), ())
+    elif "prompt" in row:
+        laid = _Laid(row["prompt"], _spaced(choices))
+    elif layout is not None:
+        laid = _laid_out(question, choices, layout, passage, identity)
+        laid = laid if directly else _spaces_to_options(laid)
+    else:
+        question, choices = question.strip(), tuple([choice.strip() for choice in choices])
+        form: Layout = "letters" if answer_form == "letter" and choices else "question"
+        laid = _laid_out(question, choices, form, passage.strip(), identity)
+    space, options = " ", laid.options
+    if directly:
+        space, options = "", tuple(option.removeprefix(" ") for option in options)
+    return Sample(
+        id=identity,
         task=task,
         split=split,
-        prompt=row.get("prompt", ""),
-        question=str(row.get("question") or row.get("prompt", "")),
-        choices=tuple(row.get("choices") or ()),
-        answer=-1,
-        target="",
-        options=(),
-        passage=(row.get("passage") or "").strip(),
+        prompt=before + laid.prompt,
+        question=question,
+        choices=choices,
+        answer=row["answer"] if choices else -1,
+        target=options[row["answer"]] if choices else f"{space}{row['answer']}",
+        options=options,
+        passage=passage.strip(),
         subject=str(row.get("subject") or row.get("skill") or ""),
-    )
-    if "prompt" in row:
-        sample = replace(sample, options=_spaced(sample.choices))
-    elif layout is not None:
-        sample = _spaces_to_options(_laid_out(sample, layout, row.get("passage") or ""))
-    else:
-        sample = replace(
-            sample,
-            question=sample.question.strip(),
-            choices=tuple(choice.strip() for choice in sample.choices),
-        )
-        letter = answer_form == "letter" and sample.choices
-        sample = _laid_out(sample, "letters" if letter else "question", sample.passage)
-    return replace(
-        sample,
-        prompt=before + sample.prompt,
-        contexts=tuple(before + context for context in sample.contexts),
-        answer=row["answer"] if sample.choices else -1,
-        target=sample.options[row["answer"]] if sample.choices else f" {row['answer']}",
+        contexts=tuple([before + context for context in laid.contexts]),
+        messages=messages,
+        tools=row.get("tools", "") if messages is not None else "",
     )
 
 
 def solved(row: Row, sample: Sample) -> str:
     """The text of a sample with its answer, or with the worked solution that its row holds."""
     if not sample.options and row.get("solution"):
-        return f"{sample.prompt} {str(row['solution']).strip()}"
+        return f"{sample.prompt} {solution(row, sample)}"
     return (sample.contexts[sample.answer] if sample.contexts else sample.prompt) + sample.target
 
 
+def solution(row: Row, sample: Sample) -> str:
+    """The worked solution that a row holds, or its answer as the sample has it."""
+    worked = None if sample.options else row.get("solution")
+    return str(worked).strip() if worked else sample.target
+
+
+@cache
 def letters(count: int) -> tuple[str, ...]:
     """The first `count` option letters as they follow a prompt: " A", " B", ..."""
     return _spaced(string.ascii_uppercase[:count])
 
 
+class _Laid(NamedTuple):
+    """A prompt and what follows it; with contexts, option i follows context i in its place."""
+
+    prompt: str
+    options: tuple[str, ...]
+    contexts: tuple[str, ...] = ()
+
+
 def _spaced(texts: Sequence[str]) -> tuple[str, ...]:
-    return tuple(f" {text}" for text in texts)
+    return tuple([f" {text}" for text in texts])
 
 
-def _laid_out(sample: Sample, layout: Layout, passage: str) -> Sample:
-    """The sample with prompt and options, and where these differ in what comes before them, contexts."""
-    question, choices = sample.question, sample.choices
-    options = _spaced(choices)
+def _laid_out(question: str, choices: tuple[str, ...], layout: Layout, passage: str, identity: str) -> _Laid:
+    """Prompt and options, and where these differ in what comes before them, contexts."""
     if layout == "gap" and choices:
-        return _filled(sample)
+        return _filled(question, choices, identity)
     if layout == "letters" and choices:
         prompt, options = _letter_prompt(question.strip(), choices), letters(len(choices))
-    elif layout == "bare" and choices:
-        prompt = question
     else:
-        prompt = f"Question: {question}\nAnswer:"
-    return replace(sample, prompt=f"{passage}\n{prompt}" if passage else prompt, options=options)
+        options = _spaced(choices)
+        prompt = question if layout == "bare" and choices else f"Question: {question}\nAnswer:"
+    return _Laid(f"{passage}\n{prompt}" if passage else prompt, options)
 
 
-def _filled(sample: Sample) -> Sample:
-    start, gap, rest = sample.question.partition(GAP)
+def filled(question: str, choices: Sequence[str]) -> tuple[str, ...]:
+    """What stands before the rest of a question with a gap, with each of the choices in it."""
+    start = question.partition(GAP)[0]
+    return tuple(start + choice for choice in choices)
+
+
+def _filled(question: str, choices: tuple[str, ...], identity: str) -> _Laid:
+    _, gap, rest = question.partition(GAP)
     if not gap:
         raise UserError(
-            f"sample {sample.id}: there is no `{GAP}` in its question, which cloze scoring fills",
+            f"sample {identity}: there is no `{GAP}` in its question, which cloze scoring fills",
             "mend the row, or use eval.scoring=letter",
         )
-    contexts = tuple(start + choice for choice in sample.choices)
-    options = tuple(f" {rest.strip()}" for _ in sample.choices)
-    return replace(sample, prompt=sample.question, options=options, contexts=contexts)
+    return _Laid(question, tuple(f" {rest.strip()}" for _ in choices), filled(question, choices))
 
 
-def _spaces_to_options(sample: Sample) -> Sample:
+def _spaces_to_options(laid: _Laid) -> _Laid:
     """White space at the end of what is read first goes to the text that follows it."""
-    if not sample.contexts:
-        kept = sample.prompt.rstrip()
-        space = sample.prompt[len(kept) :]
-        return replace(sample, prompt=kept, options=tuple(space + option for option in sample.options))
-    kept_contexts = tuple(context.rstrip() for context in sample.contexts)
-    spaces = [context[len(kept) :] for context, kept in zip(sample.contexts, kept_contexts, strict=True)]
-    options = tuple(space + option for space, option in zip(spaces, sample.options, strict=True))
-    return replace(sample, contexts=kept_contexts, options=options)
+    if not laid.contexts:
+        kept = laid.prompt.rstrip()
+        space = laid.prompt[len(kept) :]
+        return _Laid(kept, tuple(space + option for option in laid.options))
+    contexts = tuple(context.rstrip() for context in laid.contexts)
+    spaces = [context[len(kept) :] for context, kept in zip(laid.contexts, contexts, strict=True)]
+    options = tuple(space + option for space, option in zip(spaces, laid.options, strict=True))
+    return _Laid(laid.prompt, options, contexts)
 
 
 def _letter_prompt(question: str, choices: Sequence[str]) -> str:
-    lines = [
-        f"{letter.strip()}. {choice}" for letter, choice in zip(letters(len(choices)), choices, strict=True)
-    ]
+    lines = [f"{letter}. {choice}" for letter, choice in zip(string.ascii_uppercase, choices, strict=False)]
     return "\n".join([question, *lines, "Answer:"])
 
 

@@ -15,6 +15,10 @@ Places = NDArray[np.int64]
 
 _BASE = 0x9E3779B97F4A7C15
 _INVERSE = pow(_BASE, -1, 2**64)
+_OTHER_BASE = 0xD1342543DE82EF95
+_OTHER_INVERSE = pow(_OTHER_BASE, -1, 2**64)
+_BYTES: Hashes = np.random.default_rng(0).integers(1, 2**64, 256, np.uint64, endpoint=False)
+"""A number for each byte."""
 
 
 class Windows:
@@ -24,15 +28,11 @@ class Windows:
     """
 
     def __init__(self, texts: Sequence[Text]) -> None:
-        lengths = np.array([len(text.units) for text in texts], np.int64)
-        self.ends: Places = np.cumsum(lengths)
+        units, ends = _unit_hashes([text.spaced for text in texts])
+        self.ends: Places = ends
         """By text, the place behind its last unit."""
-        self.starts: Places = self.ends - lengths
-        count = int(lengths.sum())
-        hashes = map(hash, chain.from_iterable(text.units for text in texts))
-        units = np.fromiter(hashes, np.int64, count).view(np.uint64)
-        # A multiplication before the sum keeps small hashes, of units that are alike, apart.
-        units = (units ^ (units >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+        count = len(units)
+        self.starts: Places = np.concatenate([np.zeros(1, np.int64), self.ends[:-1]])
         self._sums = np.zeros(count + 1, np.uint64)
         np.cumsum(units * _powers(_BASE, count), out=self._sums[1:])
         self._back = _powers(_INVERSE, count + 1)
@@ -41,7 +41,7 @@ class Windows:
             weights = chain.from_iterable(text.weights or [WORD] * len(text.units) for text in texts)
             self._weights = np.zeros(count + 1, np.int64)
             np.cumsum(np.fromiter(weights, np.int64, count), out=self._weights[1:])
-        self.text_of: Places = np.repeat(np.arange(len(texts)), lengths)
+        self.text_of: Places = np.repeat(np.arange(len(texts)), self.ends - self.starts)
         """By place, the number of its text."""
 
     def hashes(self, first: Places, behind: Places) -> Hashes:
@@ -57,6 +57,24 @@ class Windows:
             behind = np.searchsorted(self._weights, self._weights[:-1] + weight)
         whole = behind <= self.ends[self.text_of]
         return first[whole], behind[whole]
+
+
+def _unit_hashes(texts: Sequence[bytes]) -> tuple[Hashes, Places]:
+    """Hashes of all units, and by text how many there are up to its end. texts: units with spaces between.
+
+    A unit's hash is a polynomial too, over numbers for its bytes.
+    """
+    signs = np.frombuffer(b" ".join([b"", *texts, b""]), np.uint8)
+    inside = signs != ord(" ")
+    first = np.flatnonzero(inside[1:] & ~inside[:-1]) + 1
+    behind = np.flatnonzero(inside[:-1] & ~inside[1:]) + 1
+    sums = np.cumsum(np.take(_BYTES, signs) * _powers(_OTHER_BASE, len(signs)))
+    hashes = (sums[behind - 1] - sums[first - 1]) * _powers(_OTHER_INVERSE, len(signs))[first]
+    # Two multiplications keep units that are alike apart in all bits.
+    hashes = (hashes ^ (hashes >> np.uint64(29))) * np.uint64(0xBF58476D1CE4E5B9)
+    hashes = (hashes ^ (hashes >> np.uint64(32))) * np.uint64(0x94D049BB133111EB)
+    ends = np.cumsum(np.array([len(text) + 1 for text in texts], np.int64))
+    return hashes, np.searchsorted(first, ends)
 
 
 class Known:
@@ -84,6 +102,14 @@ class Known:
 
 def _powers(base: int, count: int) -> Hashes:
     """base^0, base^1, ... modulo 2^64."""
-    powers = np.full(count, base, np.uint64)
-    powers[:1] = 1
-    return np.multiply.accumulate(powers)
+    known = _KNOWN_POWERS.get(base)
+    if known is None or len(known) < count:
+        known = np.full(max(count, 1 << 16), base, np.uint64)
+        known[0] = 1
+        known = np.multiply.accumulate(known)
+        _KNOWN_POWERS[base] = known
+    return known[:count]
+
+
+_KNOWN_POWERS: dict[int, Hashes] = {}
+"""By base, as far as they were asked for."""

@@ -51,7 +51,10 @@ def read_answer(sample: Sample, text: str, how: Answers = "roma") -> Answer:
     if how != "roma":
         return _as_the_harness(sample, text, strict=how == "strict-match")
     if sample.options:
-        named = sample.options == letters(len(sample.options))
+        # Behind a chat template options begin without a space.
+        named = [one.strip() for one in sample.options] == [
+            one.strip() for one in letters(len(sample.options))
+        ]
         place = (
             option_letter(text, len(sample.options), sample.choices)
             if named

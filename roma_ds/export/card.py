@@ -23,6 +23,7 @@ def model_card(run: RunConfig, router: Path, evaluations: Mapping[str, Path]) ->
         f"- base model: {run.model.path} (revision {run.model.revision or 'default'})",
         f"- method: lambda {run.roma.lambda_}, k {run.roma.neighbours}, epsilon {run.roma.epsilon}, "
         f"sigma {run.roma.sigma}, tokens {run.roma.tokens}",
+        *([f"- prompts: {_prompts(run)}"] if run.data.template != "plain" else []),
         f"- training: {run.train.epochs} epochs, learning rate {run.train.lr}, seed {run.train.seed}",
         f"- config hash: {file.metadata.get('config_hash')}",
         "",
@@ -41,6 +42,15 @@ def model_card(run: RunConfig, router: Path, evaluations: Mapping[str, Path]) ->
     elif not run.eval.tasks:
         lines.append("Not evaluated: `eval.tasks` of the run is empty.")
     return "\n".join(lines) + "\n"
+
+
+def _prompts(run: RunConfig) -> str:
+    """How they were written, with what of `data.chat` is set."""
+    chat = run.data.chat
+    told = [f"data.template {run.data.template}"]
+    told += [f"chat template {chat.template}"] if chat.template else []
+    told += [f"system text {chat.system!r}"] if chat.system else []
+    return ", ".join([*told, *(f"{name} {value!r}" for name, value in chat.kwargs.items())])
 
 
 def _cell(result: Mapping[str, float] | None) -> str:

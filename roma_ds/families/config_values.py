@@ -40,7 +40,7 @@ _COUNT = re.compile(
     r"^(num|n)_|_(num|size|dim|rank|heads|experts|step|interval|freq|group|window)(_|$)"
     r"|^(moe_k|max_position_embeddings)$"
 )
-_MAY_BE_0 = re.compile(r"shared|nextn|mtp|window_layers|per_layer_input")
+_MAY_BE_0 = re.compile(r"shared|nextn|mtp|(window|dense)_layers|per_layer_input")
 _ADDED = re.compile(r"bias$|_replace$|_index$|^tie_|^use_qk")
 _GROUP_METHODS = ("greedy", "group_limited_greedy")
 _MAY_BE_NULL = re.compile(r"key_value_heads|head_dim|_id$|window|lora_rank|aux_loss|_tp$|shared|mtp")

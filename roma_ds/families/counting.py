@@ -81,7 +81,7 @@ def _kind(family: Family, modules: dict[str, Any], name: str, inside: str | None
         raise ValueError(f"{name} is none of the embedding, the layers, a norm or the head")
     parts = name.split(".")
     above = [modules[".".join(parts[:end])] for end in range(1, len(parts))]
-    if any(family.router_class in (base.__name__ for base in type(module).__mro__) for module in above):
+    if any(map(family.is_router, above)):
         return "router"
     if parts[-1] in family.frozen_block_parts:
         return "router"

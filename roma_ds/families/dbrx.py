@@ -20,4 +20,5 @@ FAMILY = Family(
     width="d_model",
     mixing="rows",
     row_modules=("ffn",),
+    gathered_whole=("ffn.experts",),
 )

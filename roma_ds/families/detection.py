@@ -78,7 +78,7 @@ def detect(model: Any, held: Collection[int] | None = None) -> MoELayout:
     inside = re.compile(rf"{re.escape(family.layers)}\.(\d+)\.")
     sites = []
     for name, module in model.named_modules():
-        if all(base.__name__ != family.router_class for base in type(module).__mro__):
+        if not family.is_router(module):
             continue
         if family.place and not name.endswith(f".{family.place}"):
             continue

@@ -26,12 +26,19 @@ class Carried:
     of them than `shape` says; those of later tokens mean nothing."""
     where: tuple[str, Any] | None = None
     """Config attribute with one entry a layer, and the entry of the layers that read it; None for all."""
+    block: str | None = None
+    """Config attribute with the layers of a block, where the values are the hidden states that entered each
+    block before: the model itself keeps them, for all later layers and for what follows these."""
 
     def is_read(self, config: Any, layer: int) -> bool:
         """Whether layer `layer` reads what earlier ones gave."""
         if self is HIDDEN or self.name == HIDDEN.name:
             return True
         return layer > 0 and (self.where is None or getattr(config, self.where[0])[layer] == self.where[1])
+
+    def blocks(self, config: Any, layer: int) -> tuple[int, ...]:
+        """The layers before `layer` that begin a block."""
+        return () if self.block is None else tuple(range(0, layer, int(getattr(config, self.block))))
 
 
 HIDDEN = Carried("hidden_states", (("hidden_size",),))
@@ -99,7 +106,7 @@ class Entering:
             value = values[field.name]
             if field.places:
                 value = _seen(value, positions, *field.shape)
-            columns.append(value.to(getattr(torch, field.dtype)).reshape(len(value), -1))
+            columns.append(value.to(getattr(torch, field.dtype)).flatten(1))
         if len(columns) == 1:
             return columns[0]
         return torch.cat([column.contiguous().view(torch.uint8) for column in columns], dim=1)
@@ -114,7 +121,9 @@ class Entering:
         found = {}
         parts = table.split([_bytes(field) for field in self.fields], dim=1)
         for field, part in zip(self.fields, parts, strict=True):
-            typed = part.contiguous().view(getattr(torch, field.dtype))
+            # A row is contiguous where it stands, but may not stand where a number of its type can.
+            aligned = part.clone(memory_format=torch.contiguous_format)
+            typed = aligned.view(getattr(torch, field.dtype))
             found[field.name] = typed.reshape(len(table), *field.shape)
         return found
 
@@ -125,7 +134,10 @@ def entering_of(config: Any, layer: int, dtype: str, carried: tuple[Carried, ...
         tuple(
             Field(
                 one.name,
-                tuple(_dimension(config, dimension) for dimension in one.shape),
+                (
+                    *((len(one.blocks(config, layer)),) if one.block else ()),
+                    *(_dimension(config, dimension) for dimension in one.shape),
+                ),
                 one.dtype or dtype,
                 one.places,
             )

@@ -61,10 +61,14 @@ class Family:
     """The hidden states between two layers."""
     streams: tuple[str, ...] = ()
     """Parameters outside the layers by which residual streams begin or are joined."""
+    joined_at: str | None = None
+    """Path of the module behind the layers that reads what else they carried; None where none does."""
     carried: tuple[Carried, ...] = ()
     """What else a layer's call is given of earlier layers."""
     returned: tuple[str, ...] = ()
     """Arguments that a layer returns behind the hidden states; without any it returns these alone."""
+    float32_only: bool = False
+    """Whether the library runs its routers with weights in float32 alone."""
     norm_class: str | None = None
     """Class name of its norms where they are weight * (x / sqrt(mean(x^2) + variance_epsilon)), the bracket
     in float32 and rounded before the weight comes; None for others, which run as the library has them."""
@@ -82,6 +86,9 @@ class Family:
     looked at as one of a type without a file."""
     shared: tuple[str, ...] = ()
     """Modules of a sparse layer that every token goes through beside its routed experts. No part of r."""
+    gathered_whole: tuple[str, ...] = ()
+    """Modules of a layer that call modules in them as the tokens at hand ask for them. ZeRO-3 gathers all
+    of their weights at once: call by call, ranks would wait for each other's."""
     attention: str = "self_attn"
     """Name of the attention module in a decoder layer."""
     mixers: tuple[str, ...] = ()
@@ -123,6 +130,19 @@ class Family:
             if (limit.capability, limit.level) == (capability, "unsupported")
         )
         return next(found, None)
+
+    def is_router(self, module: Any) -> bool:
+        """Whether a module is of the routers' class."""
+        return any(base.__name__ == self.router_class for base in type(module).__mro__)
+
+    def require_type(self, dtype: str) -> None:
+        """Raises UserError where such a model does not run with weights of a type, by torch's name of it."""
+        if self.float32_only and dtype != "float32":
+            raise UserError(
+                f"a {self.name} model runs in float32 alone: the library multiplies float32 by its routers' "
+                f"weights as they are, and {dtype} by float32 does not go",
+                "set model.dtype=float32",
+            )
 
     def require_parts(self) -> None:
         """Raises UserError where no part of such a model can be run alone."""
@@ -202,8 +222,14 @@ class Family:
         return entering_of(config, layer, dtype, (self.hidden, *self.carried))
 
     def leaving(self, config: Any, dtype: str) -> Entering:
-        """What the last decoder layer gives of each token; dtype: of the weights."""
-        return entering_of(config, 0, dtype, (self.hidden,))
+        """What the last decoder layer gives of each token, and what else is read behind it; dtype: of the
+        weights."""
+        blocks = tuple(one for one in self.carried if one.block)
+        return entering_of(config, self.depth(config), dtype, (self.hidden, *blocks))
+
+    def blocks(self, config: Any, layer: int) -> dict[str, tuple[int, ...]]:
+        """By name of a carried value the layers whose hidden states it is made of, for `layer` to read."""
+        return {one.name: one.blocks(config, layer) for one in self.carried if one.block}
 
 
 def attribute(config: Any, path: str) -> Any:

@@ -19,8 +19,8 @@ FAMILY = Family(
         Limit(
             "route",
             "experimental",
-            "routers are stored in float32; a run in bfloat16 rounds them, as DeepSpeed does, and now and then "
-            "a token goes to another expert",
+            "routers are stored in float32; a run in bfloat16 rounds them, as DeepSpeed does, and now and "
+            "then a token goes to another expert",
         ),
     ),
 )

@@ -15,8 +15,9 @@ from roma_ds.errors import UserError
 from roma_ds.families.batching import mixing_reason
 from roma_ds.families.capability import Limit
 from roma_ds.families.causal_lm import causal_lm_class
-from roma_ds.families.entering import CHOSEN_KEYS, HIDDEN, Carried
+from roma_ds.families.entering import HIDDEN, Carried
 from roma_ds.families.family import Family, attribute
+from roma_ds.families.layer_arguments import HANDED_ON, KEPT, RECOMPUTED, STREAMS, SWITCHED
 from roma_ds.families.router_trial import Trial, Unclear, tried
 from roma_ds.families.unusable_config import making_faults
 
@@ -26,35 +27,6 @@ EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_expe
 TOP_K = ("num_experts_per_tok", "num_experts_per_token", "moe_topk", "moe_k", "top_k_experts", "top_k")
 DEPTHS = ("num_hidden_layers", "num_layers")
 ATTENTIONS = ("full_attention", "sliding_attention")
-RECOMPUTED = {
-    "hidden_states",
-    "attention_mask",
-    "position_ids",
-    "past_key_values",
-    "use_cache",
-    "position_embeddings",
-    "attention_scaling",
-    "output_attentions",
-    "conv_mask",
-    "input_ids",
-    "ple_input_ids",
-    "kwargs",
-}
-"""Arguments of a layer that a model makes from the tokens and their places alone."""
-HANDED_ON = (
-    CHOSEN_KEYS,
-    Carried("prev_router_hidden_states", (("router_hidden_size",),)),
-)
-"""Arguments of a layer that come from the layers before it, and that it returns behind the hidden states."""
-SWITCHED = {"per_layer_input": "hidden_size_per_layer_input", "shared_kv_states": "num_kv_shared_layers"}
-"""Arguments of a layer that mean nothing where a config attribute is 0 or absent."""
-STREAMS = (
-    ("hc_mult", Carried(HIDDEN.name, (("hc_mult",), ("hidden_size",)))),
-    ("hc_count", Carried(HIDDEN.name, (("hc_count", "hidden_size"),))),
-    # Routers that read those before them come with a residual stream in float32.
-    ("router_hidden_size", Carried(HIDDEN.name, (("hidden_size",),), "float32")),
-)
-"""Config attributes of models with other residual streams than one, and what then enters a layer."""
 _NUMBERED = re.compile(r"^(.*?)\.(\d+)\.(.+)$")
 
 
@@ -119,7 +91,10 @@ def _found(key: _Key) -> Family | None:
     except Unclear as error:
         raise _refused(config, f"they {error}") from error
     layer = network.get_submodule(layers)[int(number)]
-    carried = tuple(one for one in HANDED_ON if one.name in inspect.signature(layer.forward).parameters)
+    given = inspect.signature(layer.forward).parameters
+    handed_on = tuple(one for one in HANDED_ON if one.name in given)
+    kept = tuple(one for one in KEPT if one.name in given)
+    carried = (*handed_on, *kept)
     hidden = next((entering for name, entering in STREAMS if getattr(config, name, None)), HIDDEN)
     mixing = "packed" if hidden is HIDDEN and _can_be_packed(network, layers) else "rows"
     return Family(
@@ -138,13 +113,16 @@ def _found(key: _Key) -> Family | None:
         zero_experts=(trial.entries - experts,) if trial.entries > experts else (),
         joint_rows=(trial.rows - trial.entries,) if trial.rows > trial.entries else (),
         width=trial.width,
+        float32_only=not trial.rounds,
         layers_attribute=_depth_attribute(config, network.get_submodule(layers)),
         mixing=mixing,  # type: ignore[arg-type]
         hidden=hidden,
         streams=_streams(network, layers),
         carried=carried,
-        returned=tuple(one.name for one in carried),
+        returned=tuple(one.name for one in handed_on),
+        joined_at=_joined_at(network, layers, kept),
         row_modules=_block(layer, inner),
+        gathered_whole=_experts(layer, inner),
         recorded_layers=tuple(places),
         layers=layers,
         embedding=_path_of(network, network.get_input_embeddings()),
@@ -273,6 +251,28 @@ def _streams(network: Any, layers: str) -> tuple[str, ...]:
         if not name.startswith(known)
         and "Norm" not in type(network.get_submodule(name.rpartition(".")[0])).__name__
     )
+
+
+def _experts(layer: Any, inner: str) -> tuple[str, ...]:
+    """Paths in a layer of the modules beside its router that have the weights of all experts, and modules in
+    them: which of these are called, tokens may decide."""
+    parent = inner.rpartition(".")[0]
+    return tuple(
+        f"{parent}.{name}" if parent else str(name)
+        for name, child in layer.get_submodule(parent).named_children()
+        if any(child.children()) and any(weight.dim() == 3 for weight in child.parameters(recurse=False))
+    )
+
+
+def _joined_at(network: Any, layers: str, kept: tuple[Carried, ...]) -> str | None:
+    """Path of the module outside the layers that is given what the model keeps."""
+    names = {one.name for one in kept}
+    behind = (
+        str(path)
+        for path, module in network.named_modules()
+        if not path.startswith(f"{layers}.") and names & inspect.signature(module.forward).parameters.keys()
+    )
+    return next(behind, None)
 
 
 def _path_of(network: Any, module: Any) -> str:

@@ -36,6 +36,7 @@ from roma_ds.families import (
     qwen3_5_moe,
     qwen3_moe,
     qwen3_next,
+    solar_open,
 )
 from roma_ds.families.capability import CAPABILITIES, LEVELS
 from roma_ds.families.family import Family
@@ -105,5 +106,6 @@ FAMILIES: tuple[Family, ...] = _checked(
         afmoe.FAMILY,
         jamba.FAMILY,
         mistral4.FAMILY,
+        solar_open.FAMILY,
     )
 )

@@ -29,6 +29,8 @@ class Trial:
     """Of the weight."""
     width: int
     scoring: str
+    rounds: bool
+    """Whether it runs with its parameters in bfloat16 as well."""
 
 
 def tried(meta_router: Any, width: int, experts: int) -> Trial:
@@ -63,6 +65,7 @@ def tried(meta_router: Any, width: int, experts: int) -> Trial:
         if entering.shape[1] != inner or not entering.is_floating_point():
             raise Unclear(f"multiply a weight of width {inner} by what is not known")
         product = entering @ owner.weight.T
+        rounds = _rounds(router, hidden, experts)
     found = [one.reshape(-1, one.shape[-1]) if one.dim() > 1 else one for one in outputs]
     places = [place for place, one in enumerate(found) if _starts(one, product)]
     if multiplied:
@@ -83,6 +86,7 @@ def tried(meta_router: Any, width: int, experts: int) -> Trial:
         rows,
         inner,
         _scoring(product, *chosen),
+        rounds,
     )
 
 
@@ -125,6 +129,17 @@ def _called(router: Any, hidden: Any, experts: int) -> tuple[Any, ...]:
         if all(isinstance(one, torch.Tensor) for one in listed):
             return listed
     raise Unclear(f"cannot be tried: {error}" if error else "do not give tensors")
+
+
+def _rounds(router: Any, hidden: Any, experts: int) -> bool:
+    """Whether a router still runs once its parameters are in bfloat16."""
+    for parameter in router.parameters():
+        parameter.data = parameter.data.bfloat16()
+    try:
+        _called(router, hidden.bfloat16(), experts)
+    except Unclear:
+        return False
+    return True
 
 
 def _mixes(router: Any, hidden: Any, experts: int) -> bool:

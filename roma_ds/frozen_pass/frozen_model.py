@@ -17,7 +17,6 @@ from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.families import MoELayout, detect
-from roma_ds.families.gathered_whole import gather_whole
 from roma_ds.network.release import release, return_freed_memory
 from roma_ds.network.routed import RoutedLM, RoutedOutput, exact_buffers
 from roma_ds.network.router_weights import RouterWeights
@@ -76,7 +75,6 @@ class FrozenModel:
         if self.partitioned:
             import deepspeed
 
-            gather_whole(network)
             plain = {key: deepcopy(value) for key, value in ds.items() if key not in OF_TRAINING}
             with exact_buffers(self.routed):
                 self._call, *_ = deepspeed.initialize(model=self.routed, config=plain)

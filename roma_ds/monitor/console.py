@@ -33,6 +33,8 @@ class Banner:
     """what of the network a step runs"""
     memory_bytes: int | None = None
     """estimated peak per rank, in bytes; None when there is no estimate"""
+    prompts: str = ""
+    """how prompts are written; empty where that is not told"""
 
     def render(self) -> str:
         """One aligned line a fact."""
@@ -43,6 +45,7 @@ class Banner:
             ("model", self.model),
             ("family", f"{self.family}, {shape}"),
             ("trained", f"routers of layers {_ranges(self.layers)}" if self.layers else "routers"),
+            *([("prompts", self.prompts)] if self.prompts else []),
             ("each step", self.runs),
             ("parameters", f"{counts} || trainable%: {share:.4f}"),
             ("DeepSpeed", f"ZeRO stage {self.zero_stage}, {_plural(self.world_size, 'rank')}, {self.dtype}"),

@@ -17,12 +17,11 @@ from torch.utils.hooks import RemovableHandle
 from roma_ds.checkpoint.absent import AbsentLayer
 from roma_ds.families import MoELayout
 from roma_ds.network.frozen_modules import use_frozen_modules
-from roma_ds.network.layer_entry import LayerEntry
-from roma_ds.network.packed_attention import ROWS_ONLY
+from roma_ds.network.layer_entry import BlockEntry, LayerEntry
 from roma_ds.network.placement import Placement
 from roma_ds.network.routing_weights import logits_in
 from roma_ds.network.routing_weights import routing_weights as weights_of
-from roma_ds.network.token_rows import present, run_on_rows
+from roma_ds.network.token_rows import narrow
 from roma_ds.sequences.packing import Packing
 
 
@@ -95,17 +94,27 @@ class RoutedLM(nn.Module):
         rows = {site.layer: site.rows for site in layout.sites}
         for layer, source in self._modules_read("source"):
             source.register_forward_hook(self._raw_recorder(layer, rows[layer]))
-        entering = family.entering(config, first, self._dtype)
-        if isinstance(self._layer(first), AbsentLayer):
-            # Behind the last layer only its hidden states count.
-            entering = family.leaving(config, self._dtype)
-        LayerEntry(self._layer(first), entering).replace(lambda: self._table, lambda: self._placement)
-        self._inside = self._narrow()
+        self._entry().replace(lambda: self._table, lambda: self._placement)
+        self._inside = narrow(network, layout, first, self._needed_rows, self._all_rows)
+        """Layers whose router sees real tokens alone, in the last layer those that are read."""
         self._inner().register_forward_hook(self._keep_answers)
 
     def _layer(self, number: int) -> nn.Module:
         found: nn.Module = self.network.get_submodule(f"{self.layout.family.layers}.{number}")
         return found
+
+    def _entry(self) -> LayerEntry | BlockEntry:
+        """Where what was kept of earlier layers is put in place."""
+        family, config, entered = self.layout.family, self.network.config, self.first
+        entering = family.entering(config, entered, self._dtype)
+        if isinstance(self._layer(self.first), AbsentLayer):
+            # Behind the last layer only what is read there counts.
+            entered, entering = self.last_layer + 1, family.leaving(config, self._dtype)
+        if family.joined_at is None:
+            return LayerEntry(self._layer(self.first), entering)
+        before = [self._layer(number) for number in range(entered)]
+        embedding = self.network.get_submodule(family.embedding)
+        return BlockEntry([embedding, *before], family.blocks(config, entered), entering)
 
     def _inner(self) -> nn.Module:
         """The network without its head."""
@@ -118,24 +127,6 @@ class RoutedLM(nn.Module):
             for site in self.layout.sites
             if site.layer in self.layers
         ]
-
-    def _narrow(self) -> set[int]:
-        """Let modules of each token alone run on what counts; the layers whose router lies in one of them."""
-        family = self.layout.family
-        inside, routers = set(), {site.layer: site.module for site in self.layout.sites}
-        for number in range(self.first if self._by_rows else self.last_layer, self.last_layer + 1):
-            place, last = f"{family.layers}.{number}", number == self.last_layer
-            rows = self._needed_rows if last else self._all_rows
-            for name, module in present(
-                self._layer(number), family.row_modules_in(self.network.config, number)
-            ):
-                run_on_rows(module, rows)
-                if f"{routers.get(number)}.".startswith(f"{place}.{name}."):
-                    inside.add(number)
-        if not self._by_rows and any(name.startswith(f"{family.attention}.") for name in family.row_modules):
-            for _, attention in present(self._layer(self.last_layer), (family.attention,)):
-                setattr(attention, ROWS_ONLY, True)
-        return inside
 
     def _needed_rows(self) -> torch.Tensor:
         return self._placement.places(self._placement.packing.rows)
@@ -284,11 +275,14 @@ class RoutedLM(nn.Module):
         if layer <= self.last_layer:
             entry = LayerEntry(self._layer(layer), family.entering(config, layer, self._dtype))
             return entry.read(stop, lambda: self._placement)
+        leaving = family.leaving(config, self._dtype)
+        if family.joined_at is not None:
+            entry = LayerEntry(self.network.get_submodule(family.joined_at), leaving)
+            return entry.read(lambda table: stop(table[self._answers]), lambda: self._placement)
 
         def at_end(module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
             hidden = output[0] if family.returned else output
             at_answers = self._placement.tokens(hidden)[self._answers]
-            leaving = family.leaving(config, self._dtype)
             raise _Stop(leaving.pack({leaving.fields[0].name: at_answers}, self._answers))
 
         return self._layer(self.last_layer).register_forward_hook(at_end)

@@ -11,6 +11,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from roma_ds.families import MoELayout
+from roma_ds.network.packed_attention import ROWS_ONLY
+
+Rows = Callable[[], torch.Tensor | None]
+"""int64 [n] of the batch at hand, or None for all."""
+
 
 def present(layer: nn.Module, names: tuple[str, ...]) -> Iterator[tuple[str, nn.Module]]:
     """The modules of a layer at these paths, with these, but those that it lacks or that are None there."""
@@ -22,7 +28,29 @@ def present(layer: nn.Module, names: tuple[str, ...]) -> Iterator[tuple[str, nn.
             yield name, module
 
 
-def run_on_rows(module: nn.Module, rows: Callable[[], torch.Tensor | None]) -> None:
+def narrow(network: Any, layout: MoELayout, first: int, needed: Rows, every: Rows) -> frozenset[int]:
+    """Let modules of each token alone run on what counts; the layers whose router lies in one of them.
+
+    first: the first layer that is there. needed, every: rows of the flattened two dimensions that are read
+    after the last layer, and those with a token.
+    """
+    family, last = layout.family, layout.family.depth(network.config) - 1
+    by_rows, routers = family.mixing == "rows", {site.layer: site.module for site in layout.sites}
+    inside = set()
+    for number in range(first if by_rows else last, last + 1):
+        place = f"{family.layers}.{number}"
+        layer = network.get_submodule(place)
+        for name, module in present(layer, family.row_modules_in(network.config, number)):
+            run_on_rows(module, needed if number == last else every)
+            if f"{routers.get(number)}.".startswith(f"{place}.{name}."):
+                inside.add(number)
+    if not by_rows and any(name.startswith(f"{family.attention}.") for name in family.row_modules):
+        for _, attention in present(network.get_submodule(f"{family.layers}.{last}"), (family.attention,)):
+            setattr(attention, ROWS_ONLY, True)
+    return frozenset(inside)
+
+
+def run_on_rows(module: nn.Module, rows: Rows) -> None:
     """Let a module that takes [.., .., H] and gives [.., .., W] see some rows of the flattened two alone.
 
     rows: int64 [n], those of the batch at hand, or None for all. The others come out as 0.

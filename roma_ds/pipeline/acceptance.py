@@ -10,6 +10,7 @@ from roma_ds.embed.encoder_files import check_encoder, embedding_width
 from roma_ds.embed.stage import embed_inputs
 from roma_ds.families import Family, has_routers
 from roma_ds.index.stage import check_index
+from roma_ds.pipeline.data import chat_of
 from roma_ds.pipeline.folders import Folders
 from roma_ds.pipeline.held_model import EVALUATED, HeldModel
 from roma_ds.pipeline.machine_support import check_machine
@@ -42,7 +43,7 @@ def must_embed(run: RunConfig, folders: Folders) -> bool:
     Looks at records and local data files; raises UserError where one of these is missing.
     """
     data, embed = folders.record("data"), folders.record("embed")
-    if data.why_stale(data_inputs(run)) is not None:
+    if data.why_stale(data_inputs(run, chat_of(run, folders))) is not None:
         return True
     return embed.why_stale(embed_inputs(run, data.read()["fingerprint"])) is not None
 

@@ -9,12 +9,13 @@ from typing import Any
 from roma_ds.checkpoint.loading import checkpoint_hash, load_config, load_tokenizer
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
+from roma_ds.data.chat import described
 from roma_ds.data.store import load_samples
 from roma_ds.data.tasks import new_tokens_of
 from roma_ds.evaluation.stage import evaluate, outputs
 from roma_ds.families import has_routers, why_untrained
 from roma_ds.families.batching import mixing_reason
-from roma_ds.pipeline.data import make_data
+from roma_ds.pipeline.data import chat_of, make_data
 from roma_ds.pipeline.folders import Folders, describe_run
 from roma_ds.pipeline.measuring import evaluated_rows, say_accuracies, scoring_inputs, written_answers
 from roma_ds.pipeline.staging import run_stage
@@ -56,6 +57,7 @@ def evaluate_base(world: World, run: RunConfig, ds: Mapping[str, Any]) -> None:
     with agreement(world):
         config = load_config(run.model)
         tokenizer = load_tokenizer(run.model)
+        chat = chat_of(run, folders, tokenizer)
         inputs = {
             "model": checkpoint_hash(run.model, config) if world.is_first else "",
             "dtype": run.model.dtype,
@@ -64,6 +66,7 @@ def evaluate_base(world: World, run: RunConfig, ds: Mapping[str, Any]) -> None:
             **scoring_inputs(run),
         }
     inputs = world.from_first(inputs)
+    say(f"prompts: {described(tokenizer, run.data, chat)}")
     say(f"model: {why_untrained(config)}; the base model alone is evaluated")
 
     def work() -> Mapping[str, Any]:
@@ -86,7 +89,7 @@ def evaluate_base(world: World, run: RunConfig, ds: Mapping[str, Any]) -> None:
             return model.score(prompts, run.eval.batch_size, "eval base")
 
         def write(prompts: Sequence[Prompt]) -> list[Written | None] | None:
-            return written_answers(model, run, tokenizer, samples, prompts, "write base")
+            return written_answers(model, run, tokenizer, samples, prompts, "write base", chat)
 
         facts = evaluate(
             world,

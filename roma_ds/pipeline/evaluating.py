@@ -98,7 +98,9 @@ def _evaluate_one(session: Session, name: str) -> None:
         def write(prompts: Sequence[Prompt]) -> list[Written | None] | None:
             model = session.plain()
             model.use_routers(weights)
-            return written_answers(model, run, session.tokenizer, samples, prompts, f"write {name}")
+            return written_answers(
+                model, run, session.tokenizer, samples, prompts, f"write {name}", session.chat
+            )
 
         facts = evaluate(
             session.world,

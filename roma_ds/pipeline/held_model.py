@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,16 @@ from roma_ds.checkpoint.checksums import checksums, refuse_changed, sampled_keys
 from roma_ds.checkpoint.loading import checkpoint_hash, load_config, load_tokenizer
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
+from roma_ds.data.chat import ChatTemplate
 from roma_ds.data.sample import Sample
 from roma_ds.data.store import load_samples
 from roma_ds.data.tasks import new_tokens_of
 from roma_ds.errors import UserError
 from roma_ds.families import family_of
 from roma_ds.frozen_pass.frozen_model import FrozenModel, is_zero3
+from roma_ds.pipeline.data import chat_of
 from roma_ds.pipeline.folders import Folders
-from roma_ds.sequences.encoding import Prompt, encode
+from roma_ds.sequences.encoding import Prompt, encode, require_user_ends
 from roma_ds.storage.stage import StageRecord
 from roma_ds.writing.plain import PlainModel
 
@@ -91,6 +94,11 @@ class HeldModel:
         """Whether the tokenizer has ids without a row in the embedding; texts need not contain them."""
         return max(self.tokenizer.get_vocab().values(), default=0) >= self.vocabulary
 
+    @cached_property
+    def chat(self) -> ChatTemplate | None:
+        """What wrote the prompts, once the data are there; None where they are plain text. No collective."""
+        return chat_of(self.run, self.folders, self.tokenizer)
+
     @property
     def generates(self) -> bool:
         """Whether some task's answers are generated and read, instead of scored."""
@@ -153,7 +161,12 @@ class HeldModel:
                 self.run.data.long_prompts == "refuse",
                 self.vocabulary,
             )
+        if self.run.roma.tokens == "user1":
+            require_user_ends(self._prompts[name], lambda row: self._sample_id(name, row))
         return self._prompts[name]
+
+    def _sample_id(self, name: str, row: int) -> str:
+        return load_samples(self.folders.stage("data") / name)[row].id
 
     def fingerprint(self, record: StageRecord) -> str:
         """Fingerprint of a finished stage, on every rank."""

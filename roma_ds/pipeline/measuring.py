@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from roma_ds.config import RunConfig
+from roma_ds.data.chat import ChatTemplate
 from roma_ds.data.sample import Sample
 from roma_ds.data.tasks import new_tokens_of, task_of
 from roma_ds.pipeline.folders import Folders
@@ -44,17 +45,19 @@ def written_answers(
     samples: Sequence[Sample],
     prompts: Sequence[Prompt],
     title: str,
+    chat: ChatTemplate | None = None,
 ) -> list[Written | None] | None:
     """The model's own answers to the prompts whose task asks for them, None for others; on rank 0.
 
-    A collective.
+    chat: what wrote the prompts, if anything; its end of a turn ends an answer. A collective.
     """
     rows = [row for row, sample in enumerate(samples) if sample.task in new_tokens_of(run)]
     anywhere = run.eval.answers != "roma"
     asked = [
         Asked(prompts[row].prompt, run.eval.stop or task_of(samples[row].task).stop, anywhere) for row in rows
     ]
-    writer = Writer(model, tokenizer, run.eval.max_new_tokens)
+    ends = chat.end_tokens if chat is not None else ()
+    writer = Writer(model, tokenizer, run.eval.max_new_tokens, ends)
     written = writer.write(asked, run.eval.batch_size, title)
     if written is None:
         return None

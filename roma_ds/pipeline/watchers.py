@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from roma_ds.config import to_dict, to_yaml
+from roma_ds.data.chat import described
 from roma_ds.monitor.console import Banner, log_line
 from roma_ds.monitor.hyperparameters import Setting, flat, tell_services, write_settings
 from roma_ds.monitor.metrics_log import MetricsLog
@@ -127,6 +128,7 @@ def _banner(session: Session, engine: RouterEngine) -> Banner:
         layers=engine.layers,
         runs=f"layers {first}-{whole.depth - 1} on cached hidden states" if engine.cached else "all layers",
         memory_bytes=training_estimate(session, engine).peak,
+        prompts=described(session.tokenizer, session.run.data, session.chat),
     )
 
 

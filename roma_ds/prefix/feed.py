@@ -12,7 +12,7 @@ from roma_ds.prefix.prefix_cache import PrefixCache
 from roma_ds.sequences.batches import Batch, collate
 from roma_ds.sequences.encoding import Encoded
 
-FILLER = Encoded(-1, (0,), (0,))
+FILLER = Encoded(-1, (0,), (0,), 0)
 """What a rank runs that has nothing left, where every forward pass is a collective."""
 
 

@@ -11,18 +11,24 @@ from typing import Any
 
 import torch
 
-from roma_ds.sequences.encoding import Encoded
+from roma_ds.sequences.encoding import NOWHERE, Encoded
 from roma_ds.sequences.packing import Packing, pack
 
 TOKEN_CHOICES = ("last1", "last3", "first1", "first3", "middle1", "middle3")
+"""Those of `roma.tokens` that are counted in the prompt, whatever it says."""
+USER = "user1"
 MOST_TIMES = 4
 
 
-def routing_positions(prompt_length: int, tokens: str) -> list[int]:
+def routing_positions(prompt_length: int, tokens: str, user: int = NOWHERE) -> list[int]:
     """Positions in a prompt that `roma.tokens` names; fewer where the prompt is shorter.
 
-    `middle3` is centred on the middle token of the prompt.
+    `middle3` is centred on the middle token of the prompt. user: what `user1` names.
     """
+    if tokens == USER:
+        if not 0 <= user < prompt_length:
+            raise ValueError(f"no token {user} in a prompt of {prompt_length} ends what the user says")
+        return [user]
     place, count = tokens[:-1], min(int(tokens[-1]), prompt_length)
     start = {"first": 0, "last": prompt_length - count, "middle": (prompt_length - count) // 2}[place]
     return list(range(start, start + count))
@@ -79,7 +85,7 @@ def collate(sequences: Sequence[Encoded], tokens: str) -> Batch:
     for index, sequence in enumerate(sequences):
         start = len(ids)
         ids.extend((*sequence.prompt, *sequence.continuation[:-1]))
-        chosen = [start + place for place in routing_positions(len(sequence.prompt), tokens)]
+        chosen = [start + place for place in routing_positions(len(sequence.prompt), tokens, sequence.user)]
         positions[index] = chosen[0]
         positions[index, : len(chosen)] = torch.tensor(chosen)
         weights[index, : len(chosen)] = 1.0 / len(chosen)

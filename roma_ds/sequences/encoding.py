@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from roma_ds.data.sample import Sample
 from roma_ds.errors import UserError
+
+NOWHERE = -1
+"""Where what the user says last does not end at a token that is known."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +20,8 @@ class Encoded:
     row: int
     prompt: tuple[int, ...]
     continuation: tuple[int, ...]
+    user: int = NOWHERE
+    """Place in the prompt of the last token of what the user says."""
 
     @property
     def length(self) -> int:
@@ -37,6 +42,9 @@ class Prompt:
     truncated: bool
     contexts: tuple[tuple[int, ...], ...] = ()
     """By option, what is read before it, where that differs; `prompt` is then the first of them."""
+    users: tuple[int, ...] = (NOWHERE,)
+    """Place of the last token of what the user says, in the prompt or in each of the contexts; in plain text
+    the last one of all."""
 
     @property
     def single_token_options(self) -> bool:
@@ -47,6 +55,10 @@ class Prompt:
     def before(self, option: int) -> tuple[int, ...]:
         """What is read before the option of that number."""
         return self.contexts[option] if self.contexts else self.prompt
+
+    def user_before(self, option: int) -> int:
+        """Where in that the user's last token is, NOWHERE where that is not known."""
+        return self.users[option] if self.contexts else self.users[0]
 
 
 def cut_middle(tokens: Sequence[int], limit: int) -> tuple[tuple[int, ...], bool]:
@@ -87,6 +99,40 @@ def _plain(tokenizer: Any, text: str) -> list[int]:
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def _placed(tokenizer: Any, text: str, end: int) -> tuple[list[int], int]:
+    """Token ids of a text, and the number of the token that the character before `end` is in."""
+    if not getattr(tokenizer, "is_fast", False):
+        ids, before = _plain(tokenizer, text), _plain(tokenizer, text[:end])
+        return ids, len(before) - 1 if before and ids[: len(before)] == before else NOWHERE
+    found = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids, offsets = list(found["input_ids"]), found["offset_mapping"]
+    # The pieces of one character all have its place: the last of them has read all of it.
+    inside = [place for place, (start, stop) in enumerate(offsets) if start < end <= stop]
+    return ids, inside[-1] if inside else NOWHERE
+
+
+def _kept_place(place: int, length: int, kept: int, limit: int) -> int:
+    """Where the token `place` of a prompt of `length` is, of which `cut_middle` to `limit` left `kept`."""
+    moved = place - (length - kept)
+    head = limit // 4 if kept < length else 0
+    return moved if place >= 0 and moved >= head else NOWHERE
+
+
+def require_user_ends(prompts: Sequence[Prompt], name: Callable[[int], str]) -> None:
+    """Raises UserError where a prompt has no token that is known to end what the user says.
+
+    name: of the sample in a row.
+    """
+    for prompt in prompts:
+        if NOWHERE in prompt.users:
+            cut = ", or it is cut away" if prompt.truncated else ""
+            raise UserError(
+                "roma.tokens is user1, but the end of what the user says is not found in the prompt of "
+                f"sample {name(prompt.row)}: its template does not write that turn as it is{cut}",
+                "set roma.tokens=last1" + (", or raise data.max_tokens" if cut else ""),
+            )
+
+
 def _continuation(tokenizer: Any, prompt_text: str, prompt: list[int], text: str) -> tuple[int, ...]:
     joined = _plain(tokenizer, prompt_text + text)
     # Tokens that merge across the boundary would otherwise hide it.
@@ -106,7 +152,8 @@ def encode(
 
     context: tokens that the model reads at most: a prompt is also cut where its answer would not fit behind
     it, or as many generated tokens as `new_tokens` has for its task. vocabulary: rows of the embedding.
-    Special tokens stand before the prompt, once, and never between prompt and answer.
+    Special tokens stand before the prompt, once, and never between prompt and answer; a chat template writes
+    its own, and none is added.
     Raises UserError naming the sample when an answer tokenises to nothing or leaves no room for a prompt,
     when a token has no row in the embedding, and with `refuse_long` when a prompt would be cut.
     """
@@ -114,8 +161,14 @@ def encode(
     special = SpecialTokens.of(tokenizer, next((one.prompt for one in samples if one.prompt), ""))
     for row, sample in enumerate(samples):
         texts = sample.contexts or (sample.prompt,)
-        plain = [_plain(tokenizer, text) for text in texts]
-        whole = [special.before_prompt(tokens) for tokens in plain]
+        if sample.templated:
+            placed = [_placed(tokenizer, text, len(text) - max(0, sample.behind_user)) for text in texts]
+            plain = whole = [tokens for tokens, _ in placed]
+            ends = [place if sample.behind_user >= 0 else NOWHERE for _, place in placed]
+        else:
+            plain = [_plain(tokenizer, text) for text in texts]
+            whole = [special.before_prompt(tokens) for tokens in plain]
+            ends = [len(tokens) - 1 for tokens in whole]
         before = [(texts[turn % len(texts)], plain[turn % len(plain)]) for turn in range(len(sample.options))]
         options = tuple(
             _continuation(tokenizer, *pair, option)
@@ -150,6 +203,10 @@ def encode(
                 sample.answer,
                 longest > limit,
                 tuple(kept) if sample.contexts else (),
+                tuple(
+                    _kept_place(end, len(tokens), len(left), limit)
+                    for end, tokens, left in zip(ends, whole, kept, strict=True)
+                ),
             )
         )
     return encoded

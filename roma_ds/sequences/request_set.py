@@ -39,12 +39,13 @@ def requests_of(prompts: Sequence[Prompt]) -> Requests:
     for row, prompt in enumerate(prompts):
         if prompt.single_token_options or not prompt.options:
             targets.append(len(sequences))
-            sequences.append(Encoded(row, prompt.prompt, prompt.target))
+            sequences.append(Encoded(row, prompt.prompt, prompt.target, prompt.users[0]))
             options.append(-1)
         else:
             targets.append(len(sequences) + prompt.answer)
             sequences.extend(
-                Encoded(row, prompt.before(number), option) for number, option in enumerate(prompt.options)
+                Encoded(row, prompt.before(number), option, prompt.user_before(number))
+                for number, option in enumerate(prompt.options)
             )
             options.extend(range(len(prompt.options)))
     return Requests(tuple(prompts), tuple(sequences), tuple(options), tuple(targets))

@@ -20,6 +20,11 @@ def parse(text: str, finite: bool = False) -> Any:
         raise ValueError("it is nested too deep") from error
 
 
+def decoder() -> json.JSONDecoder:
+    """What reads values one behind the other and refuses a key that is given twice with ValueError."""
+    return json.JSONDecoder(object_pairs_hook=_each_once)
+
+
 def _each_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):

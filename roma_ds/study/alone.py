@@ -29,7 +29,7 @@ from roma_ds.pipeline.stages import neighbour_pool
 from roma_ds.prefix.feed import CachePart, Feed
 from roma_ds.prefix.prefix_cache import PrefixCache
 from roma_ds.sequences.batches import Batch
-from roma_ds.sequences.encoding import Prompt, encode
+from roma_ds.sequences.encoding import Prompt, encode, require_user_ends
 from roma_ds.sequences.request_set import requests_of
 from roma_ds.sequences.scores import Scores
 from roma_ds.study.nearest import nearest_members
@@ -156,6 +156,7 @@ class Alone:
         scores = test.scores(routing, f"eval {self.work.cell.title}")
         facts["inference"] = 1.0 + test.tokens / base_tokens
         facts["rows"] = rows = self._question_rows()
+        prompts = self._prompts(rows)
         test.steering.close()
 
         def decoder() -> Decoder:
@@ -166,21 +167,25 @@ class Alone:
             own = load_generation_config(run.model, network.network.config)
             steering = Steering(network, test.steering.layers)
             most = run.eval.max_new_tokens
-            return SteeredDecoder(self.world, steering, routing[written], run.roma.tokens, most, own)
+            users = [prompts[place].users[0] for place in written]
+            return SteeredDecoder(self.world, steering, routing[written], run.roma.tokens, most, own, users)
 
-        return self._with_written(rows, self._prompts(rows), scores, decoder, facts)
+        return self._with_written(rows, prompts, scores, decoder, facts)
 
     def _in_context(self) -> Found:
         rows, roma = self._question_rows(), self.run_config.roma
         questions = [self.work.tasks.samples[row] for row in rows]
         ids, _ = self._neighbours()
-        asked = with_examples(questions, self.session.samples("samples.parquet"), ids)
+        reference = self.session.samples("samples.parquet")
+        asked = with_examples(questions, reference, ids, self.session.chat)
         data = self.run_config.data
         # Every solved example may be as long as a question.
         limit = data.max_tokens * (roma.neighbours + 1)
         refuse = data.long_prompts == "refuse"
         new = new_tokens_of(self.run_config)
         prompts = encode(asked, self.session.tokenizer, limit, self.session.context, new, refuse)
+        if roma.tokens == "user1":
+            require_user_ends(prompts, lambda row: asked[row].id)
         model = self.session.pretrained()
         size = self.run_config.eval.batch_size
         scores = model.score(prompts, roma.tokens, size, f"eval {self.work.cell.title}")

@@ -54,7 +54,7 @@ def with_text(run: RunConfig, study: StudyConfig, folder: Path) -> RunConfig:
     content = "".join(json.dumps(row) + "\n" for row in rows)
     if not path.exists() or path.read_text() != content:
         write_text(path, content)
-    task = TaskConfig(TEXT_TASK, str(path), "held-out", scoring="cloze", shots=0)
+    task = TaskConfig(TEXT_TASK, str(path), "held-out", scoring="cloze", shots=0, plain=True)
     return replace(run, eval=replace(run.eval, tasks=(*run.eval.tasks, task)))
 
 

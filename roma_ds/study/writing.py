@@ -32,7 +32,9 @@ def with_written_answers(
     generated = [task for task in new_tokens_of(session.run) if any(one.task == task for one in samples)]
     if not generated:
         return scores, {}
-    written = written_answers(decoder(), session.run, session.tokenizer, samples, prompts, f"write {title}")
+    written = written_answers(
+        decoder(), session.run, session.tokenizer, samples, prompts, f"write {title}", session.chat
+    )
     if scores is None or written is None:
         return None, {}
     cut = [one.task for one, text in zip(samples, written, strict=True) if text and not text.ended]

@@ -7,6 +7,7 @@ the interpreter's start and the deepspeed launcher, which take seconds.
 from __future__ import annotations
 
 import os
+import re
 import runpy
 import socket
 import sys
@@ -36,10 +37,11 @@ class Finished:
 
     @property
     def message(self) -> str:
-        """The error's own words, without its fix; the last line of standard error where it is no message."""
+        """The error's own words, without its fix; what was raised, or said last, where it is no message."""
         lines = [line for line in self.err.splitlines() if line.strip()]
         own = [line.partition("error: ")[2] for line in lines if "error: " in line]
-        return (own or lines or [f"exit code {self.code}"])[-1].strip()
+        raised = [line for line in lines if re.match(r"[\w.]+(Error|Exception): ", line)]
+        return (own or raised or lines or [f"exit code {self.code}"])[-1].strip()
 
 
 def roma_ds(*arguments: str, cwd: Path, timeout_s: float = 300.0) -> Finished:

@@ -82,8 +82,10 @@ class FamilyTrial:
                 steps[name] = step(self)
             except NotReached:
                 continue
-            except (Failed, UserError, RuntimeError, TimeoutError) as error:
+            except (Failed, UserError) as error:
                 steps[name] = Step(False, reason=one_line(str(error)))
+            except Exception as error:  # noqa: BLE001  whatever it is, it is what became of this type
+                steps[name] = Step(False, reason=f"{type(error).__name__}: {one_line(str(error))}")
         return {
             "found": self.found,
             "steps": {name: asdict(step) for name, step in steps.items()},
@@ -119,6 +121,8 @@ class FamilyTrial:
 
     def collected(self) -> Step:
         """Both engines give the routing, outcomes and cached states that the model gives for each prompt."""
+        # Without routers a model is only measured.
+        self._require_routers()
         self._done("stream", roma_ds("eval", "run.yaml", "--ranks", "1", *STREAM, cwd=self.folder))
         stream = self.runs["stream"]
         self._copied("zero3", "collect")
@@ -151,6 +155,7 @@ class FamilyTrial:
     def whole(self) -> Step:
         """The whole network learns the same routers as its suffix, and is evaluated alike."""
         if "stream" not in self.runs:
+            self._require_routers()
             self._done(
                 "whole",
                 roma_ds("eval", "run.yaml", "--ranks", "1", *WHOLE, "output_dir=whole", cwd=self.folder),
@@ -225,6 +230,10 @@ class FamilyTrial:
         run = next(self.runs[name] for name in ("stream", "whole", "base") if name in self.runs)
         options = [self._stock.options(prompt) for prompt in run.prompts("eval.parquet")]
         return _compare("log-likelihoods of options", run.options("base"), options, EXACT)
+
+    def _require_routers(self) -> None:
+        if not self.found:
+            raise NotReached
 
     @cached_property
     def _stock(self) -> StockAlone:

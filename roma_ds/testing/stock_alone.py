@@ -60,7 +60,7 @@ class StockAlone:
         """r [M, E] at the last token, by hand: the score of what the router's weight makes of its input."""
         seen: dict[int, torch.Tensor] = {}
         hooks = [
-            self.network.get_submodule(site.product).register_forward_pre_hook(self._keeper(seen, site.layer))
+            self.network.get_submodule(site.source).register_forward_pre_hook(self._keeper(seen, site.layer))
             for site in layout.sites
         ]
         self.logits(tokens)

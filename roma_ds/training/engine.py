@@ -14,7 +14,6 @@ from roma_ds.checkpoint.blueprint import blueprint
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.config.deepspeed_keys import AUTO
-from roma_ds.families.gathered_whole import gather_whole
 from roma_ds.frozen_pass.frozen_model import is_zero3, load_part
 from roma_ds.network.release import release, return_freed_memory
 from roma_ds.network.routed import RoutedLM, RoutedOutput, exact_buffers
@@ -68,8 +67,6 @@ class RouterEngine:
         self.adamw = torch.optim.AdamW(
             list(self.routers.values()), lr=run.train.lr, weight_decay=run.train.weight_decay
         )
-        if self.partitioned:
-            gather_whole(network)
         with exact_buffers(self.routed):
             self.engine, self.optimizer, *_ = deepspeed.initialize(
                 model=self.routed,

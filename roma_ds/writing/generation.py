@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -41,11 +41,15 @@ class Asked:
 class Writer:
     """Greedy decoding."""
 
-    def __init__(self, model: Decoder, tokenizer: Any, max_new_tokens: int) -> None:
+    def __init__(
+        self, model: Decoder, tokenizer: Any, max_new_tokens: int, ends: Collection[int] = ()
+    ) -> None:
+        """ends: tokens that end an answer beside those of model and tokenizer."""
         self.model, self.tokenizer, self.limit = model, tokenizer, max_new_tokens
         own = getattr(model.generation_config, "eos_token_id", None)
-        ends = own if isinstance(own, list) else [own]
-        self._ends = {token for token in (*ends, tokenizer.eos_token_id) if token is not None}
+        own_ends = own if isinstance(own, list) else [own]
+        self._ends = {token for token in (*own_ends, tokenizer.eos_token_id) if token is not None}
+        self._ends.update(ends)
 
     def write(self, asked: Sequence[Asked], batch_size: int, title: str) -> list[Written] | None:
         """One answer a prompt, in their order; complete on rank 0, None elsewhere. A collective."""

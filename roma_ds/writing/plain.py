@@ -24,7 +24,6 @@ from roma_ds.errors import UserError
 from roma_ds.families import detect, family_of, has_routers
 from roma_ds.families.batching import scoring_batches, writing_batches
 from roma_ds.families.composite import whole_config
-from roma_ds.families.gathered_whole import gather_whole
 from roma_ds.families.library_network import library_class
 from roma_ds.frozen_pass.frozen_model import OF_TRAINING, is_zero3
 from roma_ds.network.release import release, return_freed_memory
@@ -106,7 +105,6 @@ class PlainModel:
         if self.partitioned:
             import deepspeed
 
-            gather_whole(network)
             plain = {key: deepcopy(value) for key, value in ds.items() if key not in OF_TRAINING}
             with exact_buffers(self._root):
                 self._call, *_ = deepspeed.initialize(model=self._root, config=plain)

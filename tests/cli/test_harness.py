@@ -68,6 +68,41 @@ def test_every_option_of_every_sample_has_the_harness_s_loglikelihood(agreement:
     assert None not in norms and table["winogrande"]["accuracy_norm"] is None
 
 
+@pytest.mark.parametrize("ends_in", ["newline", "token"])
+def test_the_harness_agrees_under_a_chat_template(
+    agreement: Any, data: Path, tmp_path: Path, ends_in: str
+) -> None:
+    """`--apply_chat_template --fewshot_as_multiturn`: the same texts, and scores question by question."""
+    from roma_ds.data.store import load_samples
+
+    (work := tmp_path / "work").mkdir()
+    agreement.prepare(data, work, ROWS, agreement.TASKS, agreement.CHATS[ends_in])
+    mine, results = agreement.ours(work, agreement.TASKS, chat=True)
+    samples, metrics = agreement.harness_samples(work, agreement.TASKS, chat=True)
+    own = load_samples(work / "out" / "data" / "eval.parquet")
+    for task, recorded in samples.items():
+        asked = [sample for sample in own if sample.task == task]
+        assert len(asked) == len(recorded) == ROWS
+        for sample, record in zip(asked, recorded, strict=True):
+            prompts = sample.contexts or (sample.prompt,) * len(sample.options)
+            texts = [tuple(one) for one in record["arguments"]]
+            assert texts == list(zip(prompts, sample.options, strict=True))
+            # BOS once, and the end of each solved example's answer.
+            assert sample.prompt.count("<|endoftext|>") == sample.prompt.count("<|assistant|>")
+    relative = ends_in == "newline"
+    theirs = {
+        task: [[float(one[0][0]) for one in record["resps"]] for record in records]
+        for task, records in samples.items()
+        # Behind each of its contexts the harness counts the white space anew.
+        if not (relative and task == "winogrande")
+    }
+    table = agreement.compared(mine, theirs, results, metrics, relative)
+    assert len(table) == (7 if ends_in == "token" else 6)
+    for task, entry in table.items():
+        assert entry["options"] >= 2 * ROWS
+        assert agreement.agrees(entry), (task, entry)
+
+
 def test_rows_from_the_hub_become_the_rows_that_were_compared(agreement: Any, data: Path) -> None:
     from roma_ds.data.named import NAMED
 
@@ -122,6 +157,18 @@ def test_the_bridge_runs_base_and_router_file(agreement: Any, work: Path, router
         for theirs, mine in zip(found["arc_easy"], scores.option_loglikelihoods, strict=True):
             assert mine.tolist() == pytest.approx(theirs, abs=1e-3)
     assert base["arc_easy"][0] != pytest.approx(tuned["arc_easy"][0], abs=1e-2)
+
+
+def test_the_bridge_takes_a_chat_template(work: Path, tmp_path: Path) -> None:
+    from roma_ds.errors import UserError
+    from roma_ds.evaluation.harness import RoutedHarnessModel
+
+    (tmp_path / "own.jinja").write_text("{% for message in messages %}{{ message.content }}|{% endfor %}")
+    options = {"pretrained": str(work / "model"), "device": "cpu", "dtype": "float32"}
+    model = RoutedHarnessModel(template=str(tmp_path / "own.jinja"), **options)
+    assert model.apply_chat_template([{"role": "user", "content": "a"}]) == "a|"
+    with pytest.raises(UserError, match="neither a file nor the name"):
+        RoutedHarnessModel(template="other", **options)
 
 
 @pytest.mark.parametrize("model_type", ["gemma4", "mistral4"])

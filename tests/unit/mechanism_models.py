@@ -30,9 +30,10 @@ MECHANISMS = {
     "gemma4_text": "a router beside its experts, which gives probabilities out",
     "zaya": "a router that reads the one before it, a class that skips, streams in float32",
     "inkling_text": "shared experts that the router weighs",
+    "inkling2_text": "hidden states that entered earlier blocks, which the model keeps",
     "minimax_m2": "packed, with a bias that the router is given",
 }
-CARRYING = ("glm_moe_dsa", "deepseek_v4", "zaya")
+CARRYING = ("glm_moe_dsa", "deepseek_v4", "zaya", "inkling2_text")
 """Those whose tables are more than hidden states in the type of the weights."""
 
 

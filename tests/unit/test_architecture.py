@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 from package_sources import ROOT, Source, package_sources
 
+from roma_ds.families.registry import FAMILIES
+
 BOTTOM = ("errors", "storage", "progress", "config", "families", "comm")
 LINE = (
     "data",
@@ -38,7 +40,8 @@ TOP = ("pipeline", "study", "worker", "train", "cli")
 BESIDE = ("planner", "demo", "testing")
 MAX_LINES = 320
 MODEL_NAMES = re.compile(
-    r"olmoe|qwen|mixtral|deepseek|phi-?(3\.5-)?moe|jamba|dbrx|granitemoe|gpt[-_]?oss|minimax|llama|glm4|ernie",
+    r"olmoe|flex_?olmo|qwen|mi[xs]tral|deepseek|phi-?(3\.5-)?moe|jamba|jetmoe|dbrx|granite|gpt[-_]?oss|minimax"
+    r"|llama|glm|ernie|kimi|lfm2|nemotron|hunyuan|exaone|gemma|dots\.?1|dots\.llm|afmoe|trinity|solar",
     re.IGNORECASE,
 )
 PICKLERS = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "joblib", "shelve", "marshal"}
@@ -250,6 +253,11 @@ def test_the_rule_can_fail(rule: Callable[[Source], Iterator[str]]) -> None:
         assert list(rule(source)), f"{rule.__name__} lets pass: {source}"
     for source in GOOD:
         assert not list(rule(source)), f"{rule.__name__} refuses: {source}"
+
+
+def test_the_names_grow_with_the_families() -> None:
+    found = [name for family in FAMILIES for name in (family.name, *family.model_types)]
+    assert not [name for name in found if not MODEL_NAMES.search(name)]
 
 
 def loaded_by(code: str) -> set[str]:

@@ -74,7 +74,7 @@ def test_questions_have_the_lengths_that_were_asked_for(tmp_path: Path) -> None:
     from shapes import Questions, Shape, write_project
     from transformers import AutoTokenizer
 
-    from roma_ds.config.schema import AnswerForm
+    from roma_ds.config.sources import AnswerForm
     from roma_ds.data.templates import render
 
     config = write_project(tmp_path, Shape(**SMALL), Questions(samples=40, tokens=40, spread=0.5), "zero3")

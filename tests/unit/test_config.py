@@ -144,8 +144,11 @@ def test_a_deepspeed_json_of_ones_own_wins_over_the_packaged_one(write: Write, t
         ("train.micro_batch=0", "train.micro_batch: must be at least 1, got 0"),
         ("data.train.0.limit=0", "data.train.0.limit: must be at least 1, got 0"),
         ("data.train=[]", "data.train: must not be empty"),
-        ("data.train=[{split: train}]", "data.train.0: give exactly one of name and path"),
-        ("data.train=[{name: a, path: b}]", "data.train.0: give exactly one of name and path"),
+        ("data.train=[{split: train}]", "data.train.0: give name, path or both"),
+        ("data.train=[{path: [a, b]}]", "data.train.0.path: several paths need a name for their rows"),
+        ("data.train=[{name: a, subset: b}]", "data.train.0.subset: goes with a name like OWNER/NAME alone"),
+        ("eval.tasks=[{name: a, revision: b}]", "eval.tasks.0.revision: goes with a name like OWNER/NAME"),
+        ("data.train=[{path: a, columns: {frage: b}}]", "data.train.0.columns.frage: unknown key"),
         ("data.train=[{name: a}, {name: a}]", "data.train.1: 'a' split 'train' is listed twice"),
         ("data.train=[{path: a.jsonl}, {path: a.jsonl}]", "'a.jsonl' split 'train' is listed twice"),
         (
@@ -172,7 +175,7 @@ def test_a_deepspeed_json_of_ones_own_wins_over_the_packaged_one(write: Write, t
         ("roma.layers=[a]", "roma.layers: expected text or a list of whole numbers, got ['a']"),
         (
             "roma.tokens=last2",
-            "roma.tokens: must be last1, last3, first1, first3, middle1 or middle3, got 'last2'",
+            "roma.tokens: must be last1, last3, first1, first3, middle1, middle3 or user1, got 'last2'",
         ),
         ("roma.refresh=epochs", "roma.refresh: expected a whole number or 'never' or 'epoch', got 'epochs'"),
         ("roma.refresh=0", "roma.refresh: must be at least 1, got 0"),
@@ -362,8 +365,8 @@ def test_yaml_keys_are_those_of_the_contract(write: Write) -> None:
         "deepspeed", "output_dir",
     ]  # fmt: skip
     assert values["roma"]["lambda"] == 1.0
-    others = dict.fromkeys(("path", "split", "limit", "scoring", "shots", "shots_path", "shots_split"))
-    assert values["eval"]["tasks"] == [{"name": "arc_easy", **others}]
+    keys = ("path", "split", "subset", "revision", "limit", "scoring", "shots", "shots_path", "shots_split")
+    assert values["eval"]["tasks"] == [{"name": "arc_easy", "columns": {}, **dict.fromkeys(keys)}]
 
 
 def test_importing_the_config_loads_nothing_heavy() -> None:

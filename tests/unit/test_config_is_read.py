@@ -73,8 +73,8 @@ def is_read(field: str) -> bool:
 
 def test_the_schema_was_walked() -> None:
     assert set(SECTIONS) == {
-        "run", "model", "data", "dataset", "embed", "roma", "collect", "index", "train", "eval", "task",
-        "guards",
+        "run", "model", "data", "dataset", "columns", "embed", "roma", "collect", "index", "train", "eval",
+        "task", "guards", "chat",
     }  # fmt: skip
     assert len(FIELDS) > 50
     assert not ONE_VALUE

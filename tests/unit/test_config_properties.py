@@ -45,6 +45,8 @@ def values_of(expected: Any) -> st.SearchStrategy[Any]:
         return st.one_of([values_of(arm) for arm in arguments])
     if origin is tuple:
         return st.lists(values_of(arguments[0]), max_size=3)
+    if origin is dict:
+        return st.dictionaries(texts, texts | st.booleans() | st.integers() | st.lists(texts, max_size=2))
     if is_dataclass(expected):
         return sections_of(expected)
     scalars = {
@@ -113,11 +115,15 @@ def test_a_valid_run_survives_yaml(values: dict[str, Any]) -> None:
         refused = (
             "more than once",
             "listed twice",
+            "several paths need a name",
+            "goes with a name like OWNER/NAME",
             "data.exclude",
             "second copy",
             "takes Flat only",
             "is not kept",
             "follows from train.batch",
+            "of no use under data.template=plain",
+            "user1 is a place in a chat",
         )
         assert all(any(words in line for words in refused) for line in error.message.splitlines()[-1:])
         return

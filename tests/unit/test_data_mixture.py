@@ -10,7 +10,6 @@ from data_files import question, run_on, write_rows
 from roma_ds.data import load_evaluation, load_training
 from roma_ds.data.asked import asked
 from roma_ds.data.decontamination import Decontamination
-from roma_ds.data.mixture import load_mixture
 from roma_ds.errors import UserError
 
 NGRAM = 13
@@ -115,7 +114,7 @@ def test_a_limit_counts_clean_samples_and_eval_limits_do_not_change_them(tmp_pat
     assert len(samples) == 8 and all(int(sample.id.split("q")[-1]) >= 12 for sample in samples)
     assert len(records[0].dropped["exact_question"]) == 12
     assert load_training(run_on(tmp_path, "data.train.0.limit=8"))[0] == samples
-    assert len(load_mixture(run).evaluation) == 1
+    assert len(load_evaluation(run)) == 1
 
 
 def test_an_empty_training_set_names_the_filters(tmp_path: Path) -> None:

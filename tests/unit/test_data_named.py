@@ -13,8 +13,8 @@ import pytest
 from data_files import question, run_on, write_rows
 
 from roma_ds.data import NAMED, load_evaluation, load_training, preview
-from roma_ds.data.mixture_rows import BIGBENCH, SUPERGLUE
 from roma_ds.data.named import hub_rows_of, named_dataset
+from roma_ds.data.shapes.mixture_rows import BIGBENCH, SUPERGLUE
 from roma_ds.data.tasks import TASKS
 from roma_ds.errors import EnvironmentFault, UserError
 
@@ -277,7 +277,7 @@ def test_a_split_that_the_folder_lacks_is_named_with_what_is_there(tmp_path: Pat
     write_rows(tmp_path / "data" / "arc_easy" / "validation.jsonl", [question(1)])
     roots = ("eval.data_root=data", "eval.tasks=[arc_easy]")
     with pytest.raises(
-        UserError, match=r"no test\.jsonl or test\.jsonl\.gz; that folder holds validation\.jsonl"
+        UserError, match=r"no test\.jsonl or other file of rows .*; that folder holds validation\.jsonl"
     ):
         load_evaluation(run_on(tmp_path, *roots))
     assert load_evaluation(run_on(tmp_path, *roots, "eval.tasks.0.split=validation"))

@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from roma_ds.data import run_data
-from roma_ds.data.row_forms import accepted
 from roma_ds.data.rows import check_rows, read_rows, row_problems
+from roma_ds.data.shapes.options import read_options as accepted
 from roma_ds.data.templates import render
 from roma_ds.errors import UserError
 
@@ -74,11 +74,14 @@ def test_plain_and_gzipped_files_read_alike(tmp_path: Path) -> None:
             {**GOOD, "answer": "C"},
             'answer "C" is neither a letter from A to B nor the text of one choice alone',
         ),
-        ({**GOOD, "answer": "1"}, 'answer "1" is neither a letter'),
+        ({**GOOD, "answer": "5"}, "answer 5 is out of range: with 2 choices it is 0 to 1"),
         ({**GOOD, "choices": ["B", "A"], "answer": "B"}, 'answer "B" is neither a letter'),
         ({**GOOD, "choices": ["x", "x"], "answer": "x"}, 'answer "x" is neither a letter'),
         ({**GOOD, "choices": {"text": ["x"], "label": ["A", "B"]}}, "choices must be a list of texts"),
-        ({**GOOD, "answer": True}, "answer must be the index of the right choice, 0 to 1, got true"),
+        (
+            {**GOOD, "choices": ["a", "b"], "answer": True},
+            "answer must be the index of the right choice, 0 to 1, got true",
+        ),
         ({**GOOD, "answer": None}, "answer must be the index of the right choice, 0 to 1, got null"),
         ({**GOOD, "answer": 1.5}, "answer must be the index of the right choice, 0 to 1, got 1.5"),
         ({**GOOD, "answer": 2.0}, "answer 2 is out of range"),
@@ -125,6 +128,15 @@ def test_a_malformed_row_is_named_with_its_line(tmp_path: Path, row: Any, messag
         {"answer": "(B)"},
         {"answer": "yes"},
         {"answer": 1.0},
+        {"answer": "1"},
+        {"answer": True},
+        {"answer": "true"},
+        {"choices": ["False", "True"], "answer": True},
+        {"choices": '["no", "yes"]', "answer": 1},
+        {"choices": "['no', 'yes']", "answer": "yes"},
+        {"choices": {"A": "no", "B": "yes"}, "answer": "B"},
+        {"choices": {"text": ["no", "yes"], "label": [1, 2]}, "answer": 2},
+        {"choices": None, "A": "no", "B": "yes", "C": None, "answer": "B"},
         {"answer": "yes", "answerKey": "B"},
         {"choices": {"text": ["no", "yes"], "label": ["1", "2"]}, "answerKey": "2"},
         {"choices": {"text": ["no", "yes"], "label": ["A", "B"]}, "answerKey": "B"},
@@ -136,7 +148,7 @@ def test_a_malformed_row_is_named_with_its_line(tmp_path: Path, row: Any, messag
 def test_other_forms_of_an_answer_are_taken(tmp_path: Path, form: dict[str, Any]) -> None:
     row = {key: value for key, value in GOOD.items() if key != "answer"} | form
     [read] = read_rows(write_rows(tmp_path / "rows.jsonl", [row]))
-    assert (read["choices"], read["answer"]) == (["no", "yes"], 1)
+    assert (len(read["choices"]), read["answer"]) == (2, 1)
 
 
 def test_a_text_in_lower_case_is_no_letter_where_an_option_says_it() -> None:
@@ -164,7 +176,7 @@ def test_rows_without_id_get_one_of_file_and_line(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "key",
-    ["context", "Context", "input", "system", "system_prompt", "instruction", "background", "pasage",
+    ["Context", "input", "system", "system_prompt", "instruction", "background", "pasage",
      "Passage", "options", "option_a", "inputText", "history", "source_document", "titleText", "abstract"],
 )  # fmt: skip
 def test_keys_that_hold_what_would_be_lost_are_refused(tmp_path: Path, key: str) -> None:
@@ -181,13 +193,13 @@ def test_other_keys_are_named_once(tmp_path: Path) -> None:
     more = {"source": "a book", "support": "why", "context_id": "c7", "input": "", "system": None, "hint": 3}
     more |= {"document_source": "a book", "num_sentences": "three"}
     rows = [{**GOOD, "id": place, **more} for place in range(12)]
-    rows.append({"id": 12, "prompt": "Read: Once. Is it?", "context": "Once.", "answer": "yes"})
+    rows.append({"id": 12, "prompt": "Read: Once. Is it?", "story": "Once.", "answer": "yes"})
     notes: list[str] = []
     path = write_rows(tmp_path / "rows.jsonl", rows)
     assert len(read_rows(path, notes.append)) == 13
     [note] = notes
     assert note.startswith(f"{path}: keys that are not read: 'source' (12 rows), 'support' (12 rows)")
-    assert "'context' (1 rows)" in note
+    assert "'story' (1 rows)" in note
 
 
 def test_what_is_said_of_files_is_in_the_manifest(tmp_path: Path) -> None:

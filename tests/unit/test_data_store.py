@@ -50,6 +50,15 @@ def test_the_manifest_accounts_for_every_row(tmp_path: Path) -> None:
             "rows": 20,
             "used": 7,
             "over_limit": 12,
+            "files": [
+                {
+                    "file": str(tmp_path / "train.jsonl"),
+                    "kind": "JSON lines",
+                    "shape": "question (question, answer, choices)",
+                    "rows": 20,
+                    "example": {"row": question(0), "read": question(0)},
+                }
+            ],
             "dropped": {
                 "exact_question": {
                     "count": 1,

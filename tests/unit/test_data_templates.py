@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from roma_ds.data.rows import MOST_CHOICES
+from roma_ds.data.shapes.checks import MOST_CHOICES
 from roma_ds.data.templates import letters, preview, render
 
 ROW = {"id": "7", "question": " Which is red? ", "choices": [" sky", "blood "], "answer": 1}

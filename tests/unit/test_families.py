@@ -13,9 +13,10 @@ from roma_ds.checkpoint.loading import load_config
 from roma_ds.cli.listing import lines
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
-from roma_ds.families import FAMILIES, detect, family_of, has_routers
+from roma_ds.families import FAMILIES, Family, detect, family_of, has_routers
 from roma_ds.families.capability import Limit
 from roma_ds.families.composite import text_part
+from roma_ds.families.recorded import recorded_family
 from roma_ds.families.registry import _checked
 from roma_ds.families.unusable_config import UnusableConfig
 from roma_ds.testing.tiny_models import random_model, tiny_config
@@ -142,6 +143,29 @@ def test_a_dense_model_of_a_sparse_type_is_a_dense_model(
     assert not isinstance(caught.value, UnusableConfig) and not has_routers(config)
     random_model(config).save_pretrained(tmp_path)
     assert not has_routers(load_config(ModelConfig(path=str(tmp_path))))
+
+
+NOT_FOUND = ("phimoe", "deepseek", "jetmoe", "dbrx")
+"""Types that need their file: scores among rivals, an own class, two routers, sizes in a config's parts."""
+
+
+@pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
+def test_a_file_says_of_routers_what_is_seen_in_a_trial_of_them(family: Family) -> None:
+    config = tiny_config(family.model_types[0], 100, layers=8)
+    try:
+        found = recorded_family(config)
+    except UserError:
+        found = None
+    assert (found is None) == (family.model_types[0] in NOT_FOUND)
+    if found is None:
+        return
+    for name in (
+        *("router_class", "gate_key", "scoring", "weight", "logits_from", "logits_at", "indices_at"),
+        *("zero_experts", "joint_rows", "hidden", "carried", "returned", "layers", "embedding", "head"),
+    ):
+        assert getattr(found, name) == getattr(family, name), name
+    for name in ("experts", "gate_rows", "gate_width", "top_k", "depth", "sparse_layers"):
+        assert getattr(found, name)(config) == getattr(family, name)(config), name
 
 
 def test_what_a_file_knows_nothing_of_is_left_to_detection() -> None:

@@ -293,6 +293,7 @@ STORED = {
     | linear("mlp", *GLU)
     | {f"router.{name}" for name in ("proj.weight", "scale", "per_expert_scale")},
     "dots1": CORRECTED,
+    "solar_open": CORRECTED,
     "afmoe": EACH | SHARED | {"mlp.router.gate.weight", "mlp.expert_bias"},
     "jamba": linear("feed_forward.experts.0", *GLU) | {"feed_forward.router.weight"},
     "mistral4": {f"mlp.experts.{name}_proj" for name in ("gate_up", "down")} | SHARED | {"mlp.gate.weight"},

@@ -40,6 +40,17 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("ernie4_5_moe", {"moe_layer_start_index": 0, "moe_layer_interval": 2}),
     ("gpt_oss", {"sliding_window": 2}),
     ("granitemoe", {"tie_word_embeddings": True}),
+    ("lfm2_moe", {"use_expert_bias": False, "norm_topk_prob": False, "num_dense_layers": 0}),
+    ("hunyuan_v1_moe", {"moe_topk": 2, "num_key_value_heads": 4}),
+    ("llama4_text", {"moe_layers": [1, 2], "num_experts_per_tok": 1}),
+    ("glm_moe_dsa", {"indexer_types": ["full", "shared", "shared", "full"], "n_group": 1, "topk_group": 1}),
+    ("mistral4", {"q_lora_rank": None, "norm_topk_prob": False, "first_k_dense_replace": 0}),
+    ("nemotron_h", {"layers_block_type": ["moe", "linear_attention", "moe", "full_attention"]}),
+    ("nemotron_h", {"layers_block_type": ["moe", "full_attention", "moe", "mlp"], "moe_latent_size": None}),
+    ("gemma4_text", {"attention_k_eq_v": False, "tie_word_embeddings": False}),
+    ("qwen3_next", {"norm_topk_prob": False, "mlp_only_layers": [3]}),
+    ("jamba", {"expert_layer_period": 3, "expert_layer_offset": 0}),
+    ("exaone_moe", {"mlp_layer_types": ["sparse", "dense", "sparse", "dense"]}),
 ]
 
 
@@ -82,7 +93,7 @@ def test_positions_that_depend_on_the_longest_sequence_are_refused(tmp_path: Pat
         run(routed, collate([Encoded(0, tuple(range(5, 22)), (7,))], "last1"))
 
 
-@pytest.mark.parametrize(("model_type", "scoring"), [("mellum", "softmax"), ("solar_open", "sigmoid")])
+@pytest.mark.parametrize(("model_type", "scoring"), [("mellum", "softmax"), ("mimo_v2_flash", "sigmoid")])
 def test_an_unknown_model_is_found_by_its_recorded_routers(
     model_type: str, scoring: str, tmp_path: Path
 ) -> None:

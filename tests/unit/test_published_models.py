@@ -113,6 +113,7 @@ def test_kinds_are_counted_as_the_architecture_says() -> None:
         "router": sparse * 64 * hidden,
         "norm": (2 * 28 + 1) * hidden,
         "head": 102400 * hidden,
+        "streams": 0,
     }
     assert tuple(totals) == KINDS
     # gpt-oss model card, arXiv 2508.10925, table 1: MLP 19.12B, attention 0.64B, both embeddings 1.16B.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from datetime import date
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +21,15 @@ from roma_ds.baselines.rivals import RIVALS, train_rival
 from roma_ds.baselines.variants import TRAINED
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
+from roma_ds.config.chat import ChatConfig
+from roma_ds.data.chat import ChatTemplate, templated
+from roma_ds.data.templates import render
 from roma_ds.frozen_pass.frozen_model import load_part
 from roma_ds.network.routed import RoutedLM, RoutedOutput
 from roma_ds.prefix.feed import Feed
 from roma_ds.sequences.encoding import Prompt, encode
 from roma_ds.sequences.request_set import requests_of
+from roma_ds.testing.chats import OLMOE, chat_tokenizer
 
 CPU = torch.device("cpu")
 ALONE = World(Ranks(), CPU)
@@ -241,6 +246,40 @@ def test_examples_come_before_every_context_of_a_filled_gap(tokenizer: Any) -> N
     assert found.contexts == (before + "w1 w2", before + "w1 w3")
     [one], [bare] = encode([found], tokenizer, 500), encode([gap], tokenizer, 500)
     assert all(len(one.before(option)) > len(bare.before(option)) + 10 for option in (0, 1))
+
+
+def test_examples_of_a_chat_are_turns_behind_the_system_turn() -> None:
+    import numpy as np
+
+    tokenizer = chat_tokenizer(OLMOE)
+    chat = ChatTemplate(tokenizer, ChatConfig(system="Be brief."), date.today())
+    rows = [
+        {"id": str(place), "question": f"Which is {word}?", "choices": ["sky", "blood"], "answer": 1}
+        for place, word in enumerate(("red", "blue", "wet"))
+    ]
+    red, blue, wet = (templated(render(row, "letter", "t", "s", directly=True), chat) for row in rows)
+    gap = {"id": "9", "question": "The _ is red.", "choices": ["sky", "blood"], "answer": 1}
+    filled = templated(render(gap, "text", "t", "s", layout="gap", directly=True), chat)
+    [found, other] = with_examples([wet, filled], [red, filled, blue], np.array([[2, 0], [1, -1]]), chat)
+    assert found.messages is not None
+    roles = [one.role for one in found.messages]
+    assert roles == ["system", "user", "assistant", "user", "assistant", "user"]
+    assert [one.content[:12] for one in found.messages[1::2]] == [
+        "Which is red",
+        "Which is blu",
+        "Which is wet",
+    ]
+    assert [one.content for one in found.messages[2::2]] == ["B", "B"]
+    turns = [{"role": one.role, "content": one.content} for one in found.messages]
+    ids = tokenizer.apply_chat_template(turns, tokenize=True, add_generation_prompt=True)["input_ids"]
+    (prompt,) = encode([found], tokenizer, 4000)
+    assert list(prompt.prompt) == ids
+    shown = "<|user|>\nThe blood\n<|assistant|>\nis red.<eos>\n"
+    assert [context.count(shown) for context in other.contexts] == [1, 1]
+    assert [context.rpartition("<|user|>\n")[2][:8] for context in other.contexts] == [
+        "The sky\n",
+        "The bloo",
+    ]
 
 
 def test_every_variant_is_a_method_and_the_oracle_says_what_it_sees() -> None:

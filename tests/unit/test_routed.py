@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +78,17 @@ def test_live_routing_is_the_softmax_of_the_routers_product(
         assert output.routing.dtype == torch.float32
         torch.testing.assert_close(output.routing[0], wanted, rtol=0, atol=1e-6)
         torch.testing.assert_close(output.routing.sum(dim=-1), torch.ones(1, len(wanted)))
+
+
+def test_routing_at_the_user_s_token_is_that_of_a_prompt_that_ends_there(routed: RoutedLM) -> None:
+    ends = [2, 0, 0, 3]
+    whole = [replace(sequence, user=end) for sequence, end in zip(SEQUENCES, ends, strict=True)]
+    short = [Encoded(one.row, one.prompt[: one.user + 1], (7,)) for one in whole]
+    found, wanted = run(routed, collate(whole, "user1")), run(routed, collate(short, "last1"))
+    torch.testing.assert_close(found.routing, wanted.routing, rtol=0, atol=1e-5)
+    last = run(routed, collate(whole, "last1"))
+    assert (found.routing - last.routing).abs().amax(dim=(1, 2)).tolist()[0] > 1e-2
+    torch.testing.assert_close(found.logits, last.logits, rtol=0, atol=1e-5)
 
 
 def test_a_second_softmax_would_be_seen(routed: RoutedLM, stock: Any) -> None:

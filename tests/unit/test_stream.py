@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from family_models import MODEL_TYPES, checkpoint
+from family_models import MECHANISMS, checkpoint
 from stream_setting import DEPTH, WORLD, Setting, assert_same, shards
 from transformers import AutoConfig, AutoModelForCausalLM
 
@@ -47,7 +47,7 @@ def test_results_and_hidden_states_are_those_of_the_whole_network(
         assert torch.equal(cache.read([number]), values)
 
 
-@pytest.mark.parametrize("model_type", MODEL_TYPES)
+@pytest.mark.parametrize("model_type", MECHANISMS)
 def test_every_family_streams(model_type: str, tmp_path: Path) -> None:
     setting = Setting(checkpoint(model_type), tmp_path)
     cache = setting.plan("cache")
@@ -57,8 +57,12 @@ def test_every_family_streams(model_type: str, tmp_path: Path) -> None:
         np.testing.assert_allclose(
             getattr(found, name), getattr(wanted, name), rtol=0, atol=1e-3 if name == "routing" else 2e-5
         )
+    entering = setting.whole.entering(setting.first)
     for number, values in hidden.items():
-        torch.testing.assert_close(cache.read([number]), values, rtol=0, atol=1e-6)
+        kept, given = entering.unpack(cache.read([number])), entering.unpack(values)
+        assert kept.keys() == given.keys()
+        for name, value in given.items():
+            torch.testing.assert_close(kept[name], value, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("dense", [[0], [3], [1, 2]], ids=str)

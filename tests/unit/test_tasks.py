@@ -10,7 +10,6 @@ import pytest
 from data_files import question, run_on, write_rows
 
 from roma_ds.data import load_evaluation
-from roma_ds.data.mixture import load_mixture
 from roma_ds.data.sample import Sample
 from roma_ds.data.store import data_inputs, run_data
 from roma_ds.data.tasks import TASKS
@@ -138,7 +137,7 @@ def test_examples_are_recorded_and_a_change_of_them_is_a_change_of_the_data(tmp_
 
 
 def test_an_example_never_asks_what_is_evaluated(tmp_path: Path) -> None:
-    evaluated = load_mixture(run_on(tmp_path)).evaluation
+    evaluated = load_evaluation(run_on(tmp_path))
     write_rows(tmp_path / "shots.jsonl", [question(1000 + place) for place in range(20)] + [question(7)])
     task = "eval.tasks=[{name: mine, path: test.jsonl, shots_path: shots.jsonl, shots: 1}]"
     for sample, bare in zip(load_evaluation(run_on(tmp_path, task)), evaluated, strict=True):
@@ -181,6 +180,6 @@ def test_examples_without_a_source_are_refused(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="no split for solved examples: test is evaluated"):
         load_evaluation(run_on(tmp_path, *given))
     with pytest.raises(
-        UserError, match=r"no train\.jsonl or train\.jsonl\.gz; that folder holds test\.jsonl"
+        UserError, match=r"no train\.jsonl or other file of rows .*; that folder holds test\.jsonl"
     ):
         load_evaluation(run_on(tmp_path, "eval.tasks=[arc_easy]", *given[1:]))

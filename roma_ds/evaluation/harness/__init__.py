@@ -18,6 +18,8 @@ from lm_eval.models.huggingface import HFLM
 from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
+from roma_ds.config.chat import ChatConfig
+from roma_ds.data.chat.source import chosen_templates
 from roma_ds.families import detect
 from roma_ds.families.composite import text_network, text_part
 from roma_ds.families.library_network import library_class
@@ -30,15 +32,21 @@ from roma_ds.storage import fingerprint
 class RoutedHarnessModel(HFLM):
     """The harness's own model of transformers checkpoints, with tuned routers put in place.
 
-    router: a router file of `pretrained`; without one it is the base model. Everything else is as for the
-    harness's `hf`: dtype, batch_size, max_length, parallelize, ...
+    router: a router file of `pretrained`; without one it is the base model. template: the chat template for
+    `--apply_chat_template`, as `data.chat.template` names it. Everything else is as for the harness's `hf`:
+    dtype, batch_size, max_length, chat_template_args, ...
     """
 
-    def __init__(self, pretrained: str, router: str | None = None, **options: Any) -> None:
-        """Raises UserError where the router file cannot be read or does not fit the model."""
+    def __init__(
+        self, pretrained: str, router: str | None = None, template: str | None = None, **options: Any
+    ) -> None:
+        """Raises UserError where the router file cannot be read or does not fit, and for no such template."""
         register_own_models()
         weights = {} if router is None else read_router_file(Path(router)).by_layer()
         super().__init__(pretrained, **options)
+        if template is not None:
+            chosen = chosen_templates(self.tokenizer, ChatConfig(template=template))
+            self.tokenizer.chat_template = chosen["default"]
         self.router = router
         if weights:
             part = text_network(text_part(self._config))

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from roma_ds.data.rows import MOST_CHOICES, Row
+from roma_ds.data.shapes.checks import MOST_CHOICES
+from roma_ds.data.shapes.row import Row
 
 _LISTED = re.compile(r"\n\s*choice:.*", re.DOTALL)
 _ENDS = re.compile(r"^\s*Q:\s*|\s*\n\s*A:\s*$")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from roma_ds.data.rows import Row
+from roma_ds.data.shapes.row import Row
 
 Convert = Callable[[dict[str, Any], int], Row | None]
 """None leaves a row out that is no question with options."""

@@ -1,4 +1,4 @@
-"""Data files that are no JSON lines, told by their first bytes, each with the command that makes them so."""
+"""Files that are not read, told by their first bytes, each with the command that makes JSON lines of it."""
 
 from __future__ import annotations
 
@@ -6,31 +6,20 @@ import shlex
 import zipfile
 from pathlib import Path
 
+from roma_ds.data.files.packed import PACKINGS
 from roma_ds.errors import UserError
 
-HEAD = 512
-"""Bytes that tell a kind."""
-_PARQUET = "from pyarrow.parquet import read_table as read"
-_FEATHER = "from pyarrow.feather import read_table as read"
-_STREAM = "import pyarrow.ipc as ipc; read = lambda path: ipc.open_stream(path).read_all()"
-_ORC = "from pyarrow.orc import read_table as read"
+READ = "JSON, CSV, TSV, Parquet and Arrow files"
 _TABLES: dict[bytes, tuple[str, str]] = {
-    b"PAR1": ("a Parquet file", _PARQUET),
-    b"ARROW1": ("an Arrow file", _FEATHER),
-    b"FEA1": ("a Feather file", _FEATHER),
-    b"\xff\xff\xff\xff": ("an Arrow stream", _STREAM),
-    b"ORC": ("an ORC file", _ORC),
+    b"FEA1": ("a Feather file", "from pyarrow.feather import read_table as read"),
+    b"ORC": ("an ORC file", "from pyarrow.orc import read_table as read"),
 }
-_PACKED: dict[bytes, tuple[str, str]] = {
-    b"BZh": ("packed with bzip2", "bz2.open(sys.argv[1])"),
-    b"\xfd7zXZ\x00": ("packed with xz", "lzma.open(sys.argv[1])"),
-    b"]\x00\x00": ("packed with lzma", "lzma.open(sys.argv[1])"),
-    b"\x28\xb5\x2f\xfd": ("packed with zstd", "pyarrow.input_stream(sys.argv[1], compression='zstd')"),
-    b"\x04\x22\x4d\x18": ("packed with lz4", "pyarrow.input_stream(sys.argv[1], compression='lz4')"),
+_PACKED_TABLES: dict[bytes, str] = {
+    b"PAR1": "a Parquet file",
+    b"ARROW1": "an Arrow file",
+    b"\xff\xff\xff\xff": "an Arrow stream",
 }
-_ARRAY = (
-    "import json, sys; [print(json.dumps(row)) for row in json.load(open(sys.argv[1], encoding='utf-8-sig'))]"
-)
+"""Read where they are not packed, since that is done within them."""
 _SHEET = (
     "import sys, pandas; pandas.read_excel(sys.argv[1]).to_json(sys.stdout, orient='records', lines=True)"
 )
@@ -56,31 +45,36 @@ _WIDE = {
 }
 
 
-def refuse_other_kinds(path: Path, head: bytes, gzipped: bool) -> None:
-    """Raises UserError where a data file is no JSON lines. head: its first bytes, unpacked if gzipped."""
-    found = _kind(path, head)
+def refuse_other_kinds(path: Path, head: bytes, packing: str | None) -> None:
+    """Raises UserError where a data file is of no kind that is read. head: its first bytes, unpacked."""
+    found = _kind(path, head, packing)
     if found is None:
         return
     what, fix = found
-    if gzipped and not fix.startswith("tar "):
-        what, fix = (
-            f"{what}, gzipped",
-            f"gunzip -k {shlex.quote(str(path))}, and give the file that comes out",
-        )
-    raise UserError(f"{path} is {what}; rows are read from JSON lines, plain or gzipped", fix)
+    if packing and not fix.startswith("tar "):
+        what, fix = f"{what}, packed with {packing}", _unpacking(path, packing)
+    raise UserError(f"{path} is {what}; rows are read from {READ}", fix)
 
 
-def _kind(path: Path, head: bytes) -> tuple[str, str] | None:
-    """What the file is, and the fix; None where it may be JSON lines."""
+def _unpacking(path: Path, packing: str) -> str:
+    """The command that unpacks the file beside itself."""
+    tool = {"gzip": "gunzip", "bzip2": "bunzip2", "lzma": "unlzma"}.get(packing, f"un{packing}")
+    return f"{tool} -k {shlex.quote(str(path))}, and give the file that comes out"
+
+
+def _kind(path: Path, head: bytes, packing: str | None) -> tuple[str, str] | None:
+    """What the file is, and the fix; None where it may be text with rows."""
+    for magic, what in _PACKED_TABLES.items():
+        if head.startswith(magic):
+            return what, ""
     for magic, (what, reader) in _TABLES.items():
         if head.startswith(magic):
             rows = "[print(json.dumps(row, default=str)) for row in read(sys.argv[1]).to_pylist()]"
             return what, _written(f"import json, sys; {reader}; {rows}", path)
-    for magic, (what, opened) in _PACKED.items():
-        if head.startswith(magic):
-            module = opened.partition(".")[0]
-            copied = f"import sys, shutil, {module}; shutil.copyfileobj({opened}, sys.stdout.buffer)"
-            return what, _written(copied, path)
+    if packing and (
+        again := next((name for magic, name in PACKINGS.items() if head.startswith(magic)), None)
+    ):
+        return f"packed with {again}", ""
     for magic, encoding in _WIDE.items():
         if head.startswith(magic):
             text = f"open(sys.argv[1], encoding='{encoding}').read().encode()"
@@ -97,8 +91,6 @@ def _kind(path: Path, head: bytes) -> tuple[str, str] | None:
         if head.startswith(magic):
             return what, "write its rows as one JSON object on each line, and give that file"
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
-    if start.startswith(b"["):
-        return "one JSON array", _written(_ARRAY, path)
     if start[:14].lower().startswith((b"<!doctype html", b"<html")):
         return "a web page", "download the file itself, not the page that shows it"
     return None
