@@ -39,6 +39,8 @@ from roma_ds.families.unusable_config import require_numbers
             },
             "num_experts must be 1 or more",
         ),
+        ({"model_type": "qwen3_vl_moe"}, "'qwen3_vl_moe_text' may be sparse (num_experts=60), but"),
+        ({"model_type": "gemma4", "text_config": {"num_experts": -1}}, "text_config of model.path"),
         ({"model_type": ["olmoe"]}, "model.path"),
         ({"model_type": "olmoe", "num_attention_heads": 0}, "olmoe"),
         (
