@@ -42,7 +42,7 @@ R = {
 
 def trials(types: Sequence[str]) -> Iterator[tuple[str, dict[str, Any]]]:
     """Each type and what became of it, tried in a folder that is deleted afterwards."""
-    from roma_ds.testing.family_trial import FamilyTrial
+    from roma_ds.testing.family_trials.trial import FamilyTrial
 
     for model_type in types:
         with tempfile.TemporaryDirectory() as folder:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families import Family, family_of
 from roma_ds.testing.commands import Finished, on_local_ranks, roma_ds
-from roma_ds.testing.run_results import (
+from roma_ds.testing.family_trials.project import write_project
+from roma_ds.testing.family_trials.run_results import (
     Run,
     changed_tensors,
     largest_difference,
@@ -28,40 +29,23 @@ from roma_ds.testing.run_results import (
     parts_that_learn,
     tensors,
 )
+from roma_ds.testing.family_trials.steps import (
+    EXACT,
+    ROUNDED_APART,
+    STORED,
+    Failed,
+    NotReached,
+    Step,
+    compare,
+    one_line,
+    same_training,
+)
 from roma_ds.testing.stock_alone import StockAlone
-from roma_ds.testing.tiny_project import write_project
 
-STORED = 2.5e-4
-"""Most that rounding to float16 changes of a number up to 1."""
-ROUNDED_APART = 2.0**-11
-"""Most that two equal numbers up to 1 differ once each has been rounded to float16."""
-EXACT = 1e-5
-"""Rounding in float32."""
 LEARNS = 1e-3
 """A gate that moves less than this has not learned."""
 STREAM = ("collect.engine=stream", "train.prefix_cache=on")
 WHOLE = ("collect.engine=zero3", "train.prefix_cache=off")
-
-
-@dataclass(frozen=True)
-class Step:
-    """What became of one step."""
-
-    ok: bool
-    difference: float | None = None
-    """The largest that was found, where something was compared."""
-    limit: float | None = None
-    """What it is allowed to be."""
-    reason: str | None = None
-    """Why it failed, in one line."""
-
-
-class Failed(Exception):
-    """A step failed, for the reason in its words."""
-
-
-class NotReached(Exception):
-    """There is nothing to try a step on."""
 
 
 class FamilyTrial:
@@ -131,19 +115,19 @@ class FamilyTrial:
         zero3 = self.runs["zero3"]
         self.found |= {"first": stream.cache("collect").plan.first_layer}
         self.found |= {"bytes_per_token": stream.entering().token_bytes}
-        _compare("routing of the two engines", stream.routing, zero3.routing, ROUNDED_APART)
-        _compare("losses of the two engines", stream.losses, zero3.losses, EXACT)
+        compare("routing of the two engines", stream.routing, zero3.routing, ROUNDED_APART)
+        compare("losses of the two engines", stream.losses, zero3.losses, EXACT)
         for part in ("collect", "eval"):
             if (zero3.out / part / "prefix").exists():
-                _compare(f"{part} caches of the two engines", stream.table(part), zero3.table(part), EXACT)
+                compare(f"{part} caches of the two engines", stream.table(part), zero3.table(part), EXACT)
         stock = self._stock
         alone = [stock.routing(prompt.prompt, stream.layout) for prompt in stream.prompts("samples.parquet")]
-        _compare("routing and that of each prompt alone", stream.routing, np.stack(alone), STORED)
+        compare("routing and that of each prompt alone", stream.routing, np.stack(alone), STORED)
         losses = [
             -stock.loglikelihood(prompt.before(max(0, prompt.answer)), prompt.target) / len(prompt.target)
             for prompt in stream.prompts("samples.parquet")
         ]
-        return _compare("losses and those of each prompt alone", stream.losses, np.array(losses), EXACT)
+        return compare("losses and those of each prompt alone", stream.losses, np.array(losses), EXACT)
 
     def suffix(self) -> Step:
         """Routers that learned in the layers from the first trained one on alone."""
@@ -167,9 +151,8 @@ class FamilyTrial:
         stream, whole = self.runs["stream"], self.runs["whole"]
         if whole.trained_on_cache:
             raise Failed("training ran on cached states")
-        for variant in ("base", "roma"):
-            _compare(f"eval of {variant}", stream.options(variant), whole.options(variant), EXACT)
-        return _compare("routers with the cache and without", stream.routers, whole.routers, EXACT)
+        compare("eval of the base", stream.options("base"), whole.options("base"), EXACT)
+        return same_training("with the cache and without", stream, whole)
 
     def ranks(self) -> Step:
         """Two ranks under ZeRO-3 collect and learn what one rank does."""
@@ -180,9 +163,8 @@ class FamilyTrial:
             "ranks", on_local_ranks(2, "--config", "run.yaml", "--until", "eval", *options, cwd=self.folder)
         )
         ranks = self.runs["ranks"]
-        _compare("routing on two ranks", stream.routing, ranks.routing, ROUNDED_APART)
-        _compare("eval on two ranks", stream.options("roma"), ranks.options("roma"), EXACT)
-        return _compare("routers on two ranks and on one", stream.routers, ranks.routers, EXACT)
+        compare("routing on two ranks", stream.routing, ranks.routing, ROUNDED_APART)
+        return same_training("on two ranks and on one", stream, ranks)
 
     def gates_alone(self) -> Step:
         """Of all that the network holds the chosen gates move, in memory and on disk."""
@@ -212,13 +194,13 @@ class FamilyTrial:
         merged = StockAlone(self.folder / "merged")
         prompts = [prompt.prompt for prompt in trained.prompts("eval.parquet")]
         ours = network_logits(self.model, trained.router_weights(), prompts)
-        step = _compare("logits", ours, [merged.logits(prompt)[-1].numpy() for prompt in prompts], EXACT)
+        step = compare("logits", ours, [merged.logits(prompt)[-1].numpy() for prompt in prompts], EXACT)
         base = [self._stock.logits(prompt)[-1].numpy() for prompt in prompts]
         self.found |= {"logits_moved": largest_difference(ours, base)}
         if self.found["logits_moved"] < LEARNS:
             raise Failed("the merged model is the base model")
         options = [merged.options(prompt) for prompt in trained.prompts("eval.parquet")]
-        _compare("eval of the tuned model", trained.options("roma"), options, EXACT)
+        compare("eval of the tuned model", trained.options("roma"), options, EXACT)
         return step
 
     def evaluated(self) -> Step:
@@ -229,7 +211,7 @@ class FamilyTrial:
             )
         run = next(self.runs[name] for name in ("stream", "whole", "base") if name in self.runs)
         options = [self._stock.options(prompt) for prompt in run.prompts("eval.parquet")]
-        return _compare("log-likelihoods of options", run.options("base"), options, EXACT)
+        return compare("log-likelihoods of options", run.options("base"), options, EXACT)
 
     def _require_routers(self) -> None:
         if not self.found:
@@ -281,16 +263,3 @@ STEPS: dict[str, Callable[[FamilyTrial], Step]] = {
     "eval": FamilyTrial.evaluated,
 }
 """In their order."""
-
-
-def one_line(text: str) -> str:
-    """The first line of a text that says something."""
-    return next((line.strip() for line in text.splitlines() if line.strip()), text)
-
-
-def _compare(what: str, one: Any, other: Any, limit: float) -> Step:
-    """Raises Failed where two sets of numbers differ by more than the limit."""
-    difference = largest_difference(one, other)
-    if not difference <= limit:
-        raise Failed(f"{what} differ by {difference:.1e}")
-    return Step(True, float(f"{difference:.1e}"), limit)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -68,6 +69,12 @@ class Run:
         return np.array(read_parquet(self.out / "collect" / "outcome.parquet")["loss"], np.float64)
 
     @property
+    def step_losses(self) -> NDArray[np.float64]:
+        """[steps], as logged."""
+        lines = (self.out / "train" / "metrics.jsonl").read_text("utf-8").splitlines()
+        return np.array([json.loads(line)["loss"] for line in lines], np.float64)
+
+    @property
     def routers(self) -> dict[str, NDArray[np.float32]]:
         """Trained weights [rows, width] by checkpoint key."""
         weights = read_router_file(self._router_file).weights
@@ -124,6 +131,12 @@ def largest_difference(one: Any, other: Any) -> float:
         raise ValueError(f"{first.shape} beside {second.shape}")
     difference = float(np.abs(first - second).max(initial=0.0))
     return difference if difference == difference else float("inf")
+
+
+def share_beyond(one: Mapping[str, NDArray[Any]], other: Mapping[str, NDArray[Any]], limit: float) -> float:
+    """Share of the values in arrays of the same keys and shapes that differ by more than a limit."""
+    beyond = sum(int((np.abs(one[key] - other[key]) > limit).sum()) for key in one)
+    return beyond / sum(values.size for values in one.values())
 
 
 def tensors(folder: Path, keys: Iterable[str] | None = None) -> dict[str, NDArray[Any]]:
