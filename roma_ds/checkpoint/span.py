@@ -127,7 +127,9 @@ def _gather_whole(network: Any, family: Family, span: Span) -> None:
     from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
 
     for layer in network.get_submodule(family.layers)[span.first : span.last]:
-        marked = [layer.get_submodule(path) for path in family.gathered_whole]
+        # A dense layer has no experts.
+        modules = dict(layer.named_modules())
+        marked = [modules[path] for path in family.gathered_whole if path in modules]
         for child in layer.children() if family.mixing == "rows" else ():
             parts = child if isinstance(child, nn.ModuleList) else (child,)
             marked += [part for part in parts if not any(map(family.is_router, part.modules()))]

@@ -21,6 +21,7 @@ from roma_ds.testing.tiny_models import save_tiny
 pytestmark = pytest.mark.timeout(600)
 
 MODEL_TYPES = {
+    "axk1": "experts beside dense layers, found by a trial",
     "dbrx": "experts called one by one, as tokens ask for them",
     "deepseek_v4": "streams, and parts of a layer that short sequences leave out",
     "glm_moe_dsa": "keys that an earlier layer chose",
