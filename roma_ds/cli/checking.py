@@ -88,14 +88,15 @@ def _training_data(subject: Subject) -> Iterator[str]:
     from roma_ds.data.sources import training_sources
 
     try:
-        samples = subject.training
+        samples, count, notes = subject.trained
     except RomaError:
         # Training data are held against evaluation data, whose faults shall not hide those of their own.
         for source in training_sources(subject.run):
-            source.rows()
+            for _ in source.open().batches():
+                pass
         raise
-    yield f"{len(samples)} training samples"
-    yield from (f"  {line}" for line in subject.trained[1])
+    yield f"{count} training samples"
+    yield from (f"  {line}" for line in notes)
     yield f"\n{preview(samples, SHOWN)}\n"
 
 
@@ -129,7 +130,7 @@ def _index(subject: Subject) -> Iterator[str]:
 
     run = subject.run
     try:
-        samples = len(subject.training)
+        samples = subject.trained[1]
     except RomaError:
         samples = None
     check_index(run, subject.world_size, embedding_width(run.embed), samples)

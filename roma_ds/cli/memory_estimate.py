@@ -39,7 +39,7 @@ def memory_lines(subject: Subject) -> Iterator[str]:
         yield _line("frozen pass, engine zero3", frozen_pass_bytes(sizes, scoring))
     if run.collect.engine != "zero3":
         states = (
-            len(subject.training)
+            subject.trained[1]
             * longest
             * max(sizes.entering_bytes(layer, scoring.itemsize) for layer in range(sizes.layers))
         )

@@ -86,17 +86,34 @@ class Subject:
         return self.layout.choose(self.run.roma.layers)
 
     @cached_property
-    def trained(self) -> tuple[list[Sample], list[str]]:
-        """Training samples, and what is to be said of their files."""
-        from roma_ds.data import load_training
+    def looks_at_all(self) -> bool:
+        """Whether the tokens of every sample are looked at: too long ones are refused, or there are tokens
+        that the model does not know."""
+        from roma_ds.checkpoint.loading import load_config
+
+        if self.run.data.long_prompts == "refuse":
+            return True
+        try:
+            vocabulary = getattr(load_config(self.run.model), "vocab_size", None)
+            highest = max(self.tokenizer.get_vocab().values(), default=0)
+        except RomaError:
+            # Looking at tokens says so.
+            return False
+        return vocabulary is not None and highest >= vocabulary
+
+    @cached_property
+    def trained(self) -> tuple[list[Sample], int, list[str]]:
+        """The first training samples, how many there are, and what is to be said of their files."""
+        from roma_ds.data.mixture import first_training
         from roma_ds.data.store import told
 
-        samples, records = load_training(self.run, self.chat)
-        return samples, told(self.run, records)
+        most = None if self.looks_at_all else FIRST_ROWS
+        samples, count, records = first_training(self.run, self.chat, most)
+        return samples, count, told(self.run, records)
 
     @property
     def training(self) -> list[Sample]:
-        """Training samples."""
+        """The first training samples; all where each is looked at."""
         return self.trained[0]
 
     @cached_property
@@ -150,10 +167,8 @@ class Subject:
 
         refuse = self.run.data.long_prompts == "refuse"
         vocabulary = getattr(load_config(self.run.model), "vocab_size", None)
-        highest = max(self.tokenizer.get_vocab().values(), default=0)
-        more_tokens = vocabulary is not None and highest >= vocabulary
         prompts = encode(
-            samples if refuse or more_tokens else samples[:FIRST_ROWS],
+            samples if self.looks_at_all else samples[:FIRST_ROWS],
             self.tokenizer,
             self.run.data.max_tokens,
             self.context,

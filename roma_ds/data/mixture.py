@@ -27,7 +27,7 @@ from roma_ds.data.rows import Row
 from roma_ds.data.sample import Sample
 from roma_ds.data.shots import Preface, preface
 from roma_ds.data.sources import Source, SourceRows, evaluation_sources, training_sources
-from roma_ds.data.spool import Spool, batches_of, samples_of, write_batches, write_samples
+from roma_ds.data.spool import Spool, batches_of, read_samples, samples_of, write_batches, write_samples
 from roma_ds.data.tally import Overlap
 from roma_ds.data.tasks import TASKS, scoring_of
 from roma_ds.data.templates import render
@@ -79,10 +79,20 @@ def load_training(
     run: RunConfig, chat: ChatTemplate | None = None
 ) -> tuple[list[Sample], list[DatasetRecord]]:
     """The training samples, in memory, and what became of the rows of each dataset; as `write_mixture`."""
+    samples, _, records = first_training(run, chat, None)
+    return samples, records
+
+
+def first_training(
+    run: RunConfig, chat: ChatTemplate | None, most: int | None
+) -> tuple[list[Sample], int, list[DatasetRecord]]:
+    """The first training samples, `most` of them, how many there are, and the records; as `write_mixture`."""
     everything, _, _ = _evaluation(run, chat)
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, _seldom_collected():
         spools, trained = _spooled(run, everything, Path(folder), chat)
-        return [sample for batch in _used(spools, chat) for sample in samples_of(batch)], trained
+        path = Path(folder) / "samples.parquet"
+        count = _write_used(path, spools, chat)
+        return read_samples(path, most), count, trained
 
 
 def load_evaluation(run: RunConfig, chat: ChatTemplate | None = None) -> list[Sample]:
@@ -108,7 +118,7 @@ def load_evaluated(
 def _seldom_collected() -> Iterator[None]:
     """Let Python look for circles of objects less often: rows are many objects and make none."""
     before = gc.get_threshold()
-    gc.set_threshold(100 * before[0], *before[1:])
+    gc.set_threshold(1000 * before[0], *before[1:])
     try:
         yield
     finally:

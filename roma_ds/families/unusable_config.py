@@ -47,9 +47,7 @@ def making_faults(config: Any) -> Iterator[None]:
         raise UnusableConfig(
             f"no network can be made of this config of model type '{getattr(config, 'model_type', '?')}': "
             f"{type(error).__name__}: {said}{at}{read}",
-            "use a model of text alone: this config has its sizes in text_config"
-            if getattr(config, "text_config", None) is not None
-            else "give the whole config.json of the checkpoint, with values that the model takes",
+            "give the whole config.json of the checkpoint, with values that the model takes",
         ) from error
 
 

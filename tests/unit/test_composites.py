@@ -25,11 +25,12 @@ from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.errors import UserError
 from roma_ds.export.merge import merge
-from roma_ds.families import detect, family_of
+from roma_ds.families import detect, family_of, why_untrained
 from roma_ds.families.composite import text_part, whole_class, whole_config
 from roma_ds.families.library_network import library_class
 from roma_ds.frozen_pass.frozen_model import load_part
 from roma_ds.testing.tiny_composites import COMPOSITES, composite_config, save_composite
+from roma_ds.writing.plain import PlainModel
 
 ALONE = World(Ranks(), torch.device("cpu"))
 DEPTH = 4
@@ -205,3 +206,20 @@ def test_a_plan_of_a_composite_is_that_of_its_text_part(capsys: pytest.CaptureFi
     network = load_span(model_config(composite("gemma4")), Span.suffix(0, DEPTH), None, ALONE.device)
     assert plan["family"] == family_of(config).name
     assert sum(plan["parameters"].values()) == sum(values.numel() for values in network.parameters())
+
+
+def test_a_composite_without_routers_is_measured_whole(tmp_path: Path) -> None:
+    """As the library runs it: its text part has no checkpoint of its own."""
+    parts = {"vision_config": composite_config("mistral3", 192).vision_config.to_dict()}
+    sizes = {"hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4}
+    text = {"model_type": "mistral", "vocab_size": 192, "num_key_value_heads": 2, "head_dim": 8, **sizes}
+    config = CONFIG_MAPPING["mistral3"](text_config=text, **parts)
+    whole: Any = whole_class(config)
+    whole._from_config(config).save_pretrained(tmp_path)
+    assert why_untrained(load_config(model_config(tmp_path))) == (
+        "model type 'mistral' has no routers that roma_ds knows"
+    )
+    model = PlainModel(ALONE, model_config(tmp_path), {})
+    assert type(model.network) is whole and model.batching == "padded"
+    found = model.logits(IDS, torch.ones_like(IDS), torch.arange(IDS.shape[1]))
+    torch.testing.assert_close(found, logits(stock_network(tmp_path)[0]), rtol=0, atol=1e-5)

@@ -12,6 +12,7 @@ import torch
 from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.data.tasks import OWN, TASKS
+from roma_ds.families.batching import Batching
 from roma_ds.writing.generation import Asked, Writer, Written
 from roma_ds.writing.thinking import answered, is_thinking, stop_place
 
@@ -64,6 +65,7 @@ class _Speaker:
 
     world = ALONE
     partitioned = False
+    batching: Batching = "padded"
     generation_config = SimpleNamespace(eos_token_id=0)
 
     def __init__(self, said: Sequence[str]) -> None:

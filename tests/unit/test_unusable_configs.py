@@ -32,7 +32,15 @@ from roma_ds.families.unusable_config import require_numbers
         ({"model_type": "dbrx"}, "rope_theta"),
         ({"model_type": "lfm2_moe"}, "layer_types"),
         ({"model_type": "hunyuan_v1_moe"}, "head_dim"),
-        ({"model_type": "qwen3_5_moe", "text_config": {"model_type": "qwen3_5_moe_text"}}, "text_config"),
+        (
+            {
+                "model_type": "qwen3_5_moe",
+                "text_config": {"model_type": "qwen3_5_moe_text", "num_experts": 0},
+            },
+            "num_experts must be 1 or more",
+        ),
+        ({"model_type": "qwen3_vl_moe"}, "'qwen3_vl_moe_text' may be sparse (num_experts=60), but"),
+        ({"model_type": "gemma4", "text_config": {"num_experts": -1}}, "text_config of model.path"),
         ({"model_type": ["olmoe"]}, "model.path"),
         ({"model_type": "olmoe", "num_attention_heads": 0}, "olmoe"),
         (

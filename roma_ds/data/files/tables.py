@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Iterator
 from functools import partial
 from itertools import islice
@@ -80,7 +79,9 @@ def _parquet(path: Path) -> Iterator[Any]:
 def _arrow(path: Path) -> Iterator[Any]:
     import pyarrow as pa
 
-    with pa.OSFile(str(path)) as source, contextlib.closing(pa.ipc.open_file(source)) as file:
+    with pa.OSFile(str(path)) as source:
+        # A reader of files has no end of its own.
+        file = pa.ipc.open_file(source)
         yield from _checked((file.get_batch(place) for place in range(file.num_record_batches)), path)
 
 

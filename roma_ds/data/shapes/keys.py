@@ -30,10 +30,11 @@ _COUNTED = {"count", "n", "num", "number"}
 _PARTS = re.compile(r"[A-Z]?[a-z]+|[A-Z]+")
 
 
-def lost(row: dict[str, Any], read: dict[str, Any], unread: Collection[str]) -> Iterator[str]:
+def lost(given: dict[str, Any], read: dict[str, Any], unread: Collection[str]) -> Iterator[str]:
     """Which of the keys that are not read hold content which the row as it is read does not repeat.
 
-    A text that holds question and answer itself, such as both of them written out, loses nothing either.
+    given: the row as the file has it. A text that holds all that is read of it, such as question and answer
+    written out, loses nothing either.
     """
     seen = ""
     for key in unread:
@@ -42,9 +43,10 @@ def lost(row: dict[str, Any], read: dict[str, Any], unread: Collection[str]) -> 
         if not seen:
             texts = [value for name, value in read.items() if name in _SEEN and name not in unread]
             seen = "\n".join(_texts(texts))
-            whole = [text.strip() for text in (_asked(read), read.get("answer")) if isinstance(text, str)]
             shown = {text.strip() for text in _texts(read.get("choices"))}
-        for text in map(str.strip, _texts(row[key])):
+            parts = [value for name, value in given.items() if name not in unread and name != "id"]
+            whole = [text.strip() for text in _texts(parts)]
+        for text in map(str.strip, _texts(given[key])):
             repeated = text in seen or text in shown or (whole and all(part in text for part in whole))
             if not repeated:
                 yield key
@@ -52,10 +54,6 @@ def lost(row: dict[str, Any], read: dict[str, Any], unread: Collection[str]) -> 
 
 
 _SEEN = ("prompt", "question", "passage", "messages", "tools")
-
-
-def _asked(read: dict[str, Any]) -> str:
-    return str(read.get("question") or read.get("prompt") or "")
 
 
 @cache
