@@ -96,9 +96,11 @@ def _kind(family: Family, modules: dict[str, Any], name: str, inside: str | None
 def _is_stack(owner: Any) -> bool:
     """Whether a module has the weights of all routed experts of a layer, and maybe their biases.
 
-    A convolution's weight has three dimensions too, of which one is 1. DBRX has the rows of all experts one
-    after the other.
+    A convolution's weight has three dimensions too, of which one may be 1. DBRX has the rows of all experts
+    one after the other.
     """
+    if "Conv" in type(owner).__name__:
+        return False
     shapes = [getattr(weight, "ds_shape", weight.shape) for weight in owner.parameters(recurse=False)]
     return type(owner).__name__ == "DbrxExpertGLU" or any(len(s) == 3 and 1 not in s for s in shapes)
 
@@ -117,11 +119,16 @@ def active_parameters(network: Any, embedding: bool = True) -> int:
     embedding: count the token embedding, of which a token reads one row; where the head is tied to it, it is
     counted either way. Raises as `counted` does.
     """
-    totals = by_kind(counted(network))
-    family = family_of(network.config)
-    experts, top_k = family.experts(network.config), family.top_k(network.config)
-    routed, left = divmod(totals["routed experts"] * top_k, experts)
-    assert left == 0, "experts of one model differ in size"
+    found, weights = counted(network), dict(network.named_parameters())
+    totals = by_kind(found)
+    family, config = family_of(network.config), network.config
+    networks, routed = family.experts(config) - family.zeros(config), 0
+    for one in (one for one in found if one.kind == "routed experts"):
+        shape = getattr(weights[one.name], "ds_shape", weights[one.name].shape)
+        # Some stacks have unused rows for choices that are no expert.
+        met, left = divmod(one.numel * family.top_k(config), shape[0] if len(shape) == 3 else networks)
+        assert left == 0, "experts of one model differ in size"
+        routed += met
     tied = totals["head"] == 0
     dropped = 0 if embedding or tied else totals["embedding"]
     return sum(totals.values()) - totals["routed experts"] + routed - dropped

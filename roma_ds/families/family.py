@@ -141,7 +141,7 @@ class Family:
             raise UserError(
                 f"a {self.name} model runs in float32 alone: the library multiplies float32 by its routers' "
                 f"weights as they are, and {dtype} by float32 does not go",
-                "set model.dtype=float32",
+                "set model.dtype=float32, or --dtype float32 for `roma-ds plan`",
             )
 
     def require_parts(self) -> None:

@@ -177,7 +177,7 @@ def sizes_of(network: Any, layout: MoELayout) -> ModelSizes:
         modules=tuple(modules),
         layers=family.depth(config),
         moe_layers=layout.layers,
-        experts=layout.experts,
+        experts=layout.networks,
         top_k=layout.top_k,
         hidden=int(config.hidden_size),
         entering=tuple(_entering(layout, config, layer) for layer in range(family.depth(config))),

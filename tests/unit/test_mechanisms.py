@@ -110,7 +110,7 @@ def test_in_bfloat16_a_table_keeps_what_is_float32(model_type: str, first: int) 
 def test_a_type_that_does_not_run_in_bfloat16_is_refused_in_it() -> None:
     with pytest.raises(UserError, match="runs in float32 alone") as caught:
         part(checkpoint("inkling2_text"), None, "bfloat16")
-    assert caught.value.fix == "set model.dtype=float32"
+    assert "set model.dtype=float32" in str(caught.value.fix)
 
 
 @pytest.mark.parametrize("model_type", CARRYING)

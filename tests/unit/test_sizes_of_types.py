@@ -8,7 +8,7 @@ import torch
 from roma_ds.families import detect
 from roma_ds.families.attention_widths import attention_widths
 from roma_ds.families.causal_lm import causal_lm
-from roma_ds.families.counting import by_kind, counted
+from roma_ds.families.counting import active_parameters, by_kind, counted
 from roma_ds.planner.model_sizes import sizes_of
 from roma_ds.testing.tiny_models import tiny_config
 
@@ -50,3 +50,17 @@ def test_where_heads_differ_from_layer_to_layer_the_widest_counts() -> None:
     heads = [layer.num_attention_heads for layer in config.per_layer_config]
     assert sorted(set(heads)) == [2, 4]
     assert attention_widths(config) == attention_widths(config.per_layer_config[heads.index(4)])
+
+
+@pytest.mark.parametrize(("model_type", "experts"), [("longcat_flash", 8), ("zaya", 8), ("olmoe", 8)])
+def test_a_token_meets_the_experts_that_it_goes_to(model_type: str, experts: int) -> None:
+    """Of which there are fewer than choices, in some types; one of them keeps unused rows for these."""
+    config = tiny_config(model_type, 192, LAYERS, experts=experts)
+    with torch.device("meta"):
+        network = causal_lm(config, torch.float32, False)
+    layout = detect(network)
+    assert layout.networks == sizes_of(network, layout).experts == experts
+    used = [values for name, values in network.named_parameters() if ".experts." in name]
+    one = sum(values[0].numel() for values in used)
+    rest = sum(values.numel() for name, values in network.named_parameters() if ".experts." not in name)
+    assert active_parameters(network) == rest + layout.top_k * one
