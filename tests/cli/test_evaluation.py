@@ -146,7 +146,7 @@ def test_check_says_that_such_a_model_can_be_evaluated_alone(dense: Project) -> 
             ["eval.tasks=[{name: arc_easy, split: tests}]"],
             "arc_easy has no split 'tests'; did you mean 'test'?",
         ),
-        (["eval.tasks=[{name: arc_easy}]", "eval.data_root=."], "no test.jsonl or test.jsonl.gz"),
+        (["eval.tasks=[{name: arc_easy}]", "eval.data_root=."], "there is no such folder or it is empty"),
         (["eval.tasks=[{name: sums, path: sums.jsonl}]"], "sums has free-text answers, which letter scoring"),
         (["data.long_prompts=refuse", "data.max_tokens=9"], "tokens, 9 are allowed"),
         (
