@@ -201,10 +201,13 @@ def cut_in_three(world: World, tiny: str, large: str) -> tuple[dict[str, Any], t
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="no /proc")
 def test_no_rank_ever_holds_much_more_than_its_share(checkpoints: dict[str, Path], tmp_path: Path) -> None:
-    """Also where the number of ranks divides neither the experts nor the values of most tensors."""
-    large = save_tiny(tmp_path, hidden=512, experts=16, shard_size="50MB")
+    """Also where the number of ranks divides neither the experts nor the values of most tensors.
+
+    Tensors of 34 experts lie above 32 MB, where glibc's malloc keeps nothing of what is freed.
+    """
+    large = save_tiny(tmp_path, hidden=512, experts=34, shard_size="50MB")
     for rank, (whole, grown) in on_ranks(3, cut_in_three, str(checkpoints["qwen3_moe"]), str(large)):
         assert rank["held"] <= rank["total"] / 3 * 1.02
         assert rank["same"]
-        assert whole > 200e6
-        assert 0.3 * whole < grown < 0.6 * whole
+        assert whole > 400e6
+        assert 0.3 * whole < grown < 0.55 * whole
