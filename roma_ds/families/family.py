@@ -135,6 +135,11 @@ class Family:
         """Whether a module is of the routers' class."""
         return any(base.__name__ == self.router_class for base in type(module).__mro__)
 
+    @property
+    def shares_tokens(self) -> bool:
+        """Whether what sequences begin with in common may be run once: where attention alone mixes tokens."""
+        return self.mixing == "packed"
+
     def require_type(self, dtype: str) -> None:
         """Raises UserError where such a model does not run with weights of a type, by torch's name of it."""
         if self.float32_only and dtype != "float32":

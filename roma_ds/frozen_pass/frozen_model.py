@@ -23,7 +23,7 @@ from roma_ds.network.router_weights import RouterWeights
 from roma_ds.prefix.feed import CachePart, Feed
 from roma_ds.prefix.prefix_cache import PrefixCache
 from roma_ds.progress import Progress
-from roma_ds.sequences.batches import Batch, in_batches
+from roma_ds.sequences.batches import Batch
 from roma_ds.sequences.encoding import Prompt
 from roma_ds.sequences.found import Record
 from roma_ds.sequences.request_set import read_results, requests_of
@@ -131,13 +131,14 @@ class FrozenModel:
         `requests_of(prompts)`, for a suffix, which then gives the routing of its own layers. A collective.
         """
         requests = requests_of(prompts)
-        feed = Feed(requests.sequences, tokens, cache)
+        shared = self.layout.family.shares_tokens
+        feed = Feed(requests.sequences, tokens, cache, shared)
         found: list[Record] = []
         read = 0
-        batches = in_batches(requests.lengths, batch_size)
+        batches = requests.batches(batch_size, shared)
         for numbers, batch, output in self.outputs(feed, batches, title):
             found.extend(read_results(requests, numbers, output.logits, output.routing))
-            read += batch.tokens
+            read += batch.asked
         gathered = self.world.gather_to_first((found, read))
         if gathered is None:
             return None

@@ -20,7 +20,6 @@ from roma_ds.frozen_pass.stream import StreamPass
 from roma_ds.planner.frozen_pass import Engine
 from roma_ds.prefix.feed import Feed
 from roma_ds.prefix.prefix_cache import PrefixCache, open_plan, plan_cache
-from roma_ds.sequences.batches import in_batches
 from roma_ds.sequences.encoding import Prompt
 from roma_ds.sequences.found import Found, Record
 from roma_ds.sequences.request_set import Requests, read_results, requests_of
@@ -82,6 +81,10 @@ class FrozenPass:
                 scores = Scores.assemble(prompts, records, tokens_read=sum(requests.lengths))
         return scores
 
+    @property
+    def _shared(self) -> bool:
+        return self.whole.layout.family.shares_tokens
+
     def _plan(self, requests: Requests, folder: Path, fingerprint: str) -> PrefixCache | None:
         if self.first is None:
             return None
@@ -101,7 +104,7 @@ class FrozenPass:
             done.update(zip(part.row.tolist(), part.option.tolist(), strict=True))
         lacking = set(cache.missing().tolist()) if cache is not None else set()
         pending = []
-        for batch in in_batches(requests.lengths, self.batch_size):
+        for batch in requests.batches(self.batch_size, self._shared):
             places = ((requests.sequences[number].row, requests.options[number]) for number in batch)
             if not lacking.isdisjoint(batch) or not done.issuperset(places):
                 pending.append(batch)
@@ -119,11 +122,11 @@ class FrozenPass:
             frozen.routed.capture(self.first)
         layout = self.whole.layout
         saver = _Saver(world.rank, len(layout.layers), layout.experts, cache, parts)
-        feed = Feed(requests.sequences, self.tokens)
+        feed = Feed(requests.sequences, self.tokens, shared=self._shared)
         with saver:
-            for numbers, _, output in frozen.outputs(feed, pending, title):
+            for numbers, batch, output in frozen.outputs(feed, pending, title):
                 if cache is not None and output.entering is not None:
-                    pieces = output.entering.split([requests.lengths[number] for number in numbers])
+                    pieces = batch.apart(output.entering, [requests.lengths[number] for number in numbers])
                     for number, piece in zip(numbers, pieces, strict=True):
                         cache.write(number, piece)
                 saver.records += read_results(requests, numbers, output.logits, output.routing)
@@ -135,7 +138,7 @@ class FrozenPass:
     ) -> None:
         """Each rank drives its own batches through the layers."""
         rank, size = self.world.rank, self.world.size
-        batches = in_batches(requests.lengths, self.batch_size)
+        batches = requests.batches(self.batch_size, self._shared)
         with agreement(self.world):
             found = StreamPass(
                 world=self.world,
@@ -144,6 +147,7 @@ class FrozenPass:
                 requests=requests,
                 batches=[batches[index] for index in self.world.share(len(batches))],
                 tokens=self.tokens,
+                shared=self._shared,
                 cache=cache,
                 folder=parts.folder / f"stream-{rank}-of-{size}",
                 fingerprint=fingerprint,

@@ -34,7 +34,7 @@ from roma_ds.network.release import release
 from roma_ds.network.routed import RoutedLM
 from roma_ds.prefix.prefix_cache import PrefixCache
 from roma_ds.progress import Progress
-from roma_ds.sequences.batches import Batch, collate
+from roma_ds.sequences.batches import Batch, collate, tokens_run
 from roma_ds.sequences.found import Found, Record
 from roma_ds.sequences.packing import pack
 from roma_ds.sequences.request_set import Requests, read_results
@@ -57,6 +57,8 @@ class StreamPass:
     """Numbers of the sequences in each batch of this rank; the same again for a killed pass to go on."""
     tokens: str
     """Prompt positions whose routing is read, as `roma.tokens`."""
+    shared: bool
+    """What sequences of a batch begin with in common is run once."""
     cache: PrefixCache | None
     """Takes the hidden states that enter its first layer."""
     folder: Path
@@ -91,7 +93,9 @@ class StreamPass:
 
     def _fingerprint(self) -> str:
         numbers = [list(batch) for batch in self.batches]
-        return fingerprints.of_json([self.fingerprint, self.tokens, self.model.dtype, self._steps, numbers])
+        return fingerprints.of_json(
+            [self.fingerprint, self.tokens, self.model.dtype, self._steps, self.shared, numbers]
+        )
 
     def _usable(self, journal: StreamJournal) -> bool:
         """Whether what the recorded steps gave is there."""
@@ -116,7 +120,9 @@ class _Run:
     def __init__(self, job: StreamPass, journal: StreamJournal) -> None:
         self.job, self.journal, self.device = job, journal, job.world.device
         sequences = job.requests.sequences
-        self.tokens = [sum(sequences[number].length for number in batch) for batch in job.batches]
+        self.tokens = [
+            tokens_run([sequences[number] for number in batch], job.shared) for batch in job.batches
+        ]
         self.answers = [sum(len(sequences[number].continuation) for number in batch) for batch in job.batches]
         self.store = Activations(
             journal.folder,
@@ -146,7 +152,8 @@ class _Run:
         if index in self._collated:
             return self._collated[index]
         sequences = self.job.requests.sequences
-        batch = collate([sequences[number] for number in self.job.batches[index]], self.job.tokens)
+        chosen = [sequences[number] for number in self.job.batches[index]]
+        batch = collate(chosen, self.job.tokens, self.job.shared)
         if self.store.in_memory:
             self._collated[index] = batch
         return batch
@@ -199,7 +206,7 @@ class _Run:
                 batch = replace(batch, entering=table)
                 if cache is not None and layer == cache.plan.first_layer:
                     lengths = [job.requests.sequences[number].length for number in numbers]
-                    for number, piece in zip(numbers, table.split(lengths), strict=True):
+                    for number, piece in zip(numbers, batch.apart(table, lengths), strict=True):
                         cache.write(number, piece)
             leaving, routing = routed.through(step, **batch.inputs(self.device))
             self.store.write(index, leaving)

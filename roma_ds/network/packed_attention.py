@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from roma_ds.sequences.packing import Packing
+from roma_ds.sequences.shared_attention import Sharing
 
 PACKED_ATTENTION = "roma_ds_packed"
 ROWS_ONLY = "roma_ds_rows_only"
@@ -110,6 +111,30 @@ def together(
     return output if output.shape[0] == query.shape[2] else output[slots]
 
 
+def along_tree(
+    attend: Attend,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    sharing: Sharing,
+    rows_only: bool,
+    window: int | None,
+) -> torch.Tensor:
+    """Sequences that share tokens, a call for each few chunks of their tree. query: [1, h, T or R, d]."""
+    calls, place = sharing.calls(rows_only, query.device)
+    found = []
+    for call in calls:
+        parts = ((query, call.queries), (key, call.keys), (value, call.keys))
+        each = [item[0][:, chosen].unflatten(1, (call.count, -1)).transpose(0, 1) for item, chosen in parts]
+        mask = call.mask
+        if mask is not None and window:
+            near = call.query_positions[:, :, None] - call.key_positions[:, None] < window
+            mask = mask & near[:, None]
+        output = attend(*each, mask).flatten(0, 1)
+        found.append(output if call.real is None else output[call.real])
+    return torch.cat(found)[place]
+
+
 def packed_attention(
     module: nn.Module,
     query: torch.Tensor,
@@ -140,7 +165,8 @@ def packed_attention(
         query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None
     ) -> torch.Tensor:
         longest = key.shape[2]
-        if window and window < longest:
+        # Of shared tokens the mask knows the window already.
+        if window and window < longest and (mask is None or packing.sharing is None):
             mask = _within(window, _causal(longest, query.device) if mask is None else mask)
         if s_aux is not None:
             mask = _with_sinks(
@@ -157,8 +183,11 @@ def packed_attention(
     rows_only = getattr(module, ROWS_ONLY, False)
     if rows_only:
         query = query[:, :, packing.rows]
-    way = apart if query.device.type == "cpu" else together
-    output = way(attend, query, key, value, packing, rows_only)
+    if packing.sharing is not None:
+        output = along_tree(attend, query, key, value, packing.sharing, rows_only, window)
+    else:
+        way = apart if query.device.type == "cpu" else together
+        output = way(attend, query, key, value, packing, rows_only)
     if rows_only:
         room = output.new_zeros(key.shape[2], *output.shape[1:])
         output = room.index_copy(0, packing.rows, output)

@@ -85,6 +85,8 @@ class RoutedLM(nn.Module):
         """By layer, [tokens, width], detached: what the router multiplied in the last forward."""
         self._placement: Placement
         self._answers: torch.Tensor
+        self._predicting: torch.Tensor
+        self._row: torch.Tensor | None = None
         self._table: torch.Tensor | None = None
         self._captured: torch.Tensor | None = None
         self._capturing: RemovableHandle | None = None
@@ -146,7 +148,7 @@ class RoutedLM(nn.Module):
         hidden = output.last_hidden_state
         # A contiguous [A, hidden]: a strided slice would copy the head's weight for every sample on a CPU.
         flat = hidden.reshape(-1, hidden.shape[-1])
-        output.last_hidden_state = flat[self._placement.places(self._answers)][None]
+        output.last_hidden_state = flat[self._placement.places(self._predicting)][None]
         return output
 
     def _raw_recorder(self, layer: int, rows: int) -> Any:
@@ -227,7 +229,9 @@ class RoutedLM(nn.Module):
         output = self.network(**self._placement.inputs(input_ids), use_cache=False)
         routing, load = self._routing(routing_positions, routing_weights)
         captured, self._captured, self._table = self._captured, None, None
-        return RoutedOutput(output.logits[0].float(), routing, load, captured)
+        logits = output.logits[0].float()
+        # Answers that one token predicts share its row.
+        return RoutedOutput(logits if self._row is None else logits[self._row], routing, load, captured)
 
     def through(
         self,
@@ -265,6 +269,9 @@ class RoutedLM(nn.Module):
     ) -> None:
         self._placement = Placement(packing, position_ids, self._by_rows)
         self._answers, self._table = answer_position, entering
+        self._predicting, self._row = answer_position, None
+        if packing.sharing is not None:
+            self._predicting, self._row = torch.unique(answer_position, return_inverse=True)
 
     def _stop_at(self, layer: int) -> RemovableHandle:
         config, family = self.network.config, self.layout.family

@@ -42,12 +42,15 @@ class Feed:
     """Prompt positions whose routing is read, as `roma.tokens`."""
     cache: PrefixCache | CachePart | None = None
     """Hidden states by sequence number, for a suffix network."""
+    shared: bool = False
+    """What sequences of a batch begin with in common is run once."""
 
     def batch(self, numbers: Sequence[int]) -> Batch:
         """The sequences `numbers` in this order; without any, one token that counts for nothing."""
-        batch = collate([self.sequences[number] for number in numbers] or [FILLER], self.tokens)
+        chosen = [self.sequences[number] for number in numbers]
+        batch = collate(chosen or [FILLER], self.tokens, self.shared)
         if self.cache is None:
             return batch
         plan = self.cache.plan
         hidden = self.cache.read(numbers) if numbers else torch.zeros(1, plan.hidden, dtype=plan.dtype)
-        return replace(batch, entering=hidden)
+        return replace(batch, entering=batch.joined(hidden))

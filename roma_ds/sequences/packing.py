@@ -10,6 +10,9 @@ from dataclasses import dataclass, replace
 
 import torch
 
+from roma_ds.sequences.shared_attention import Sharing
+from roma_ds.sequences.token_tree import TokenTree
+
 
 class Past:
     """Keys and values of a batch, kept by a first pass so that later ones run some of its tokens only.
@@ -56,6 +59,8 @@ class Packing:
     """bool [B, 1, most needed rows, L], which keys a needed row sees"""
     past: Past | None = None
     """What an earlier pass over the same sequences kept, or where this one keeps it."""
+    sharing: Sharing | None = None
+    """Where sequences share tokens: who sees whom. Lengths, slots and masks are then of no use."""
 
     def to(self, device: torch.device) -> Packing:
         """The same on `device`."""
@@ -90,3 +95,12 @@ def pack(lengths: Sequence[int], needed: torch.Tensor) -> Packing:
         row_of,
         mask,
     )
+
+
+def pack_shared(tree: TokenTree, needed: torch.Tensor) -> Packing:
+    """The packing of sequences that share tokens; `needed`: int64 indices into T, in any order."""
+    rows = torch.unique(needed)
+    row_of = torch.full((len(tree.ids),), -1, dtype=torch.long)
+    row_of[rows] = torch.arange(len(rows))
+    none = torch.zeros(0, dtype=torch.long)
+    return Packing((), none, (), rows, none, row_of, none.bool(), sharing=Sharing(tree, rows))

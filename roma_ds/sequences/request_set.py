@@ -9,8 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from roma_ds.sequences.batches import in_batches
 from roma_ds.sequences.encoding import Encoded, Prompt
 from roma_ds.sequences.found import Record
+from roma_ds.sequences.shared_batches import in_shared_batches
+from roma_ds.sequences.token_scores import token_scores
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,12 @@ class Requests:
     def lengths(self) -> list[int]:
         """Tokens of every sequence."""
         return [sequence.length for sequence in self.sequences]
+
+    def batches(self, batch_size: int, shared: bool) -> list[list[int]]:
+        """Numbers of the sequences in batches; with `shared` those that share tokens lie together."""
+        if shared:
+            return in_shared_batches(self.sequences, batch_size)
+        return in_batches(self.lengths, batch_size)
 
 
 def requests_of(prompts: Sequence[Prompt]) -> Requests:
@@ -58,30 +67,28 @@ def read_results(
 
     logits: float32 [A, V] at the answers, one sequence's after another's; routing: float32 [B, M, E].
     """
-    logprobs = torch.log_softmax(logits, dim=-1).cpu()
     weights = routing.to(torch.float16).cpu().numpy()
     counts = [len(requests.sequences[number].continuation) for number in numbers]
-    own = logprobs.split(counts)
+    own = logits.split(counts)
     return [result_of(requests, number, own[index], weights[index]) for index, number in enumerate(numbers)]
 
 
-def result_of(
-    requests: Requests, number: int, logprobs: torch.Tensor, routing: NDArray[np.float16]
-) -> Record:
+def result_of(requests: Requests, number: int, logits: torch.Tensor, routing: NDArray[np.float16]) -> Record:
     """Result of the sequence `number`.
 
-    logprobs: float32 [C, V], of every token of the vocabulary at the places of its continuation; routing:
+    logits: float32 [C, V], of every token of the vocabulary at the places of its continuation; routing:
     [M, E].
     """
     sequence = requests.sequences[number]
     prompt = requests.prompts[sequence.row]
-    ids = torch.tensor(sequence.continuation)[:, None]
-    chosen = logprobs.gather(1, ids)[:, 0]
-    rivals = logprobs.scatter(1, ids, float("-inf")).amax(dim=-1)
+    ids = torch.tensor(sequence.continuation, device=logits.device)
+    chosen, rivals = token_scores(logits, ids)
     options = None
     if prompt.single_token_options:
-        first = torch.tensor([option[0] for option in prompt.options])
-        options = logprobs[0, first].numpy().astype(np.float32)
+        first = torch.tensor([option[0] for option in prompt.options], device=logits.device)
+        # The answer is one of them.
+        lead = logits[0, first] - logits[0, ids[0]]
+        options = (chosen[0] + lead.cpu()).numpy().astype(np.float32)
     return (
         sequence.row,
         requests.options[number],

@@ -75,7 +75,7 @@ def train(
         run=run,
         engine=engine,
         requests=requests,
-        feed=Feed(requests.sequences, run.roma.tokens, cache),
+        feed=Feed(requests.sequences, run.roma.tokens, cache, engine.layout.family.shares_tokens),
         targets=targets(engine.layers, order.steps_per_epoch),
         settings=StepSettings(run.roma.layer_reduction, run.train.task_loss, penalty),
         order=order,

@@ -146,7 +146,7 @@ def training_step(
                 suspects += rows
             sums.samples += len(rows)
             sums.empty += int((~pull.present).sum())
-            sums.tokens += batch.tokens
+            sums.tokens += batch.asked
             sums.load = output.load if sums.load is None else sums.load + output.load
             sums.micro_batches += 1
     norms = {

@@ -231,6 +231,5 @@ def _records(requests: Requests, numbers: Sequence[int], logits: Sequence[torch.
     """Results of the sequences `numbers`; logits [K, V] of each where its continuation is predicted."""
     records: list[Record] = []
     for number, own in zip(numbers, logits, strict=True):
-        logprobs = torch.log_softmax(own.float(), dim=-1).cpu()
-        records.append(result_of(requests, number, logprobs, NO_ROUTING))
+        records.append(result_of(requests, number, own.float(), NO_ROUTING))
     return records

@@ -9,6 +9,8 @@ entry point. In a program of one's own, importing this registers the model. Need
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +22,20 @@ from roma_ds.comm import World
 from roma_ds.comm.ranks import Ranks
 from roma_ds.config.chat import ChatConfig
 from roma_ds.data.chat.source import chosen_templates
+from roma_ds.errors import UserError
+from roma_ds.evaluation.harness.packed_scoring import PackedScoring
 from roma_ds.families import detect
 from roma_ds.families.composite import text_network, text_part
 from roma_ds.families.library_network import library_class
 from roma_ds.families.own_models import register_own_models
 from roma_ds.network.router_weights import RouterWeights
+from roma_ds.progress import Progress
 from roma_ds.storage import fingerprint
+
+ENGINES = ("packed", "hf")
+AUTO = 32
+"""Sequences of the longest length whose tokens make a batch under `--batch_size auto`."""
+eval_logger = logging.getLogger(__name__)
 
 
 @register_model("roma_ds")
@@ -33,14 +43,22 @@ class RoutedHarnessModel(HFLM):
     """The harness's own model of transformers checkpoints, with tuned routers put in place.
 
     router: a router file of `pretrained`; without one it is the base model. template: the chat template for
-    `--apply_chat_template`, as `data.chat.template` names it. Everything else is as for the harness's `hf`:
-    dtype, batch_size, max_length, chat_template_args, ...
+    `--apply_chat_template`, as `data.chat.template` names it. engine: `packed` (default) answers requests for
+    log-likelihoods by packed trees, where the model's family allows it; `hf` as the harness itself does.
+    Everything else is as for the harness's `hf`: dtype, batch_size, max_length, chat_template_args, ...
     """
 
     def __init__(
-        self, pretrained: str, router: str | None = None, template: str | None = None, **options: Any
+        self,
+        pretrained: str,
+        router: str | None = None,
+        template: str | None = None,
+        engine: str = "packed",
+        **options: Any,
     ) -> None:
-        """Raises UserError where the router file cannot be read or does not fit, and for no such template."""
+        """Raises UserError for another engine or template, and for a router file that does not fit."""
+        if engine not in ENGINES:
+            raise UserError(f"engine={engine} is unknown", f"set engine to {' or '.join(ENGINES)}")
         register_own_models()
         weights = {} if router is None else read_router_file(Path(router)).by_layer()
         super().__init__(pretrained, **options)
@@ -56,6 +74,42 @@ class RoutedHarnessModel(HFLM):
                 names = {layer: part.outer(name) for layer, name in names.items()}
             routers = {layer: self.model.get_parameter(name) for layer, name in names.items()}
             RouterWeights(World(Ranks(), self.device), routers, sites, partitioned=False).use(weights)
+
+        self._packed = self._packed_scoring() if engine == "packed" else None
+
+    def _packed_scoring(self) -> PackedScoring | None:
+        if self.backend != "causal" or self.model.device != self.device:
+            return None
+        part = text_network(text_part(self._config))
+        try:
+            return PackedScoring(self.model) if part is None else None
+        except UserError as reason:
+            eval_logger.info(f"log-likelihoods as the harness itself has them: {reason}")
+            return None
+
+    def _loglikelihood_tokens(
+        self,
+        requests: Sequence[tuple[tuple[str, str], list[int], list[int]]],
+        disable_tqdm: bool = False,
+        override_bs: int | None = None,
+    ) -> list[tuple[float, bool]]:
+        """Log-likelihood and greediness of each continuation; too long a context loses its beginning."""
+        if self._packed is None:
+            found: list[tuple[float, bool]] = super()._loglikelihood_tokens(
+                requests, disable_tqdm=disable_tqdm, override_bs=override_bs
+            )
+            return found
+        pairs = []
+        for _, context, continuation in requests:
+            kept = max(1, self.max_length + 1 - len(continuation))
+            pairs.append((context[-kept:], continuation))
+        size = override_bs or (AUTO if self.batch_size == "auto" else self.batch_size)
+        with Progress(len(pairs), "score", enabled=not disable_tqdm and self.rank == 0) as progress:
+            scores = self._packed.loglikelihoods(pairs, size, progress.advance)
+        for (texts, *_), score in zip(requests, scores, strict=True):
+            if texts is not None:
+                self.cache_hook.add_partial("loglikelihood", texts, score)
+        return scores
 
     def _create_model(self, pretrained: str, **options: Any) -> None:
         """As the harness's own, by the class of the checkpoint: its table of them lacks some."""
