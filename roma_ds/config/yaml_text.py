@@ -92,16 +92,25 @@ def dump(value: Any) -> str:
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
 
 
+class _InlineDumper(_Dumper):
+    """Escapes line ends, all that YAML knows."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _one_line(dumper: _InlineDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, '"' if _LINE_END.search(text) else None)
+
+
+_LINE_END = re.compile("[\n\r\x85\u2028\u2029]")
+_InlineDumper.add_representer(str, _one_line)
+
+
 def inline(value: Any) -> str:
     """`value` on one line."""
-    text = yaml.dump(
-        value,
-        Dumper=_Dumper,
-        sort_keys=False,
-        allow_unicode=True,
-        width=math.inf,
-        default_flow_style=True,
-    )
+    options: dict[str, Any] = {"default_flow_style": True, "sort_keys": False, "width": math.inf}
+    text: str = yaml.dump(value, Dumper=_InlineDumper, allow_unicode=True, **options)
     return text.removesuffix("\n").removesuffix("\n...")
 
 

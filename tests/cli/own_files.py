@@ -23,7 +23,7 @@ LETTERS = "ABCDEFGH"
 
 
 def save_chat_model(folder: Path) -> Path:
-    """A random model whose tokenizer has a chat template; its vocabulary has room for the template's tokens."""
+    """A random model whose tokenizer has a chat template, with room for the tokens that it writes."""
     save_tiny(folder, vocab_size=220, shard_size="200KB")
     give_template(folder, OLMOE)
     return folder
@@ -182,7 +182,7 @@ def asked_pairs(count: int, seed: int) -> Rows:
 
 
 def write_file(name: str, folder: Path, model: Path, count: int = 48) -> Path:
-    """The file or folder of one of NAMES; half of its answers that are texts are what the model says itself."""
+    """The file or folder of one of NAMES; of answers that are texts, some are what the model says."""
     folder.mkdir(parents=True, exist_ok=True)
     if name in WITH_OPTIONS:
         return WITH_OPTIONS[name](folder, word_rows(count, 0))
