@@ -1,4 +1,4 @@
-"""`roma-ds init --data` on ten files: a config that passes `check` and runs, or one line on what is needed."""
+"""`roma-ds init --data` on ten files: a config that passes `check` and runs, or one line on what it needs."""
 
 from __future__ import annotations
 
