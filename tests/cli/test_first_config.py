@@ -135,8 +135,10 @@ def one_line(finished: Finished) -> str:
 
 def test_what_cannot_be_told_is_said_in_one_line(folder: Folder) -> None:
     said = one_line(folder.init(UNCLEAR).finished)
-    assert "which column is the question and which the answer cannot be told" in said
+    assert "which column is question and which is answer cannot be told" in said
     assert "'first', 'second', 'third'" in said and "data.train.0.columns=" in said
+    other = ["--data", str(folder.file("ours")), "--test", str(folder.file(UNCLEAR)), folder.model]
+    assert "eval.tasks.0.columns=" in one_line(roma_ds_here(["init", *other]))
     made = folder.init(UNCLEAR, "data.train.0.columns={question: first, answer: second}")
     assert made.finished.code == 0, made.finished
     assert "  'third': not read\n" in made.finished.err
@@ -157,6 +159,11 @@ def test_mistakes_end_in_one_line(folder: Folder, tmp_path: Path) -> None:
     assert "embed.model" in refused("--data", ours, folder.model, f"embed.model={tmp_path}")
     bad = write_rows(tmp_path / "bad.jsonl", [{"question": "w1", "answer": ""}] * 3)
     assert "bad.jsonl:1: " in (said := refused("--data", str(bad), folder.model)) and "2 lines more" in said
+    broken = tmp_path / "broken.jsonl"
+    broken.write_text("{not JSON\n")
+    assert "broken.jsonl:1: not valid JSON" in refused("--data", str(broken), folder.model)
+    (tmp_path / "empty.jsonl").touch()
+    assert "holds no rows" in refused("--data", str(tmp_path / "empty.jsonl"), folder.model)
     pairs = write_rows(tmp_path / "pairs.jsonl", [{"prompt": "w1", "chosen": "w2", "rejected": "w3"}])
     assert "which answers are preferred" in refused("--data", str(pairs), folder.model)
     assert "no training sample is left" in refused("--data", ours, "--test", ours, folder.model)
@@ -191,25 +198,19 @@ def test_several_files_patterns_and_free_text_tests(folder: Folder, tmp_path: Pa
         write_rows(tmp_path / name / "rows.jsonl", word_rows(12, 0 if name == "a" else 500))
     free = write_rows(tmp_path / "free.jsonl", [{"question": "w1 w2", "answer": "w3"}])
     data = [str(tmp_path / "a" / "rows.jsonl"), str(tmp_path / "b" / "*.jsonl")]
-    arguments = [
-        "--data",
-        data[0],
-        "--data",
-        data[1],
-        "--test",
-        str(free),
-        "--test",
-        data[1].replace("*", "rows"),
+    tests = [str(free), data[1].replace("*", "rows")]
+    given = [word for path in data for word in ("--data", path)] + [
+        word for path in tests for word in ("--test", path)
     ]
-    finished = roma_ds_here(["init", *arguments, folder.model, "data.decontaminate=off", "train.epochs=1"])
+    changes = ["data.decontaminate=off", "train.epochs=1", "eval.max_new_tokens=4"]
+    finished = roma_ds_here(["init", *given, folder.model, *changes])
     assert finished.code == 0, finished
     config = tmp_path / "both.yaml"
     config.write_text(finished.out)
     run = load_run_config(config)
-    assert [(item.label, item.path) for item in run.data.train] == list(
-        zip(("rows-1", "rows-2"), data, strict=True)
-    )
+    assert [(item.label, item.path) for item in run.data.train] == list(zip(("rows", "b"), data, strict=True))
     assert [task.scoring for task in run.eval.tasks] == ["generate", None]
+    assert run.eval.max_new_tokens == 4
     assert (run.data.decontaminate, run.train.epochs, run.train.batch) == ("off", 1, 32)
 
 

@@ -14,9 +14,10 @@ from roma_ds.config import outline_text, preset_text
 from roma_ds.config.sources import ColumnsConfig
 from roma_ds.config.yaml_text import commented, comments_of, parse
 from roma_ds.data.rows import How, read_rows
-from roma_ds.data.shapes.detection import UnknownShape
+from roma_ds.data.shapes.detection import CONVERSATIONS, SHAPES, UnknownShape
 from roma_ds.data.shapes.first_look import FirstLook, held_out_split, look_at
 from roma_ds.data.shapes.guess import option_group
+from roma_ds.data.shapes.meaning import MEANINGS
 from roma_ds.errors import UserError
 
 
@@ -106,6 +107,13 @@ def test_what_columns_are_taken_for(tmp_path: Path) -> None:
     assert found.meanings["messages"].startswith("the turns")
     found = looked(tmp_path, {"instruction": "a", "context": "b", "response": "c"})
     assert list(found.meanings.values()) == ["the prompt", "put behind the instruction", "the answer"]
+
+
+def test_every_key_of_a_shape_has_a_meaning() -> None:
+    for shape in SHAPES:
+        silent = {"id", "title", "phrasing", *CONVERSATIONS}
+        assert shape.keys - silent <= set(MEANINGS[shape.name]), shape.name
+        assert set(MEANINGS[shape.name]) <= shape.keys | {"system"}, shape.name
 
 
 @given(

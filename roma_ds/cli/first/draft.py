@@ -74,8 +74,14 @@ def draft(model: str, data: Sequence[str], tests: Sequence[str], overrides: Sequ
     values, _ = apply(values, [item for item in map(parse_override, overrides) if isinstance(item, Override)])
     values["model"]["path"] = run.model.path
     every_turn = run.data.turns == "all"
-    trained = [_looked(item, item.split, every_turn) for item in run.data.train]
-    evaluated = [_looked(task, task.split or "test", False) for task in run.eval.tasks]
+    trained = [
+        _looked(item, item.split, every_turn, f"data.train.{place}")
+        for place, item in enumerate(run.data.train)
+    ]
+    evaluated = [
+        _looked(task, task.split or "test", False, f"eval.tasks.{place}")
+        for place, task in enumerate(run.eval.tasks)
+    ]
     values["data"]["train"] = [_given(*pair) for pair in zip(run.data.train, trained, strict=True)]
     values["eval"]["tasks"] = [_given(*pair) for pair in zip(run.eval.tasks, evaluated, strict=True)]
     if not any(look and look.conversations for look in trained) and not every_turn:
@@ -121,7 +127,7 @@ def _held_out(data: Sequence[str]) -> Iterator[dict[str, Any]]:
             yield {**task, "split": split}
 
 
-def _looked(item: DatasetConfig | TaskConfig, split: str, every_turn: bool) -> FirstLook | None:
+def _looked(item: DatasetConfig | TaskConfig, split: str, every_turn: bool, key: str) -> FirstLook | None:
     if item.path is None:
         return None
     for path in item.path if isinstance(item.path, tuple) else (item.path,):
@@ -130,7 +136,7 @@ def _looked(item: DatasetConfig | TaskConfig, split: str, every_turn: bool) -> F
                 f"the data file {path} does not exist",
                 "give a file, a folder or a pattern; datasets on the hub are named in a config: docs/data.md",
             )
-    return look_at(item.path, split, item.columns, every_turn)
+    return look_at(item.path, split, item.columns, every_turn, key)
 
 
 def _given(item: DatasetConfig | TaskConfig, look: FirstLook | None) -> dict[str, Any]:

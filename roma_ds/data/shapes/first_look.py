@@ -29,19 +29,30 @@ class FirstLook:
     """Whether its rows are turns of a chat."""
 
 
-def look_at(paths: Paths, split: str, columns: ColumnsConfig, every_turn: bool) -> FirstLook:
+def look_at(
+    paths: Paths, split: str, columns: ColumnsConfig, every_turn: bool = False, key: str = "data.train.0"
+) -> FirstLook:
     """The first rows of the first of some files.
 
+    key: of the config, whose entry they are.
     Raises UserError where it cannot be read, has no rows, or its columns cannot be told apart.
     """
     found = find_files(paths if isinstance(paths, tuple) else (paths,), split)
     file = found[0].open()
     head = next((batch.rows for batch in file.batches() if batch.rows), [])
-    rows = [row for row in head if isinstance(row, dict)]
-    if not rows:
+    if not head:
         raise UserError(f"{file.name} holds no rows", "give a file with rows: docs/data.md has their shapes")
-    chosen = _chosen(file.name, rows, columns, every_turn)
-    keys = dict.fromkeys(key for row in rows for key in row)
+    # What is no row is named where all of them are read.
+    rows = [row for row in head if isinstance(row, dict)]
+    try:
+        chosen = _chosen(file.name, rows, columns, every_turn)
+    except UnknownShape as unknown:
+        names = ", ".join(map(repr, dict.fromkeys(name for row in rows for name in row))) or "none"
+        raise UnknownShape(
+            f"{file.name}: which column is question and which is answer cannot be told; they are {names}",
+            f"name them, as in {key}.columns={{question: query, answer: response}} (docs/data.md)",
+        ) from unknown
+    keys = dict.fromkeys(name for row in rows for name in row)
     return FirstLook(chosen.setting.columns, meanings(chosen, keys), chosen.shape.name == "conversation")
 
 
@@ -68,19 +79,12 @@ def _chosen(name: str, rows: Sequence[dict[str, Any]], columns: ColumnsConfig, e
     named = {chosen.renamed.get(key, key) for key in keys}
     listed = "choices" in named or chosen.setting.options.columns
     if chosen.shape is QUESTION and not listed and option_group(left):
-        return _counted(name, rows, choose_shape(name, rows, guessed_columns(rows, columns), every_turn))
+        return _guessed(name, rows, columns, every_turn)
     return chosen
 
 
 def _guessed(name: str, rows: Sequence[dict[str, Any]], columns: ColumnsConfig, every_turn: bool) -> Chosen:
-    try:
-        return _counted(name, rows, choose_shape(name, rows, guessed_columns(rows, columns), every_turn))
-    except UnknownShape:
-        keys = ", ".join(map(repr, dict.fromkeys(key for row in rows for key in row))) or "none"
-        raise UnknownShape(
-            f"{name}: which column is the question and which the answer cannot be told; they are {keys}",
-            "name them, as in data.train.0.columns={question: query, answer: response} (docs/data.md)",
-        ) from None
+    return _counted(name, rows, choose_shape(name, rows, guessed_columns(rows, columns), every_turn))
 
 
 def _counted(name: str, rows: Sequence[dict[str, Any]], chosen: Chosen) -> Chosen:

@@ -12,7 +12,7 @@ _SYSTEM, _TOOLS = "the text of a system turn", "the tools that may be called"
 _INPUT, _SUBJECT = "put behind the instruction", "the subject"
 _TURNS = "the turns: what the assistant says last is the answer"
 _EVERY_TURN = "the turns: all that the assistant says is an answer"
-_MEANINGS = {
+MEANINGS = {
     "conversation": {"system": _SYSTEM, "tools": _TOOLS},
     "instruction": {
         "instruction": "the prompt",
@@ -58,7 +58,7 @@ def meanings(chosen: Chosen, columns: Iterable[str]) -> dict[str, str]:
     """Columns of a file, each with what it is taken for."""
     options = chosen.setting.options.columns
     ignored = chosen.setting.columns.ignore
-    known = {"id": "the id", **_MEANINGS[chosen.shape.name]}
+    known = {"id": "the id", **MEANINGS[chosen.shape.name]}
     found: dict[str, str] = {}
     for column in columns:
         ours = chosen.renamed.get(column, column)
