@@ -68,7 +68,9 @@ def _fit(made: Draft, subject: Subject) -> None:
     if count <= _LAYERS:
         made.change("roma", "layers", f"last{max(1, count // 2)}")
     if made.is_default("embed", "model"):
-        made.change("embed", "model", _encoder(made.run.embed.model))
+        default = made.run.embed.model
+        made.change("embed", "model", _encoder(default))
+        made.fallback = default if made.run.embed.model != default else ""
     samples = subject.training
     texts = {form: len({text_of(sample, form) for sample in samples}) for form in FORMS}
     enough = _DISTINCT * texts["prompt"]

@@ -35,6 +35,8 @@ class Draft:
     """For each entry of data.train; None where a name says all."""
     evaluated: list[FirstLook | None]
     """For each entry of eval.tasks."""
+    fallback: str = ""
+    """The text-embedding model that another one stands in for."""
 
     def change(self, section: str, key: str, value: Any) -> None:
         """Set a key where the user has not."""

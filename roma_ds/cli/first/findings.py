@@ -19,8 +19,8 @@ _NO_TEST = (
     "questions that training does not see: [{name: mine, path: mine-test.jsonl}], or a known benchmark.",
 )
 _TEXTS = (
-    "answers are texts: the neighbours are taken from samples whose answer greedy decoding yields word for "
-    "word, which long ones seldom are"
+    "answers are texts: neighbours are samples whose answer greedy decoding yields token for token, which "
+    "long ones seldom are"
 )
 
 
@@ -52,7 +52,9 @@ def findings(made: Draft, subject: Subject, found: Mapping[str, Sequence[str]]) 
         for line in found.get(name, ()):
             yield line if line.startswith(" ") else f"{name}: {line}"
     embed = made.run.embed
-    yield f"embedding: {embed.model}, of {embed.text.replace('_', ' and ')}"
+    yield f"embedding: {embed.model} reads {embed.text.replace('_', ' and ')}"
+    if made.fallback:
+        yield f"  {made.fallback} is not at hand"
     samples, count, notes = subject.trained
     yield f"samples: {count} to train on, {len(subject.evaluation)} to evaluate on"
     yield from (f"  {line}" for line in notes if " dropped because " in line or line.startswith("  "))
