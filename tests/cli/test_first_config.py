@@ -159,6 +159,9 @@ def test_mistakes_end_in_one_line(folder: Folder, tmp_path: Path) -> None:
     assert "embed.model" in refused("--data", ours, folder.model, f"embed.model={tmp_path}")
     bad = write_rows(tmp_path / "bad.jsonl", [{"question": "w1", "answer": ""}] * 3)
     assert "bad.jsonl:1: " in (said := refused("--data", str(bad), folder.model)) and "2 lines more" in said
+    write_rows(bad, [{"question": "w1", "answer": ""}, *word_rows(8, 0)])
+    finished = roma_ds_here(["init", "--data", str(bad), folder.model, "data.on_bad_row=skip"])
+    assert finished.code == 0 and "1 malformed rows left out" in finished.err, finished
     broken = tmp_path / "broken.jsonl"
     broken.write_text("{not JSON\n")
     assert "broken.jsonl:1: not valid JSON" in refused("--data", str(broken), folder.model)

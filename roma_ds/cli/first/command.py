@@ -97,7 +97,7 @@ def _in_one_line(work: Callable[[], Any]) -> Any:
     """What `work` returns. Raises what it raises with message and fix on one line."""
     try:
         return work()
-    except RomaError as error:
+    except (UserError, EnvironmentFault) as error:
         first, *more = error.message.splitlines()
         others = f" (and {len(more)} lines more)" if more else ""
         text = first.rstrip(":") + others + (f"; {error.fix}" if error.fix else "")

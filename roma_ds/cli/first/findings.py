@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +30,9 @@ def notes_of(made: Draft, subject: Subject) -> dict[str, list[str]]:
     notes: dict[str, list[str]] = {}
     for key, records, looks in _parts(made, subject):
         for place, (record, look) in enumerate(zip(records, looks, strict=True)):
-            notes[f"{key}.{place}"] = [_what(record), *(f"  {line}" for line in _taken(look))]
+            lines = [_what(record), *(f"  {line}" for line in _taken(look))]
+            # The name of a column may hold a line end.
+            notes[f"{key}.{place}"] = [line.replace("\n", " ") for line in lines]
     if not made.run.eval.tasks:
         notes["eval.tasks"] = list(_NO_TEST)
     return notes
@@ -61,8 +64,8 @@ def findings(made: Draft, subject: Subject, found: Mapping[str, Sequence[str]]) 
     if any(not sample.options for sample in samples):
         yield f"note: {_TEXTS}"
     yield f"next, with the config in {made.file}:"
-    yield f"  roma-ds check {made.file}"
-    yield f"  roma-ds run {made.file}"
+    yield f"  roma-ds check {shlex.quote(made.file)}"
+    yield f"  roma-ds run {shlex.quote(made.file)}"
 
 
 def _parts(
@@ -74,6 +77,8 @@ def _parts(
 
 def _what(record: DatasetRecord) -> str:
     """Kind, rows and shape of a dataset's files, on a line."""
+    if not record.files:
+        return f"{record.rows} rows"
     kinds = list(dict.fromkeys(file.kind for file in record.files))
     shapes = list(dict.fromkeys(file.shape for file in record.files))
     files = f"{len(record.files)} files, " if len(record.files) > 1 else ""
@@ -89,7 +94,7 @@ def _taken(look: FirstLook | None) -> list[str]:
 
 
 def _example(record: DatasetRecord) -> Iterator[str]:
-    for file in record.files[:1]:
+    for file in [file for file in record.files if file.example][:1]:
         yield f"  one row: {_short(file.example['row'])}"
         yield f"  read as: {_short(file.example['read'])}"
 
