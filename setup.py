@@ -31,7 +31,7 @@ setup(
     packages=find_packages(include=["roma_ds", "roma_ds.*"]),
     package_data={
         "roma_ds": ["py.typed"],
-        "roma_ds.config": ["presets/*.yaml", "studies/*.yaml", "deepspeed/*.json"],
+        "roma_ds.config": ["presets/*.yaml", "studies/*.yaml", "outlines/*.yaml", "deepspeed/*.json"],
         "roma_ds.demo": ["model/*"],
         "roma_ds.families": ["published_models/*.json"],
         "roma_ds.monitor": ["*.html", "templates/*.html"],

@@ -191,10 +191,22 @@ def study(options: argparse.Namespace) -> int:
 
 
 def init(options: argparse.Namespace) -> int:
-    """Print a packaged config."""
+    """Print a packaged config, or with --data one for these files and that model."""
+    if options.data:
+        from roma_ds.cli.first import make_config
+
+        return make_config(options)
+    if options.test or options.overrides:
+        raise UserError(
+            f"{'--test' if options.test else options.overrides[0]} goes with --data alone",
+            "name what to train on by --data, or change the packaged config after printing it",
+        )
     names = (*preset_names(), *study_names())
     if options.name not in names:
-        raise UserError(f"there is no packaged config '{options.name}'", f"use one of {', '.join(names)}")
+        raise UserError(
+            f"there is no packaged config '{options.name}'",
+            f"use one of {', '.join(names)}; for a model and data of your own, name the data by --data",
+        )
     text = study_text if options.name in study_names() else preset_text
     sys.stdout.write(text(options.name))
     return 0

@@ -85,6 +85,25 @@ def _add_run_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+def _add_init(commands: Any) -> None:
+    init = commands.add_parser(
+        "init", help="print a packaged, commented config, or one made from data of your own"
+    )
+    init.add_argument(
+        "name",
+        metavar="NAME",
+        help="one that `roma-ds ls configs` or `ls studies` lists; with --data the model, a folder or hub id",
+    )
+    init.add_argument("overrides", nargs="*", metavar="a.b=c", help="with --data: values in place of its own")
+    init.add_argument(
+        "--data",
+        action="append",
+        metavar="FILE",
+        help="file, folder or pattern to train on; may be given several times",
+    )
+    init.add_argument("--test", action="append", metavar="FILE", help="the same to evaluate on")
+
+
 def _add_plan(commands: Any) -> None:
     plan = commands.add_parser("plan", help="what a model will need: memory, traffic, disk, time; no weights")
     plan.add_argument("model", metavar="MODEL", help="config.json, its folder, a hub id or a packaged name")
@@ -131,8 +150,7 @@ def build_parser() -> argparse.ArgumentParser:
     demo.add_argument("--seed", type=int, default=0, help="seed of data and training (0)")
     demo.add_argument("overrides", nargs="*", metavar="a.b=c", help="values in place of the demo config's")
 
-    init = commands.add_parser("init", help="print a packaged, commented config")
-    init.add_argument("name", metavar="NAME", help="one that `roma-ds ls configs` or `ls studies` lists")
+    _add_init(commands)
 
     listing = commands.add_parser("ls", help="list what there is")
     listing.add_argument("what", choices=LISTS)

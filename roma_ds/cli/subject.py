@@ -12,6 +12,7 @@ from roma_ds.errors import RomaError
 if TYPE_CHECKING:
     from roma_ds.data import Sample
     from roma_ds.data.chat import ChatTemplate
+    from roma_ds.data.records import DatasetRecord
     from roma_ds.families import MoELayout
     from roma_ds.sequences.encoding import Prompt
 
@@ -102,13 +103,22 @@ class Subject:
         return vocabulary is not None and highest >= vocabulary
 
     @cached_property
+    def _read(self) -> tuple[list[Sample], int, list[DatasetRecord]]:
+        from roma_ds.data.mixture import first_training
+
+        return first_training(self.run, self.chat, None if self.looks_at_all else FIRST_ROWS)
+
+    @property
+    def records(self) -> list[DatasetRecord]:
+        """What became of each training dataset."""
+        return self._read[2]
+
+    @property
     def trained(self) -> tuple[list[Sample], int, list[str]]:
         """The first training samples, how many there are, and what is to be said of their files."""
-        from roma_ds.data.mixture import first_training
         from roma_ds.data.store import told
 
-        most = None if self.looks_at_all else FIRST_ROWS
-        samples, count, records = first_training(self.run, self.chat, most)
+        samples, count, records = self._read
         return samples, count, told(self.run, records)
 
     @property
@@ -117,12 +127,22 @@ class Subject:
         return self.trained[0]
 
     @cached_property
+    def _evaluated(self) -> tuple[list[Sample], list[DatasetRecord]]:
+        from roma_ds.data.mixture import load_evaluated
+
+        return load_evaluated(self.run, self.chat)
+
+    @property
+    def evaluated_records(self) -> list[DatasetRecord]:
+        """What became of each task."""
+        return self._evaluated[1]
+
+    @property
     def evaluated(self) -> tuple[list[Sample], list[str]]:
         """Evaluation samples, and what is to be said of their files."""
-        from roma_ds.data.mixture import load_evaluated
         from roma_ds.data.store import told
 
-        samples, records = load_evaluated(self.run, self.chat)
+        samples, records = self._evaluated
         return samples, told(self.run, records)
 
     @property

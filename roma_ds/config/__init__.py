@@ -11,6 +11,7 @@ from roma_ds.config.optimisation import BatchSplit, TrainConfig
 from roma_ds.config.packaged import (
     deepspeed_file,
     deepspeed_names,
+    outline_text,
     preset_names,
     preset_text,
     study_names,
@@ -43,6 +44,7 @@ __all__ = [
     "deepspeed_file",
     "deepspeed_names",
     "load_run_config",
+    "outline_text",
     "parse_run_config",
     "preset_names",
     "preset_text",

@@ -11,6 +11,7 @@ from roma_ds.errors import UserError
 _HERE = Path(__file__).parent
 _PRESETS = _HERE / "presets"
 _STUDIES = _HERE / "studies"
+_OUTLINES = _HERE / "outlines"
 _DEEPSPEED = _HERE / "deepspeed"
 
 
@@ -42,6 +43,11 @@ def study_text(name: str) -> str:
             f"no packaged study {name!r}{did_you_mean(name, names)}", f"choose one of {', '.join(names)}"
         )
     return (_STUDIES / f"{name}.yaml").read_text(encoding="utf-8")
+
+
+def outline_text(name: str) -> str:
+    """The commented YAML of a config that is filled in before it is one."""
+    return (_OUTLINES / f"{name}.yaml").read_text(encoding="utf-8")
 
 
 def deepspeed_names() -> tuple[str, ...]:

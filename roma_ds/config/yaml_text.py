@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -90,3 +90,76 @@ def parse(text: str) -> Any:
 def dump(value: Any) -> str:
     """`value` as block-style YAML, keys in the order given."""
     return yaml.dump(value, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10_000)
+
+
+class _InlineDumper(_Dumper):
+    """Escapes line ends, all that YAML knows."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def _one_line(dumper: _InlineDumper, text: str) -> yaml.ScalarNode:
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, '"' if _LINE_END.search(text) else None)
+
+
+_LINE_END = re.compile("[\n\r\x85\u2028\u2029]")
+_InlineDumper.add_representer(str, _one_line)
+
+
+def inline(value: Any) -> str:
+    """`value` on one line."""
+    options: dict[str, Any] = {"default_flow_style": True, "sort_keys": False, "width": math.inf}
+    text: str = yaml.dump(value, Dumper=_InlineDumper, allow_unicode=True, **options)
+    return text.removesuffix("\n").removesuffix("\n...")
+
+
+def comments_of(text: str) -> dict[str, str]:
+    """The comments behind the keys of block-style YAML, by key path (`roma.lambda`)."""
+    found: dict[str, str] = {}
+    path: list[tuple[int, str]] = []
+    for line in text.splitlines():
+        match = re.match(r"( *)(\w+):(?: .*?)??(?:\s+# (.*))?$", line)
+        if match:
+            depth = len(match[1])
+            path = [*(parent for parent in path if parent[0] < depth), (depth, match[2])]
+            if match[3]:
+                found[".".join(key for _, key in path)] = match[3]
+    return found
+
+
+def commented(
+    values: Mapping[str, Any], comments: Mapping[str, str], notes: Mapping[str, Sequence[str]]
+) -> str:
+    """`values` as block-style YAML with lists on a line or an entry a line.
+
+    comments: behind a key, by key path. notes: lines above it, or above an entry of a list (`eval.tasks.0`).
+    """
+    lines: list[str] = []
+    for key, value in values.items():
+        if isinstance(value, Mapping) or (lines and lines[-1].startswith(" ")):
+            lines.append("")
+        lines += _lines(key, value, key, "", comments, notes)
+    return "\n".join(lines).lstrip("\n") + "\n"
+
+
+def _lines(
+    key: str,
+    value: Any,
+    path: str,
+    indent: str,
+    comments: Mapping[str, str],
+    notes: Mapping[str, Sequence[str]],
+) -> Iterator[str]:
+    yield from (f"{indent}# {note}" for note in notes.get(path, ()))
+    within = isinstance(value, Mapping) and bool(value)
+    entries = isinstance(value, list) and any(isinstance(item, Mapping) for item in value)
+    line = f"{indent}{key}:" if within or entries else f"{indent}{key}: {inline(value)}"
+    yield f"{line:<27} # {comments[path]}" if path in comments else line
+    if within:
+        for inner, content in value.items():
+            yield from _lines(inner, content, f"{path}.{inner}", indent + "  ", comments, notes)
+    elif entries:
+        for place, item in enumerate(value):
+            yield from (f"{indent}  # {note}" for note in notes.get(f"{path}.{place}", ()))
+            yield f"{indent}  - {inline(item)}"

@@ -9,7 +9,8 @@ from roma_ds.data.files.kinds import refuse_other_kinds
 from roma_ds.data.files.packed import ENDINGS, head_of, packing_of
 from roma_ds.data.files.table import RowFile
 
-_SEPARATED = (".csv", ".tsv", ".tab")
+SEPARATED = (".csv", ".tsv", ".tab")
+"""What names of text in columns end in."""
 
 
 def open_rows(path: Path, short: str | None = None) -> RowFile:
@@ -23,7 +24,7 @@ def open_rows(path: Path, short: str | None = None) -> RowFile:
     if packing is None and (opened := tables.open_table(path, short, head)) is not None:
         return opened
     refuse_other_kinds(path, head, packing)
-    if ending_of(path) in _SEPARATED:
+    if ending_of(path) in SEPARATED:
         return columns_text.open_columns(path, short, packing, ending_of(path) != ".csv")
     return json_text.open_json(path, short, packing, head)
 

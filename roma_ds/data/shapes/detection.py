@@ -18,6 +18,10 @@ from roma_ds.errors import UserError
 CONVERSATIONS = ("messages", "conversations", "conversation")
 
 
+class UnknownShape(UserError):
+    """Rows have no shape that is known."""
+
+
 @dataclass(frozen=True)
 class Shape:
     """A shape that rows are known to come in."""
@@ -137,8 +141,8 @@ def choose_shape(
 ) -> Chosen:
     """The shape of a file that begins with these rows. name: what to call it.
 
-    Raises UserError where they have no shape that is known, or one of pairs to prefer between, or where the
-    config names a column that none of them has.
+    Raises UnknownShape where they have none that is known, UserError where they are pairs to prefer between,
+    or where the config names a column that none of them has.
     """
     _refuse_absent(name, rows, columns)
     mapped = questions.renamed(columns)
@@ -190,9 +194,9 @@ def _refuse_pairs(name: str, rows: Sequence[dict[str, Any]], keys: set[str]) -> 
         )
 
 
-def _unknown(name: str, rows: Sequence[dict[str, Any]]) -> UserError:
+def _unknown(name: str, rows: Sequence[dict[str, Any]]) -> UnknownShape:
     keys = ", ".join(map(repr, dict.fromkeys(key for row in rows for key in row))) or "none"
-    return UserError(
+    return UnknownShape(
         f"{name}: the rows have no shape that is known; their keys are {keys}",
         "name its columns, as in columns: {question: query, answer: response}, or bring the rows into one of "
         f"these shapes: {KNOWN}",
