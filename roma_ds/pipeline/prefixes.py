@@ -103,10 +103,10 @@ class Prefixes:
                 f"{byte_size(free)} free on disk"
             )
             return None
-        asked, stored = segments.tokens_asked, segments.tokens
-        once = "" if segments.is_flat else f", {stored:,} stored ({asked / stored:.1f} times fewer)"
+        read, kept = segments.tokens_asked, segments.tokens
+        once = "" if segments.is_flat else f", {kept:,} stored ({read / kept:.1f} times fewer)"
         session.say(
-            f"{part}: prefix cache of {byte_size(needed)}, {asked:,} tokens entering layer {first}{once}"
+            f"{part}: prefix cache of {byte_size(needed)}, {read:,} tokens entering layer {first}{once}"
         )
         return first
 
