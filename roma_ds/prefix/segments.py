@@ -58,9 +58,9 @@ class Segments:
     @classmethod
     def of(cls, sequences: Sequence[Encoded], shared: bool) -> Segments:
         """Of what a network reads of `sequences`; shared: what they begin with in common is there once."""
-        if not shared:
+        tree = tree_of([read_ids(sequence) for sequence in sequences]) if shared else None
+        if tree is None or not tree.is_shared:
             return cls.alone([sequence.length for sequence in sequences])
-        tree = tree_of([read_ids(sequence) for sequence in sequences])
         return cls(
             np.array([segment.stop - segment.first for segment in tree.segments], np.int64),
             np.array([segment.parent for segment in tree.segments], np.int32),
