@@ -87,6 +87,10 @@ def rival(arguments: argparse.Namespace) -> None:
     project = project_of(arguments, size_name(from_options(arguments, Shape)))
     deep = project.shape.layers >= 48
     wanted = [("epoch", 5.0), ("job", 2.5)] if deep else [("epoch", 2.0)]
+    kind = ""
+    if project.shape.model_type != Shape.model_type:
+        # Hybrid layers: less of them is what the prefix saves, products of experts.
+        kind, wanted = f"{project.shape.model_type}-", [("epoch", 4.0 if deep else 2.5)]
     full = ["--full-logits"] if arguments.full_logits else []
     for zero in arguments.zero:
         flags, tried = rival_flags(arguments, project, zero)
@@ -106,7 +110,7 @@ def rival(arguments: argparse.Namespace) -> None:
         logits = "-full-logits" if arguments.full_logits else ""
         write_result(
             arguments.out,
-            f"rival-{size_name(project.shape)}-zero{zero}-tokens{project.questions.tokens}{logits}",
+            f"rival-{kind}{size_name(project.shape)}-zero{zero}-tokens{project.questions.tokens}{logits}",
             {
                 **project.describe(),
                 "zero": zero,

@@ -47,6 +47,8 @@ class FrozenPass:
     """Activations that the stream engine holds in memory; more go to disk."""
     save_every: float
     """Seconds between saves of what is in memory."""
+    say: Callable[[str], None] = field(default=lambda line: None)
+    """Takes lines for the user, on rank 0."""
 
     def run(
         self, prompts: Sequence[Prompt], cache_folder: Path, work: Path, fingerprint: str, title: str
@@ -65,6 +67,8 @@ class FrozenPass:
                 cache = self._plan(requests, cache_folder, fingerprint)
                 keep = cache is None or cache.resumed
                 parts.prepare(_identity(fingerprint, self.tokens, self.engine), keep)
+                if self._shared and (line := requests.sharing(self.batch_size)):
+                    self.say(f"{title}: {line}")
         with agreement(world):
             if self.first is not None and not world.is_first:
                 cache = open_plan(cache_folder, fingerprint)

@@ -156,6 +156,7 @@ class Prefixes:
             first=first,
             activation_bytes=int(run.collect.activation_memory * GIB),
             save_every=run.collect.save_every,
+            say=session.say,
         )
         return frozen_pass.run(prompts, self.folder(part), self._unfinished(part), made_from, title)
 

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from roma_ds.sequences.batches import in_batches
+from roma_ds.sequences.batches import in_batches, tokens_run
 from roma_ds.sequences.encoding import Encoded, Prompt
 from roma_ds.sequences.found import Record
 from roma_ds.sequences.shared_batches import in_shared_batches
@@ -38,6 +38,15 @@ class Requests:
         if shared:
             return in_shared_batches(self.sequences, batch_size)
         return in_batches(self.lengths, batch_size)
+
+    def sharing(self, batch_size: int) -> str | None:
+        """In words how many tokens shared batches run; None where nothing is shared."""
+        batches = self.batches(batch_size, shared=True)
+        run = sum(tokens_run([self.sequences[number] for number in batch], shared=True) for batch in batches)
+        asked = sum(self.lengths)
+        if run == asked:
+            return None
+        return f"{asked:,} tokens asked, {run:,} run ({asked / run:.1f} times fewer)"
 
 
 def requests_of(prompts: Sequence[Prompt]) -> Requests:

@@ -50,7 +50,7 @@ def in_shared_batches(sequences: Sequence[Encoded], batch_size: int) -> list[lis
 
 
 def kins_of(sequences: Sequence[Encoded]) -> list[Kin]:
-    """All sequences, those together that share half of the shorter one or more."""
+    """All sequences, equal ones together, and those that share half of the shorter one or more."""
     read = [read_ids(sequence) for sequence in sequences]
     kins: list[Kin] = []
     numbers: list[int] = []
@@ -58,7 +58,8 @@ def kins_of(sequences: Sequence[Encoded]) -> list[Kin]:
     for number in sorted(range(len(read)), key=lambda number: (read[number], number)):
         common = shared_length(read[numbers[-1]], read[number]) if numbers else 0
         least = min(len(read[numbers[-1]]), len(read[number])) if numbers else 0
-        if numbers and not (common == least or common >= max(LEAST_SHARED, least / 2)):
+        same = bool(numbers) and read[numbers[-1]] == read[number]
+        if numbers and not same and common < max(LEAST_SHARED, least / 2):
             kins.append(_kin(numbers, shared, read))
             numbers, shared = [], []
         shared.append(common if numbers else 0)

@@ -31,7 +31,7 @@ class Segment:
 
 @dataclass(frozen=True)
 class TokenTree:
-    """B sequences, their tokens in depth-first order; what is not shared in the order of the sequences."""
+    """B sequences of token ids, depth first."""
 
     ids: tuple[int, ...]
     """[T]"""
