@@ -44,11 +44,12 @@ def write_cache(folder: Path, prompts: Sequence[Any], hidden: int, dtype: str, f
 
     from roma_ds.families.entering import Entering
     from roma_ds.prefix.prefix_cache import plan_cache
+    from roma_ds.prefix.segments import Segments
     from roma_ds.sequences.request_set import requests_of
 
     kind = getattr(torch, dtype)
     lengths = requests_of(prompts).lengths
-    cache = plan_cache(folder, lengths, Entering.alone(hidden, dtype), first, FINGERPRINT, 1)
+    cache = plan_cache(folder, Segments.alone(lengths), Entering.alone(hidden, dtype), first, FINGERPRINT, 1)
     for number, length in enumerate(lengths):
         cache.write(number, torch.randn(length, hidden).to(kind))
     cache.finish()

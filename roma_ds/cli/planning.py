@@ -66,6 +66,7 @@ def answer(options: argparse.Namespace) -> tuple[Subject, Any, Any]:
         activation_memory=parse_size(options.activation_memory, "--activation-memory"),
         rates=_rates(options),
         uncut=family.barrier("suffix"),
+        shared=family.shares_tokens,
     )
     found = {str(kind): number for kind, number in by_kind(counted(network)).items()}
     subject = Subject(

@@ -60,6 +60,8 @@ def lines(subject: Subject, result: Forecast, question: Question) -> Iterator[st
         else ""
     )
     yield f"prefix cache on disk: {decimal(result.cache_bytes)}B{token}"
+    if question.shared:
+        yield "  these numbers take no samples to begin alike; tokens that they share are run and stored once"
     yield (
         f"operations: {decimal(result.collection_operations)} in the frozen pass, "
         f"{decimal(result.epoch_operations)} in an epoch, "

@@ -20,6 +20,7 @@ from roma_ds.frozen_pass.stream import StreamPass
 from roma_ds.planner.frozen_pass import Engine
 from roma_ds.prefix.feed import Feed
 from roma_ds.prefix.prefix_cache import PrefixCache, open_plan, plan_cache
+from roma_ds.prefix.segments import Segments
 from roma_ds.sequences.encoding import Prompt
 from roma_ds.sequences.found import Found, Record
 from roma_ds.sequences.request_set import Requests, read_results, requests_of
@@ -94,7 +95,7 @@ class FrozenPass:
             return None
         return plan_cache(
             folder,
-            requests.lengths,
+            Segments.of(requests.sequences, self._shared),
             self.whole.entering(self.first),
             self.first,
             fingerprint,

@@ -18,6 +18,7 @@ from roma_ds.planner.frozen_pass import GIB, Engine, choose_engine
 from roma_ds.planner.host_memory import available_bytes
 from roma_ds.prefix.disk_room import RESERVE
 from roma_ds.prefix.prefix_cache import PrefixCache, disk_bytes, is_begun, open_cache
+from roma_ds.prefix.segments import Segments
 from roma_ds.sequences.encoding import Prompt
 from roma_ds.sequences.request_set import requests_of
 from roma_ds.sequences.scores import Scores
@@ -92,8 +93,9 @@ class Prefixes:
             return None
         if self._reason(part, made_from) is None:
             return first
-        lengths = requests_of(session.prompts(SAMPLES[part])).lengths
-        needed = disk_bytes(lengths, session.whole.entering(first))
+        sequences = requests_of(session.prompts(SAMPLES[part])).sequences
+        segments = Segments.of(sequences, session.family.shares_tokens)
+        needed = disk_bytes(segments, session.whole.entering(first))
         free = shutil.disk_usage(session.folders.root).free
         if asked == "auto" and needed + RESERVE > free and not is_begun(self.folder(part), made_from):
             session.say(
@@ -101,8 +103,10 @@ class Prefixes:
                 f"{byte_size(free)} free on disk"
             )
             return None
+        read, kept = segments.tokens_asked, segments.tokens
+        once = "" if segments.is_flat else f", {kept:,} stored ({read / kept:.1f} times fewer)"
         session.say(
-            f"{part}: prefix cache of {byte_size(needed)}, {sum(lengths):,} tokens entering layer {first}"
+            f"{part}: prefix cache of {byte_size(needed)}, {read:,} tokens entering layer {first}{once}"
         )
         return first
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +14,15 @@ from numpy.typing import NDArray
 from roma_ds.errors import UserError
 from roma_ds.families.entering import Entering
 from roma_ds.planner.cache_size import cache_bytes
+from roma_ds.prefix.segments import Segments
 from roma_ds.storage import fingerprint as fingerprints
 from roma_ds.storage.atomic import read_json, write_json
 
-FORMAT = 2
-INDEX, LENGTHS, WRITTEN, SUMS = "index.json", "lengths.npy", "written.bin", "checksums.bin"
+FORMAT = 3
+SEQUENCES_WHOLE = 2
+"""The format before it, in which each sequence is one segment."""
+INDEX, LENGTHS, TREE = "index.json", "lengths.npy", "tree.npy"
+WRITTEN, SUMS = "written.bin", "checksums.bin"
 SUM = np.dtype("<u4")
 DTYPES = {
     "bfloat16": torch.bfloat16,
@@ -30,9 +33,9 @@ DTYPES = {
 REMAKE = "rerun the command that makes it, or train.prefix_cache=off"
 
 
-def disk_bytes(lengths: Sequence[int] | NDArray[np.int64], entering: Entering) -> int:
-    """Bytes on disk of a cache for sequences of these lengths, but for a few hundred of headers."""
-    return cache_bytes(int(np.sum(lengths, dtype=np.int64)), len(lengths), entering.token_bytes)
+def disk_bytes(segments: Segments, entering: Entering) -> int:
+    """Bytes on disk of a cache of these segments, but for a few hundred of headers."""
+    return cache_bytes(segments.tokens, len(segments.lengths), entering.token_bytes, segments.links)
 
 
 def shard_name(number: int) -> str:
@@ -44,10 +47,10 @@ def shard_name(number: int) -> str:
 class CachePlan:
     """What a cache holds and where."""
 
-    lengths: NDArray[np.int64]
-    """[sequences], tokens of each"""
+    segments: Segments
+    """What the sequences consist of; each is stored once."""
     hidden: int
-    """Columns of a sequence's table."""
+    """Columns of a segment's table."""
     dtype: torch.dtype
     """uint8 where more than hidden states is kept, as `Entering` has it."""
     first_layer: int
@@ -57,25 +60,28 @@ class CachePlan:
     shards: int
 
     def __post_init__(self) -> None:
-        if self.lengths.dtype != np.int64 or self.lengths.ndim != 1 or (self.lengths < 0).any():
-            raise ValueError("lengths are no list of whole numbers from 0")
         if self.hidden < 1 or self.shards < 1 or self.dtype not in DTYPES.values():
             raise ValueError(f"no cache of {self.hidden} {self.dtype} values in {self.shards} shards")
 
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """[sequences], tokens of each"""
+        return self.segments.sequence_lengths
+
     @cached_property
     def sizes(self) -> NDArray[np.int64]:
-        """[sequences], bytes of each"""
-        return self.lengths * (self.hidden * self.dtype.itemsize)
+        """[segments], bytes of each"""
+        return self.segments.lengths * (self.hidden * self.dtype.itemsize)
 
     @property
     def disk_bytes(self) -> int:
         """On disk, but for a few hundred of headers."""
-        token_bytes = self.hidden * self.dtype.itemsize
-        return cache_bytes(int(self.lengths.sum()), len(self.lengths), token_bytes)
+        segments, token_bytes = self.segments, self.hidden * self.dtype.itemsize
+        return cache_bytes(segments.tokens, len(segments.lengths), token_bytes, segments.links)
 
     @cached_property
     def offsets(self) -> NDArray[np.int64]:
-        """[sequences], byte in its shard at which a sequence starts"""
+        """[segments], byte in its shard at which a segment starts"""
         offsets = np.zeros_like(self.sizes)
         for number in range(self.shards):
             sizes = self.sizes[number :: self.shards]
@@ -88,14 +94,19 @@ class CachePlan:
         return {shard_name(number): size for number, size in enumerate(sizes)}
 
     def agrees(self, other: CachePlan) -> bool:
-        """The same values of the same sequences; how many shards hold them makes no difference."""
+        """The same values of the same sequences, which the other one may have each for itself.
+
+        How many shards hold them makes no difference.
+        """
         mine, theirs = (
             (plan.hidden, plan.dtype, plan.first_layer, plan.fingerprint) for plan in (self, other)
         )
-        return mine == theirs and np.array_equal(self.lengths, other.lengths)
+        whole = other.segments.is_flat and np.array_equal(self.lengths, other.lengths)
+        return mine == theirs and (whole or self.segments.same(other.segments))
 
     def write_index(self, folder: Path, complete: bool) -> None:
-        """Write index.json beside lengths.npy, whole."""
+        """Write index.json beside lengths.npy and tree.npy, whole."""
+        segments = self.segments
         content = {
             "format": FORMAT,
             "complete": complete,
@@ -103,9 +114,12 @@ class CachePlan:
             "first_layer": self.first_layer,
             "hidden": self.hidden,
             "dtype": str(self.dtype).removeprefix("torch."),
-            "sequences": len(self.lengths),
-            "tokens": int(self.lengths.sum()),
+            "sequences": len(segments.ends),
+            "tokens": segments.tokens_asked,
+            "segments": len(segments.lengths),
+            "tokens_stored": segments.tokens,
             "lengths_sha256": fingerprints.of_file(folder / LENGTHS),
+            "tree_sha256": None if segments.is_flat else fingerprints.of_file(folder / TREE),
             "shards": [{"name": name, "bytes": size} for name, size in self.files().items()],
         }
         write_json(folder / INDEX, content)
@@ -120,13 +134,16 @@ def read_plan(folder: Path) -> tuple[CachePlan, bool]:
     except UserError as error:
         raise UserError(error.message, REMAKE) from error
     try:
-        if index["format"] != FORMAT:
+        if index["format"] not in (FORMAT, SEQUENCES_WHOLE):
             raise UserError(f"{folder / INDEX} has format {index['format']}, known is {FORMAT}", REMAKE)
-        if fingerprints.of_file(folder / LENGTHS) != index["lengths_sha256"]:
-            raise UserError(f"{folder / LENGTHS} has other content than when it was written", REMAKE)
+        tree_sum = index["tree_sha256"] if index["format"] == FORMAT else None
+        for name, known in ((LENGTHS, index["lengths_sha256"]), (TREE, tree_sum)):
+            # Without a tree nothing is shared.
+            if (name == LENGTHS or known is not None) and fingerprints.of_file(folder / name) != known:
+                raise UserError(f"{folder / name} has other content than when it was written", REMAKE)
         shards = {item["name"]: item["bytes"] for item in index["shards"]}
         plan = CachePlan(
-            np.load(folder / LENGTHS, allow_pickle=False),
+            _read_segments(folder, tree_sum is not None),
             int(index["hidden"]),
             DTYPES[index["dtype"]],
             int(index["first_layer"]),
@@ -139,10 +156,18 @@ def read_plan(folder: Path) -> tuple[CachePlan, bool]:
         raise UserError(f"{error.filename} is missing", REMAKE) from error
     except (KeyError, TypeError, ValueError, OverflowError, EOFError) as error:
         raise UserError(f"{folder / INDEX} is damaged: {error!r}", REMAKE) from error
-    beside = {WRITTEN: len(plan.lengths), SUMS: SUM.itemsize * len(plan.lengths)}
+    count = len(plan.segments.lengths)
+    beside = {WRITTEN: count, SUMS: SUM.itemsize * count}
     for name, size in {**shards, **beside}.items():
         if not (folder / name).exists():
             raise UserError(f"{folder / name} is missing", REMAKE)
         if (folder / name).stat().st_size != size:
             raise UserError(f"{folder / name} has another size than when it was written", REMAKE)
     return plan, index["complete"]
+
+
+def _read_segments(folder: Path, with_tree: bool) -> Segments:
+    lengths = np.load(folder / LENGTHS, allow_pickle=False)
+    if not with_tree:
+        return Segments.alone(lengths)
+    return Segments(lengths, *np.split(np.load(folder / TREE, allow_pickle=False), [len(lengths)]))

@@ -28,9 +28,9 @@ class CachePart:
         """Of the whole cache."""
         return self.cache.plan
 
-    def read(self, sequences: Sequence[int]) -> torch.Tensor:
-        """As `PrefixCache.read`."""
-        return self.cache.read([self.numbers[sequence] for sequence in sequences])
+    def read_once(self, sequences: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """As `PrefixCache.read_once`."""
+        return self.cache.read_once([self.numbers[sequence] for sequence in sequences])
 
 
 @dataclass(frozen=True)
@@ -52,5 +52,9 @@ class Feed:
         if self.cache is None:
             return batch
         plan = self.cache.plan
-        hidden = self.cache.read(numbers) if numbers else torch.zeros(1, plan.hidden, dtype=plan.dtype)
-        return replace(batch, entering=batch.joined(hidden))
+        if not numbers:
+            return replace(batch, entering=torch.zeros(1, plan.hidden, dtype=plan.dtype))
+        values, places = self.cache.read_once(numbers)
+        rows = batch.joined(places)
+        in_order = torch.equal(rows, torch.arange(len(values)))
+        return replace(batch, entering=values if in_order else values[rows])

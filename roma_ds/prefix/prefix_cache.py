@@ -1,10 +1,12 @@
 """The prefix cache: the hidden states that enter the first trained layer, computed once and kept on disk.
 
-A folder with `index.json`, `lengths.npy` (int64 [sequences]), `written.bin` (one byte a sequence, 1 once its
-values are on disk), `checksums.bin` (uint32 [sequences], CRC-32 of its values) and the shards
-`hidden-00000.bin` and so on: the raw values [length, hidden] of sequence i lie in shard i % shards in the
-model's dtype, one sequence after the other without padding. Every place is known beforehand, so any process
-writes any sequence in any order, and the bytes are the same.
+Sequences consist of segments, and what several of them begin with is there once. A folder with `index.json`,
+`lengths.npy` (int64 [segments]), where anything is shared `tree.npy` (which segment follows which, and in
+which one a sequence ends), `written.bin` (one byte a segment, 1 once its values are on disk), `checksums.bin`
+(uint32 [segments], CRC-32 of its values) and the shards `hidden-00000.bin` and so on: the raw values
+[length, hidden] of segment i lie in shard i % shards in the model's dtype, one segment after the other
+without padding. Every place is known beforehand, and so is the sequence that gives a segment its values: any
+process writes any sequence in any order, and the bytes are the same.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ import shutil
 import threading
 import weakref
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -26,8 +28,6 @@ from numpy.typing import NDArray
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.families.entering import Entering
 from roma_ds.prefix.cache_plan import (
-    INDEX,
-    LENGTHS,
     REMAKE,
     SUM,
     SUMS,
@@ -37,13 +37,12 @@ from roma_ds.prefix.cache_plan import (
     read_plan,
     shard_name,
 )
-from roma_ds.prefix.disk_room import check_room, cleaned_up, disk_faults, preallocate
-from roma_ds.storage.atomic import make_folder, write_npy
+from roma_ds.prefix.disk_room import check_room, disk_faults
+from roma_ds.prefix.layout import STAGING, lay_out, own_files
+from roma_ds.prefix.segments import Segments
 from roma_ds.storage.raw_values import bytes_of, read_at, write_at
 
 __all__ = ["PrefixCache", "disk_bytes", "is_begun", "open_cache", "open_plan", "plan_cache"]
-
-STAGING = ".planning"
 
 
 class PrefixCache:
@@ -62,13 +61,14 @@ class PrefixCache:
         self._files: dict[str, int] = {}
         self._opening = threading.Lock()
         self._unflushed: dict[int, int] = {}
-        """Checksums by sequence"""
-        self._compared = np.zeros(len(plan.lengths), np.bool_)
+        """Checksums by segment"""
+        self._compared = np.zeros(len(plan.segments.lengths), np.bool_)
         weakref.finalize(self, _close, self._files)
 
     def write(self, sequence: int, hidden: torch.Tensor) -> None:
         """Put the values [length, hidden] of a sequence in their place, unless they are there already.
 
+        Of what it shares with others, those of the first one are kept, whichever comes first.
         Raises ValueError for another shape or dtype, EnvironmentFault when the disk is full.
         """
         if self.complete:
@@ -80,13 +80,19 @@ class PrefixCache:
                 f"sequence {sequence}: {hidden.dtype} {tuple(hidden.shape)}, "
                 f"planned were {self.plan.dtype} {shape}"
             )
-        if self._there[sequence]:
-            return
+        segments, start = self.plan.segments, 0
+        for segment in segments.path(sequence):
+            stop = start + int(segments.lengths[segment])
+            if segments.owners[segment] == sequence and not self._there[segment]:
+                self._put(segment, hidden[start:stop])
+            start = stop
+
+    def _put(self, segment: int, hidden: torch.Tensor) -> None:
         content = bytes_of(hidden.detach().cpu().contiguous())
-        place = int(self.plan.offsets[sequence])
+        place = int(self.plan.offsets[segment])
         with self._disk():
-            write_at(self._file(shard_name(sequence % self.plan.shards)), content, place)
-        self._unflushed[sequence] = zlib.crc32(content)
+            write_at(self._file(shard_name(segment % self.plan.shards)), content, place)
+        self._unflushed[segment] = zlib.crc32(content)
 
     def flush(self) -> None:
         """Wait until what this process wrote is on disk, and note it there.
@@ -95,21 +101,25 @@ class PrefixCache:
         """
         written = sorted(self._unflushed)
         with self._disk():
-            for number in sorted({sequence % self.plan.shards for sequence in written}):
+            for number in sorted({segment % self.plan.shards for segment in written}):
                 os.fsync(self._file(shard_name(number)))
             sums, notes = self._file(SUMS), self._file(WRITTEN)
-            for sequence in written:
-                value = self._unflushed[sequence].to_bytes(SUM.itemsize, "little")
-                write_at(sums, memoryview(value), SUM.itemsize * sequence)
+            for segment in written:
+                value = self._unflushed[segment].to_bytes(SUM.itemsize, "little")
+                write_at(sums, memoryview(value), SUM.itemsize * segment)
             os.fsync(sums)
-            for sequence in written:
-                write_at(notes, memoryview(b"\x01"), sequence)
+            for segment in written:
+                write_at(notes, memoryview(b"\x01"), segment)
             os.fsync(notes)
         self._unflushed = {}
 
     def missing(self) -> NDArray[np.int64]:
-        """Numbers of the sequences that no process has written and flushed yet."""
-        return np.flatnonzero(~self._noted())
+        """Numbers of the sequences that are to be written still: no process has flushed what they alone give.
+
+        Tokens that several share are the first one's to give, and missing of that one.
+        """
+        found: NDArray[np.int64] = np.unique(self.plan.segments.owners[~self._noted()])
+        return found
 
     def finish(self) -> None:
         """Declare the cache complete. For one process, after all have flushed.
@@ -120,7 +130,7 @@ class PrefixCache:
         missing = self.missing()
         if missing.size:
             raise ValueError(
-                f"{missing.size} of {len(self.plan.lengths)} sequences are not in the prefix cache, "
+                f"{missing.size} of {len(self.plan.segments.ends)} sequences are not in the prefix cache, "
                 f"the first is {missing[0]}"
             )
         with self._disk():
@@ -130,23 +140,33 @@ class PrefixCache:
     def read(self, sequences: Sequence[int]) -> torch.Tensor:
         """The values [sum of lengths, hidden] of these sequences, one after the other, as a new tensor.
 
+        Raises as `read_once`.
+        """
+        values, places = self.read_once(sequences)
+        return values if torch.equal(places, torch.arange(len(values))) else values[places]
+
+    def read_once(self, sequences: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        """The values [tokens, hidden] of these sequences, shared ones once, and where each token's lie.
+
+        The second is int64 [sum of lengths]: row of the first, by token of one sequence after the other.
         Raises UserError when a shard has become shorter, EnvironmentFault when the disk fails or values have
-        changed there: each sequence is compared with its checksum when it is first read here.
+        changed there: each segment is compared with its checksum when it is first read here.
         """
         self._check(sequences)
-        total = sum(int(self.plan.lengths[sequence]) for sequence in sequences)
-        values = torch.empty((total, self.plan.hidden), dtype=self.plan.dtype)
+        readers, places = self.plan.segments.once(sequences)
+        tokens = int(self.plan.segments.lengths[list(readers)].sum())
+        values = torch.empty((tokens, self.plan.hidden), dtype=self.plan.dtype)
         rest = bytes_of(values)
-        for sequence in sequences:
-            name, size = shard_name(sequence % self.plan.shards), int(self.plan.sizes[sequence])
+        for segment, sequence in readers.items():
+            name, size = shard_name(segment % self.plan.shards), int(self.plan.sizes[segment])
             with self._disk():
-                whole = read_at(self._file(name), rest[:size], int(self.plan.offsets[sequence]))
+                whole = read_at(self._file(name), rest[:size], int(self.plan.offsets[segment]))
             if not whole:
                 raise UserError(f"{self.folder / name} is shorter than when it was written", REMAKE)
             if self.complete:
-                self._compare(sequence, rest[:size])
+                self._compare(segment, sequence, rest[:size])
             rest = rest[size:]
-        return values
+        return values, torch.from_numpy(places)
 
     def close(self) -> None:
         """Close the files; they are opened again when needed."""
@@ -154,11 +174,11 @@ class PrefixCache:
 
     def _check(self, sequences: Sequence[int]) -> None:
         for sequence in sequences:
-            if not 0 <= sequence < len(self.plan.lengths):
-                raise IndexError(f"sequence {sequence} of {len(self.plan.lengths)}")
+            if not 0 <= sequence < len(self.plan.segments.ends):
+                raise IndexError(f"sequence {sequence} of {len(self.plan.segments.ends)}")
 
     def _noted(self) -> NDArray[np.bool_]:
-        """[sequences], those whose values are safely on disk."""
+        """[segments], those whose values are safely on disk."""
         with self._disk():
             written: NDArray[np.bool_] = np.fromfile(self.folder / WRITTEN, np.uint8) == 1
         return written
@@ -173,19 +193,19 @@ class PrefixCache:
         with self._disk():
             return np.fromfile(self.folder / SUMS, SUM)
 
-    def _compare(self, sequence: int, content: memoryview) -> None:
-        if not self._compared[sequence] and zlib.crc32(content) != self._sums[sequence]:
+    def _compare(self, segment: int, sequence: int, content: memoryview) -> None:
+        if not self._compared[segment] and zlib.crc32(content) != self._sums[segment]:
             # From now on the cache counts as unfinished, and the next run makes it again.
             with contextlib.suppress(OSError):
                 with open(self.folder / WRITTEN, "r+b") as notes:
-                    write_at(notes.fileno(), memoryview(b"\x00"), sequence)
+                    write_at(notes.fileno(), memoryview(b"\x00"), segment)
                 self.plan.write_index(self.folder, complete=False)
             raise EnvironmentFault(
-                f"{self.folder / shard_name(sequence % self.plan.shards)} has changed since it was written: "
+                f"{self.folder / shard_name(segment % self.plan.shards)} has changed since it was written: "
                 f"sequence {sequence} does not match its checksum",
                 "rerun the same command, which makes the prefix cache again; look at that disk",
             )
-        self._compared[sequence] = True
+        self._compared[segment] = True
 
     def _disk(self) -> contextlib.AbstractContextManager[None]:
         return disk_faults(self.folder, self.plan.disk_bytes)
@@ -199,7 +219,7 @@ class PrefixCache:
 
 def plan_cache(
     folder: Path,
-    lengths: Sequence[int] | NDArray[np.int64],
+    segments: Segments,
     entering: Entering,
     first_layer: int,
     fingerprint: str,
@@ -207,43 +227,31 @@ def plan_cache(
 ) -> PrefixCache:
     """A cache to write, its disk space taken. For one process; the others call `open_plan` afterwards.
 
-    lengths: tokens of each sequence. entering: what is kept of each token. shards: files to spread the values
-    over. fingerprint: of all that the values depend on. A cache of the same plan is taken up again, with as
-    many shards as it has: `resumed` is True then, and it is unfinished until `finish`. One of another plan is
-    replaced, a finished one only once there is room beside it. Raises EnvironmentFault when the disk is too
-    small, before anything is touched.
+    segments: what the sequences consist of. entering: what is kept of each token. shards: files to spread the
+    values over. fingerprint: of all that the values depend on. A cache of the same plan, or of one in which
+    nothing is shared, is taken up again with as many shards as it has: `resumed` is True then, and it is
+    unfinished until `finish`. One of another plan is replaced, a finished one only once there is room beside
+    it. Raises EnvironmentFault when the disk is too small, before anything is touched.
     """
     width, dtype = entering.width, entering.dtype
-    plan = CachePlan(np.array(lengths, np.int64), width, dtype, first_layer, fingerprint, shards)
+    plan = CachePlan(segments, width, dtype, first_layer, fingerprint, shards)
     needed = plan.disk_bytes
     with disk_faults(folder, needed):
-        useless = list(_own_files(folder / STAGING))
+        useless = list(own_files(folder / STAGING))
         older: list[Path] = []
         try:
             old, complete = read_plan(folder)
         except UserError:
-            useless.extend(_own_files(folder))
+            useless.extend(own_files(folder))
         else:
             if plan.agrees(old):
                 shutil.rmtree(folder / STAGING, ignore_errors=True)
                 if complete:
                     old.write_index(folder, complete=False)
                 return PrefixCache(folder, old, complete=False, resumed=True)
-            (older if complete else useless).extend(_own_files(folder))
+            (older if complete else useless).extend(own_files(folder))
         check_room(folder, needed, useless, older)
-        with cleaned_up(folder, folder / STAGING):
-            _delete(useless)
-            staging = make_folder(make_folder(folder) / STAGING)
-            for name, size in plan.files().items():
-                preallocate(staging / name, size)
-            (staging / WRITTEN).write_bytes(bytes(len(plan.lengths)))
-            (staging / SUMS).write_bytes(bytes(SUM.itemsize * len(plan.lengths)))
-            write_npy(staging / LENGTHS, plan.lengths)
-            plan.write_index(staging, complete=False)
-            _delete(older)
-            # The index comes last, as it went first: there is none beside the files of two plans.
-            for path in reversed(list(_own_files(staging))):
-                path.rename(folder / path.name)
+        lay_out(folder, plan, useless, older)
     return PrefixCache(folder, plan, complete=False)
 
 
@@ -283,17 +291,6 @@ def _open(folder: Path, fingerprint: str) -> PrefixCache:
     if plan.fingerprint != fingerprint:
         raise UserError(f"the prefix cache in {folder} was made from another model, data or layers", REMAKE)
     return PrefixCache(folder, plan, complete)
-
-
-def _own_files(folder: Path) -> Iterator[Path]:
-    """Files of a cache that are in a folder, the index first."""
-    found = [folder / name for name in (INDEX, LENGTHS, WRITTEN, SUMS)] + sorted(folder.glob("hidden-*.bin"))
-    return (path for path in found if path.exists())
-
-
-def _delete(paths: Sequence[Path]) -> None:
-    for path in paths:
-        path.unlink()
 
 
 def _close(files: dict[str, int]) -> None:

@@ -97,7 +97,7 @@ class Batch:
 
 def read_ids(sequence: Encoded) -> tuple[int, ...]:
     """The tokens that a network reads of a sequence: the last one behind the prompt is only predicted."""
-    return (*sequence.prompt, *sequence.continuation[:-1])
+    return sequence.prompt + sequence.continuation[:-1]
 
 
 def tokens_run(sequences: Sequence[Encoded], shared: bool) -> int:

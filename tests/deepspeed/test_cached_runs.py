@@ -25,7 +25,7 @@ from cli.projects import (
     none_left,
 )
 
-from roma_ds.planner.cache_size import SEQUENCE_BYTES
+from roma_ds.planner.cache_size import LINK_BYTES, SEGMENT_BYTES
 from roma_ds.storage.atomic import read_json, read_parquet
 
 pytestmark = pytest.mark.timeout(900)
@@ -227,13 +227,17 @@ def test_no_room_for_the_cache(finished: Project, small_disk: SmallDisk) -> None
     done = project.run("collect", *other)
     assert done.code == 3, done
     assert "Traceback" not in done.err and done.err.count("roma-ds: error") == 1, done
-    needed = sum(path.stat().st_size for path in (project.out / "collect" / "prefix").glob("hidden-*"))
+    kept = project.out / "collect" / "prefix"
+    needed = sum(path.stat().st_size for path in kept.glob("hidden-*"))
+    index = read_json(kept / "index.json")
+    links = index["sequences"] + index["segments"] if index["tree_sha256"] else 0
     found = re.search(
         r"the prefix cache needs .*?\((\d+) bytes\) of disk at (\S+), free are .* bytes", done.err
     )
     assert found, done
-    assert needed <= int(found[1]) <= needed + SEQUENCE_BYTES * ROWS
-    assert found[2] == str(project.out / "collect" / "prefix")
+    assert index["sequences"] == ROWS
+    assert int(found[1]) == needed + SEGMENT_BYTES * index["segments"] + LINK_BYTES * links
+    assert found[2] == str(kept)
     assert "fix: train.prefix_cache=off, or another output_dir" in done.err, done
     assert contents(project.out) == before
 
@@ -247,7 +251,7 @@ def test_no_room_for_the_cache(finished: Project, small_disk: SmallDisk) -> None
     done = project.run("collect", *other, ranks=1)
     assert done.code == 0, done
     assert "was made from another model, data or layers" in done.out
-    index = read_json(project.out / "collect" / "prefix" / "index.json")
+    index = read_json(kept / "index.json")
     assert (index["complete"], index["first_layer"]) == (True, 1)
 
 

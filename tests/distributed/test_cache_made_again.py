@@ -17,11 +17,34 @@ from stage_runs import run_stages
 
 from roma_ds.comm import World
 from roma_ds.errors import EnvironmentFault, Interrupted
+from roma_ds.storage.atomic import read_json, write_json
 from roma_ds.testing.local_ranks import on_ranks
 
 pytestmark = pytest.mark.timeout(600)
 
 QUICK = ("deepspeed=zero0", "train.epochs=1", "roma.layers=last2")
+
+
+def keep_each_whole(folder: Path) -> None:
+    """Turn a finished cache into one of format 2, in which each sequence is there for itself."""
+    from roma_ds.families.entering import Entering
+    from roma_ds.prefix.cache_plan import read_plan
+    from roma_ds.prefix.prefix_cache import PrefixCache, plan_cache
+    from roma_ds.prefix.segments import Segments
+
+    cache = PrefixCache(folder, *read_plan(folder))
+    plan = cache.plan
+    values = [cache.read([number]) for number in range(len(plan.lengths))]
+    shutil.rmtree(folder)
+    table = Entering.alone(plan.hidden, "float32")
+    flat = plan_cache(folder, Segments.alone(plan.lengths), table, plan.first_layer, plan.fingerprint, 1)
+    for number, value in enumerate(values):
+        flat.write(number, value)
+    flat.finish()
+    index = read_json(folder / "index.json")
+    for name in ("segments", "tokens_stored", "tree_sha256"):
+        del index[name]
+    write_json(folder / "index.json", {**index, "format": 2})
 
 
 def after_changes(world: World, config: Path, out: Path) -> dict[str, list[str]]:
@@ -36,9 +59,11 @@ def after_changes(world: World, config: Path, out: Path) -> dict[str, list[str]]
     whole = shard.read_bytes()
     again("nothing")
     again("lr", "train.lr=2.0e-3")
+    keep_each_whole(out / "collect" / "prefix")
     again("lambda", "train.lr=2.0e-3", "roma.lambda=0.5")
     again("off", "train.lr=2.0e-3", "roma.lambda=0.5", "train.prefix_cache=off")
     again("back")
+    assert shard.stat().st_size > len(whole), "of format 2 still"
     os.truncate(shard, len(whole) - 1)
     (out / "eval" / "prefix" / "index.json").write_text('{"format": 1')
     again("damaged")
@@ -122,6 +147,21 @@ def test_a_stopped_stream_goes_on_at_its_layer(one_rank: OneRank) -> None:
     stopped, whole = (contents(out / "collect", without=("stage.json",)) for out in one_rank.outs)
     assert {"prefix/hidden-00000.bin", "routing.npy", "outcome.parquet"} <= whole.keys()
     assert stopped == whole
+
+
+def test_the_run_says_what_the_caches_take(one_rank: OneRank) -> None:
+    """Answers of a letter share nothing in the evaluation; in the collection some options are texts."""
+    lines = [line for line in one_rank.said["nothing yet"] if ": prefix cache" in line]
+    assert len(lines) == 2
+    shown = re.fullmatch(
+        r"collect: prefix cache of .*, ([\d,]+) tokens entering layer 2, "
+        r"([\d,]+) stored \(([\d.]+) times fewer\)",
+        lines[0],
+    )
+    assert shown, lines
+    read, kept = (int(shown[place].replace(",", "")) for place in (1, 2))
+    assert kept < read and f"{read / kept:.1f}" == shown[3]
+    assert re.fullmatch(r"eval: prefix cache of .*, [\d,]+ tokens entering layer 2", lines[1])
 
 
 STAGES = ("data", "embed", "collect", "index", "train roma", "eval base", "eval roma")

@@ -120,6 +120,9 @@ def test_same_collection(way: Way, pairs: dict[Way, Pair]) -> None:
     assert [read_json(folder / "index.json")["first_layer"] for folder in caches] == [
         first_layer(pair.on)
     ] * 2
+    for folder in caches:
+        index = read_json(folder / "index.json")
+        assert index["tokens_stored"] < 0.7 * index["tokens"], "options share their prompt"
     for project in (pair.on, pair.off):
         assert not list(project.out.glob("*/unfinished"))
     assert not list(pair.off.out.glob("*/prefix"))

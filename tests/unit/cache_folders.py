@@ -13,6 +13,7 @@ import torch
 
 from roma_ds.families.entering import Entering
 from roma_ds.prefix.prefix_cache import PrefixCache, plan_cache
+from roma_ds.prefix.segments import Segments
 
 MIB = 1 << 20
 LENGTHS = [3, 0, 5, 1, 4, 2, 7]
@@ -49,6 +50,8 @@ def plan(folder: Path, fingerprint: str = "abc", **changes: Any) -> PrefixCache:
         "shards": 2,
     }
     asked = {**given_plan, **changes}
+    lengths = asked.pop("lengths")
+    asked.setdefault("segments", Segments.alone(lengths))
     table = entering(asked.pop("hidden"), asked.pop("dtype"))
     return plan_cache(folder, fingerprint=fingerprint, entering=table, **asked)
 

@@ -17,7 +17,8 @@ from roma_ds.config import ModelConfig
 from roma_ds.frozen_pass.stream import StreamPass
 from roma_ds.network.routed import RoutedLM
 from roma_ds.prefix.prefix_cache import PrefixCache, plan_cache
-from roma_ds.sequences.batches import collate, in_batches
+from roma_ds.prefix.segments import Segments
+from roma_ds.sequences.batches import collate
 from roma_ds.sequences.encoding import Prompt
 from roma_ds.sequences.found import COLUMNS, Found
 from roma_ds.sequences.request_set import read_results, requests_of
@@ -45,17 +46,30 @@ def made_up_prompts(count: int = 23) -> list[Prompt]:
 class Setting:
     """A model and prompts, to be run in several ways."""
 
-    def __init__(self, model: Path, folder: Path, dtype: str = "float32", tokens: str = "last1") -> None:
+    def __init__(
+        self,
+        model: Path,
+        folder: Path,
+        dtype: str = "float32",
+        tokens: str = "last1",
+        shared: bool = False,
+    ) -> None:
         self.model = ModelConfig(path=str(model), dtype=dtype)  # type: ignore[arg-type]
         self.folder, self.tokens = folder, tokens
         self.whole = blueprint(self.model)
         self.requests = requests_of(made_up_prompts())
-        self.batches = in_batches(self.requests.lengths, 4)
+        self.shared = shared
+        self.batches = self.requests.batches(4, shared)
         self.first = 2
 
     def plan(self, name: str) -> PrefixCache:
         return plan_cache(
-            self.folder / name, self.requests.lengths, self.whole.entering(self.first), self.first, "all", 2
+            self.folder / name,
+            Segments.of(self.requests.sequences, self.shared),
+            self.whole.entering(self.first),
+            self.first,
+            "all",
+            2,
         )
 
     def streamed(self, name: str = "work", cache: PrefixCache | None = None, **changes: Any) -> StreamPass:
@@ -66,6 +80,7 @@ class Setting:
             requests=self.requests,
             batches=self.batches,
             tokens=self.tokens,
+            shared=self.shared,
             cache=cache,
             folder=self.folder / name,
             fingerprint="all",
@@ -82,12 +97,13 @@ class Setting:
         routed.attach()
         records, hidden = [], {}
         for numbers in self.batches:
-            batch = collate([self.requests.sequences[number] for number in numbers], self.tokens)
+            chosen = [self.requests.sequences[number] for number in numbers]
+            batch = collate(chosen, self.tokens, self.shared)
             with torch.no_grad():
                 output = routed(**batch.inputs(CPU))
             records += read_results(self.requests, numbers, output.logits, output.routing)
             assert output.entering is not None
-            pieces = output.entering.split([self.requests.lengths[number] for number in numbers])
+            pieces = batch.apart(output.entering, [self.requests.lengths[number] for number in numbers])
             hidden |= dict(zip(numbers, pieces, strict=True))
         layout = self.whole.layout
         return Found.from_records(records, len(layout.layers), layout.experts), hidden

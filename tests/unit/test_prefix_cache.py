@@ -33,6 +33,7 @@ from hypothesis import strategies as st
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.prefix import disk_room
 from roma_ds.prefix.prefix_cache import disk_bytes, open_cache, open_plan, plan_cache
+from roma_ds.prefix.segments import Segments
 
 
 @pytest.fixture(autouse=True)
@@ -61,14 +62,14 @@ def test_what_is_written_in_any_order_is_read_in_any_order(
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "fsync", lambda _: None)
-        cache = plan_cache(folders[0], lengths, entering(hidden, dtype), 1, "f", shards)
+        cache = plan_cache(folders[0], Segments.alone(lengths), entering(hidden, dtype), 1, "f", shards)
         for sequence in [*order, *twice]:
             cache.write(sequence, values(sequence, lengths[sequence], hidden, dtype))
             if sequence in flushes:
                 cache.flush()
         cache.finish()
         # In their order, into strided memory, each by a writer of its own.
-        plan_cache(folders[1], lengths, entering(hidden, dtype), 1, "f", shards)
+        plan_cache(folders[1], Segments.alone(lengths), entering(hidden, dtype), 1, "f", shards)
         for sequence in numbers:
             writer = open_plan(folders[1], "f")
             writer.write(sequence, values(sequence, lengths[sequence], hidden, dtype).T.contiguous().T)
@@ -98,11 +99,11 @@ def test_the_estimate_is_what_the_files_take(
     tmp_path_factory: pytest.TempPathFactory, lengths: list[int], hidden: int, dtype: torch.dtype
 ) -> None:
     folder = tmp_path_factory.mktemp("cache")
-    plan_cache(folder, lengths, entering(hidden, dtype), 1, "f", 2)
+    plan_cache(folder, Segments.alone(lengths), entering(hidden, dtype), 1, "f", 2)
     sizes = {name: len(each) for name, each in content(folder).items()}
     del sizes["index.json"]
     header = sizes["lengths.npy"] - 8 * len(lengths)
-    assert sum(sizes.values()) - header == disk_bytes(lengths, entering(hidden, dtype))
+    assert sum(sizes.values()) - header == disk_bytes(Segments.alone(lengths), entering(hidden, dtype))
 
 
 def test_what_is_read_is_memory_of_its_own(tmp_path: Path) -> None:
@@ -117,7 +118,7 @@ def test_the_index_says_what_the_cache_holds(tmp_path: Path) -> None:
     index = json.loads((tmp_path / "index.json").read_text())
     assert index.pop("lengths_sha256")
     assert index == {
-        "format": 2,
+        "format": 3,
         "complete": True,
         "fingerprint": "abc",
         "first_layer": 2,
@@ -125,6 +126,9 @@ def test_the_index_says_what_the_cache_holds(tmp_path: Path) -> None:
         "dtype": "bfloat16",
         "sequences": 7,
         "tokens": 22,
+        "segments": 7,
+        "tokens_stored": 22,
+        "tree_sha256": None,
         "shards": [{"name": "hidden-00000.bin", "bytes": 228}, {"name": "hidden-00001.bin", "bytes": 36}],
     }
     np.testing.assert_array_equal(np.load(tmp_path / "lengths.npy"), np.array(LENGTHS, np.int64))

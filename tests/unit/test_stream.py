@@ -194,7 +194,25 @@ def test_memory_is_given_back_without_the_collector(
     assert max(counts) <= 2, "the experts of one layer while those of the next are read"
 
 
-def test_ranks_share_a_cache(setting: Setting) -> None:
+def test_what_sequences_share_is_run_and_kept_once(tiny_model: Path, tmp_path: Path) -> None:
+    setting = Setting(tiny_model, tmp_path, shared=True)
+    cache = setting.plan("cache")
+    found = setting.streamed(cache=cache).run()
+    assert cache.missing().size == 0
+    asked = sum(setting.requests.lengths)
+    assert cache.plan.segments.tokens < 0.8 * asked == 0.8 * cache.plan.segments.tokens_asked
+    wanted, hidden = Setting(tiny_model, tmp_path).resident()
+    order = {record[:2]: record for record in wanted.records()}
+    for record in found.records():
+        assert abs(record[2] - order[record[:2]][2]) < 2e-5
+        np.testing.assert_allclose(record[6], order[record[:2]][6], rtol=0, atol=1e-3)
+    for number, values in hidden.items():
+        torch.testing.assert_close(cache.read([number]), values, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("shared", [False, True])
+def test_ranks_share_a_cache(tiny_model: Path, tmp_path: Path, shared: bool) -> None:
+    setting = Setting(tiny_model, tmp_path, shared=shared)
     alone = setting.plan("alone")
     whole = setting.streamed("alone-work", alone).run()
     setting.plan("shared")
