@@ -104,16 +104,18 @@ class Subject:
     @cached_property
     def trained(self) -> tuple[list[Sample], int, list[str]]:
         """The first training samples, how many there are, and what is to be said of their files."""
+        from roma_ds.data.learned import generated_datasets
         from roma_ds.data.mixture import first_training
         from roma_ds.data.store import told
 
-        most = None if self.looks_at_all else FIRST_ROWS
+        every = self.looks_at_all or bool(generated_datasets(self.run))
+        most = None if every else FIRST_ROWS
         samples, count, records = first_training(self.run, self.chat, most)
         return samples, count, told(self.run, records)
 
     @property
     def training(self) -> list[Sample]:
-        """The first training samples; all where each is looked at."""
+        """The first training samples; all where each is looked at, or judged by generated answers."""
         return self.trained[0]
 
     @cached_property
@@ -152,7 +154,9 @@ class Subject:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """The first training samples as token ids; all where too long ones are refused."""
-        return self._encoded(self.training, {})
+        from roma_ds.data.learned import training_tokens
+
+        return self._encoded(self.training, training_tokens(self.run))
 
     @cached_property
     def questions(self) -> list[Prompt]:

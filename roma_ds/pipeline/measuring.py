@@ -7,8 +7,9 @@ from typing import Any
 
 from roma_ds.config import RunConfig
 from roma_ds.data.chat import ChatTemplate
+from roma_ds.data.learned import stop_texts
 from roma_ds.data.sample import Sample
-from roma_ds.data.tasks import new_tokens_of, task_of
+from roma_ds.data.tasks import new_tokens_of
 from roma_ds.pipeline.folders import Folders
 from roma_ds.sequences.encoding import Prompt
 from roma_ds.storage.atomic import read_json
@@ -53,9 +54,7 @@ def written_answers(
     """
     rows = [row for row, sample in enumerate(samples) if sample.task in new_tokens_of(run)]
     anywhere = run.eval.answers != "roma"
-    asked = [
-        Asked(prompts[row].prompt, run.eval.stop or task_of(samples[row].task).stop, anywhere) for row in rows
-    ]
+    asked = [Asked(prompts[row].prompt, stop_texts(run, samples[row].task), anywhere) for row in rows]
     ends = chat.end_tokens if chat is not None else ()
     writer = Writer(model, tokenizer, run.eval.max_new_tokens, ends)
     written = writer.write(asked, run.eval.batch_size, title)

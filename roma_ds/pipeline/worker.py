@@ -154,6 +154,7 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
     from roma_ds.monitor.services import send_results
     from roma_ds.pipeline import stages
     from roma_ds.pipeline.acceptance import accept, accept_data, must_embed
+    from roma_ds.pipeline.answering import try_judges
     from roma_ds.pipeline.evaluating import eval_stage
 
     run = session.run
@@ -171,6 +172,8 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
         # Of a run that is there already only once something of it changes: a stage may still refuse.
         if not session.folders.is_described:
             session.describe()
+    if "collect" in needed:
+        try_judges(session)
     steps = {
         "embed": stages.embed_stage,
         "collect": stages.collect_stage,
