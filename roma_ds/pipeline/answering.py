@@ -9,7 +9,13 @@ from typing import Any
 from roma_ds.collect.outcomes import Generated, shares
 from roma_ds.comm import agreement
 from roma_ds.config import RunConfig
-from roma_ds.data.learned import generated_datasets, generated_rows, stop_texts, training_tokens
+from roma_ds.data.learned import (
+    generated_datasets,
+    generated_rows,
+    refuse_useless,
+    stop_texts,
+    training_tokens,
+)
 from roma_ds.data.sample import Sample
 from roma_ds.data.store import load_samples
 from roma_ds.evaluation.judges import SHOWN, Judges, Trial
@@ -54,9 +60,12 @@ def _writing(run: RunConfig) -> dict[str, Any]:
 def try_judges(session: Session) -> None:
     """Judge the samples' own answers, before anything expensive is made of them. A collective.
 
-    Raises UserError where the judge of a dataset fails, or finds no answer to judge by.
+    Raises UserError where the judge of a dataset fails, or finds no answer to judge by, and where the run
+    cannot generate.
     """
     run = session.run
+    with agreement(session.world):
+        refuse_useless(run)
     if not generated_datasets(run):
         return
     inputs, record = collect_inputs(session), session.folders.record("collect")
@@ -82,8 +91,13 @@ def told(run: RunConfig, judges: Judges, trial: Trial) -> Iterator[str]:
 def how_judged(run: RunConfig, judge: str) -> str:
     """In words, what counts among how many answers."""
     collect = run.collect
-    kind = {"final": "the final answer", "number": "the final number", "letter": "the final letter"}
-    what = kind.get(judge, "the final text" if judge == "text" else judge)
+    kind = {
+        "final": "the final answer",
+        "number": "the final number",
+        "letter": "the final letter",
+        "text": "the final text",
+    }
+    what = kind.get(judge, judge.rpartition("/")[2])
     if not collect.temperature:
         return f"{what} of what the model writes (most likely tokens)"
     drawn = f"at temperature {collect.temperature:g}, at least {100 * collect.right_share:g}% of them right"

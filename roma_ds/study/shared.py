@@ -20,6 +20,7 @@ from roma_ds.data.sample import Sample
 from roma_ds.embed.stage import embed_settings
 from roma_ds.errors import UserError
 from roma_ds.pipeline import stages
+from roma_ds.pipeline.answering import try_judges
 from roma_ds.pipeline.evaluating import eval_stage
 from roma_ds.pipeline.folders import Folders
 from roma_ds.pipeline.session import Session
@@ -178,6 +179,7 @@ class Shared:
         )
         session = self.session.cell(usual, Folders(self.root, ours), self.entering)
         stages.data_stage(session)
+        try_judges(session)
         stages.embed_stage(session)
         stages.collect_stage(session)
         eval_stage(session, ("base",))
