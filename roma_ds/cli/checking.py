@@ -107,8 +107,7 @@ def _training_data(subject: Subject) -> Iterator[str]:
 def _judged(subject: Subject, samples: Sequence[Sample]) -> Iterator[str]:
     """What says that samples are answered right, where that is generated answers."""
     from roma_ds.data.learned import generated_datasets
-    from roma_ds.evaluation.judges import Judges
-    from roma_ds.pipeline.answering import told
+    from roma_ds.evaluation.judges import Judges, told
 
     if generated_datasets(subject.run):
         judges = Judges(subject.run)

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from roma_ds.config.chat import ChatConfig
-from roma_ds.config.collection import CollectConfig
 from roma_ds.config.constraints import (
     Count,
     Distinct,
@@ -24,7 +23,7 @@ from roma_ds.config.constraints import (
     Share,
     Text,
 )
-from roma_ds.config.embedding import EmbedConfig
+from roma_ds.config.frozen_models import CollectConfig, EmbedConfig
 from roma_ds.config.optimisation import GuardsConfig, TrainConfig
 from roma_ds.config.sources import ColumnsConfig, DatasetConfig, Paths, hub_problems
 

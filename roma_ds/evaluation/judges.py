@@ -9,29 +9,22 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import inspect
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from roma_ds.collect.outcomes import Generated, shares
 from roma_ds.config import RunConfig
 from roma_ds.config.sources import JUDGES
 from roma_ds.data.learned import generated_datasets
 from roma_ds.data.sample import Sample
-from roma_ds.data.templates import letters
 from roma_ds.errors import RomaError, UserError
-from roma_ds.evaluation.answers import NONE, Answer, read_answer, stated_answer
-from roma_ds.evaluation.reading.option_letters import option_letter
-from roma_ds.evaluation.reading.prose import marked, readable
-from roma_ds.evaluation.reading.quantities import quantity
-from roma_ds.evaluation.reading.stated_numbers import final_number
+from roma_ds.evaluation.answers import NONE, Answer, read_answer
+from roma_ds.evaluation.references import referenced
 
-UNNAMED = 26
-"""Letters that an answer may give where the row names no options."""
 SHOWN = 3
-_LETTER = re.compile(r"[(\[]?([A-Z])[)\].]*")
 
 
 @dataclass(frozen=True)
@@ -91,65 +84,56 @@ class Judges:
         return Trial(len(own), tuple(wrong))
 
 
-def referenced(sample: Sample, judge: str) -> Sample | None:
-    """The sample as `read_answer` needs it, its target the right final answer alone; None without one.
-
-    judge: a name of `JUDGES`.
-    """
-    if sample.options:
-        return sample if judge in ("final", "letter" if _are_letters(sample) else "text") else None
-    given = sample.final
-    if judge == "final":
-        judge = _kind(sample)
-    if judge == "letter":
-        return _by_letter(sample, given)
-    if judge == "number":
-        found = final_number(given or sample.target)
-        return _alone(sample, str(found)) if found is not None else None
-    if judge == "text":
-        if given in sample.choices:
-            return _by_place(sample, sample.choices.index(given), [f" {choice}" for choice in sample.choices])
-        text = given or stated_answer(sample.target)
-        return _alone(sample, text) if text else None
-    return None
+def told(run: RunConfig, judges: Judges, trial: Trial) -> Iterator[str]:
+    """How answers are judged, in lines; `trial`: of the samples' own answers."""
+    for key, judge in judges.by_dataset.items():
+        yield f"{'/'.join(key)}: a sample is answered right by {how_judged(run, judge)}"
+    if trial.wrong:
+        shown = ", ".join(trial.wrong[:SHOWN])
+        yield (
+            f"{len(trial.wrong)} of {trial.samples} samples would be judged wrong if the model wrote their "
+            f"own answers: {shown}"
+        )
 
 
-def _kind(sample: Sample) -> str:
-    """What the final answer of a sample without options is; empty where none is stated."""
-    if sample.choices and sample.final:
-        return "letter" if sample.final not in sample.choices else "text"
-    text = sample.final or stated_answer(sample.target)
-    if not text:
-        return ""
-    if quantity(marked(readable(text))) is not None:
-        return "number"
-    return "letter" if _LETTER.fullmatch(text.strip().rstrip(".")) else "text"
+def how_judged(run: RunConfig, judge: str) -> str:
+    """In words, what counts among how many answers."""
+    collect = run.collect
+    kind = {
+        "final": "the final answer",
+        "number": "the final number",
+        "letter": "the final letter",
+        "text": "the final text",
+    }
+    what = kind.get(judge, judge.rpartition("/")[2])
+    if not collect.temperature:
+        return f"{what} of what the model writes (most likely tokens)"
+    drawn = f"at temperature {collect.temperature:g}, at least {100 * collect.right_share:g}% of them right"
+    return f"{what} of {collect.samples} drawn answers ({drawn})"
 
 
-def _by_letter(sample: Sample, given: str) -> Sample | None:
-    count = len(sample.choices) or UNNAMED
-    named = _LETTER.fullmatch(given.strip())
-    if named:
-        place = ord(named[1]) - ord("A")
-    elif given in sample.choices:
-        place = sample.choices.index(given)
-    else:
-        place = option_letter(given or sample.target, count, sample.choices)
-    if not 0 <= place < count:
-        return None
-    return _by_place(sample, place, letters(count))
+def judged_facts(
+    run: RunConfig, samples: Sequence[Sample], generated: Sequence[Generated | None]
+) -> dict[str, dict[str, Any]]:
+    """By dataset how its samples are judged, and the shares of right, unread and unfinished answers."""
+    facts = {}
+    for key, judge in generated_datasets(run).items():
+        own = [
+            one
+            for sample, one in zip(samples, generated, strict=True)
+            if one is not None and (sample.task, sample.split) == key
+        ]
+        if own:
+            facts["/".join(key)] = {"judge": judge, "how": how_judged(run, judge), **shares(own)}
+    return facts
 
 
-def _by_place(sample: Sample, place: int, options: Sequence[str]) -> Sample:
-    return replace(sample, options=tuple(options), answer=place, target=options[place])
-
-
-def _alone(sample: Sample, answer: str) -> Sample:
-    return replace(sample, target=answer)
-
-
-def _are_letters(sample: Sample) -> bool:
-    return [one.strip() for one in sample.options] == [one.strip() for one in letters(len(sample.options))]
+def collected_line(name: str, facts: dict[str, Any]) -> str:
+    """One line of a dataset's answers, from `judged_facts`."""
+    told_shares = f"{100 * facts['right']:.1f}% of {facts['answers']} answers right"
+    unread = f"{100 * facts['unread']:.1f}% could not be read and count as wrong"
+    cut = f"{100 * facts['unfinished']:.1f}% were cut off by collect.max_new_tokens"
+    return f"{name}: judged by {facts['how']}: {told_shares}, {unread}, {cut}"
 
 
 def _unknown(names: Sequence[str], judge: str, count: int) -> UserError:

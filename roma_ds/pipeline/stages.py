@@ -17,19 +17,14 @@ from roma_ds.comm import agreement
 from roma_ds.embed import embed
 from roma_ds.embed.stage import OUTPUTS as EMBED_OUTPUTS
 from roma_ds.embed.stage import check_embeddings, embed_inputs
+from roma_ds.evaluation.judges import collected_line, judged_facts
 from roma_ds.frozen_pass.frozen_model import MONITORS
 from roma_ds.index import build_neighbours
 from roma_ds.index.stage import outputs as index_outputs
 from roma_ds.manifold.kernel import least_inner_product, median_sigma
 from roma_ds.monitor.services import open_services
-from roma_ds.pipeline.answering import (
-    collect_inputs,
-    collected_line,
-    generated_answers,
-    judged_facts,
-    kept_folder,
-)
 from roma_ds.pipeline.data import make_data
+from roma_ds.pipeline.measuring import collect_inputs, generated_answers, kept_folder
 from roma_ds.pipeline.session import Session
 from roma_ds.pipeline.targets import is_refreshed, make_targets
 from roma_ds.pipeline.watchers import watchers

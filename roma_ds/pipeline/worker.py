@@ -154,8 +154,8 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
     from roma_ds.monitor.services import send_results
     from roma_ds.pipeline import stages
     from roma_ds.pipeline.acceptance import accept, accept_data, must_embed
-    from roma_ds.pipeline.answering import try_judges
     from roma_ds.pipeline.evaluating import eval_stage
+    from roma_ds.pipeline.measuring import try_judges
 
     run = session.run
     needed = stages_until(goal) if variant != "base" else ("data", "eval")

@@ -20,9 +20,9 @@ from roma_ds.data.sample import Sample
 from roma_ds.embed.stage import embed_settings
 from roma_ds.errors import UserError
 from roma_ds.pipeline import stages
-from roma_ds.pipeline.answering import try_judges
 from roma_ds.pipeline.evaluating import eval_stage
 from roma_ds.pipeline.folders import Folders
+from roma_ds.pipeline.measuring import try_judges
 from roma_ds.pipeline.session import Session
 from roma_ds.prefix.feed import CachePart
 from roma_ds.prefix.prefix_cache import PrefixCache
