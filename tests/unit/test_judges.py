@@ -278,3 +278,26 @@ def test_folders_from_before_stay_up_to_date(tmp_path: Path) -> None:
 )
 def test_what_a_solution_ends_in(text: str, answer: str) -> None:
     assert stated_answer(text) == answer
+
+
+def test_conversations_end_in_an_answer_too(tmp_path: Path) -> None:
+    turns = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": WORKED}]
+    run = run_of(tmp_path, [{"id": 0, "messages": turns}], judge="final")
+    samples, _ = load_training(run)
+    assert (samples[0].target, samples[0].final) == (f" {WORKED}", "")
+    assert judged(run, ["#### 72", "#### 71"]) == [("72", True), ("71", False)]
+
+
+def test_a_chat_template_leaves_the_solution_as_it_is(tmp_path: Path) -> None:
+    from datetime import date
+
+    from roma_ds.data.chat import ChatTemplate
+    from roma_ds.testing.chats import OLMOE, chat_tokenizer
+
+    row = {"id": 0, "question": "How many?", "solution": WORKED, "answer": "72"}
+    path = str(write_rows(tmp_path / "mine.jsonl", [row]))
+    run = run_on(tmp_path, train=[{"path": path, "answer": "solution"}], template="chat")
+    chat = ChatTemplate(chat_tokenizer(OLMOE), run.data.chat, date(2026, 1, 1))
+    (sample,), _ = load_training(run, chat)
+    assert sample.templated and (sample.target, sample.final) == (WORKED, "72")
+    assert [one.correct for one in Judges(run).judge(sample, [WORKED, "#### 7"])] == [True, False]
