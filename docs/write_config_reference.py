@@ -9,22 +9,23 @@ import sys
 from pathlib import Path
 from typing import get_args
 
-from roma_ds.config import chat, embedding, optimisation, schema, sources, study
+from roma_ds.config import chat, frozen_models, optimisation, schema, sources, study
 
 TARGET = Path(__file__).with_name("config.md")
 
 HEAD = """# Run config
 
 One YAML file describes a run. This page is written by `python docs/write_config_reference.py` from
-`roma_ds/config/schema.py`, `sources.py`, `chat.py`, `embedding.py` and `optimisation.py`; a test fails when
-the two differ.
+`roma_ds/config/schema.py`, `sources.py`, `chat.py`, `frozen_models.py` and `optimisation.py`; a test fails
+when the two differ.
 
 - `roma-ds init NAME` prints a packaged config with comments; `roma-ds ls configs` lists them.
 - Unknown keys, wrong types and contradictions are refused, all of them in one message, with exit code 2.
 - Every command that takes a config also takes overrides: `roma.lambda=0.5 train.epochs=1`.
 - Relative paths are relative to the config file. `model.path` and `embed.model` are taken for hub ids unless
   they start with `.`, `/` or `~` or name a folder there, and `data.chat.template` for a name unless it begins
-  so, ends in `.jinja` or is a file there.
+  so, ends in `.jinja` or is a file there. Of a judge `MODULE:FUNCTION` in `data.train[]` the file `MODULE.py`
+  is taken where it lies there, else the module of that name on Python's path.
 - `data.train` is a list of datasets and `eval.tasks` a list of tasks; a plain task name stands for
   `{name: NAME}`.
 """
@@ -52,9 +53,9 @@ SECTIONS = (
     ("data.train[]", sources.DatasetConfig),
     ("data.train[].columns", sources.ColumnsConfig),
     ("data.chat", chat.ChatConfig),
-    ("embed", embedding.EmbedConfig),
+    ("embed", frozen_models.EmbedConfig),
     ("roma", schema.RomaConfig),
-    ("collect", schema.CollectConfig),
+    ("collect", frozen_models.CollectConfig),
     ("index", schema.IndexConfig),
     ("train", optimisation.TrainConfig),
     ("eval", schema.EvalConfig),
@@ -81,7 +82,7 @@ def class_nodes() -> dict[str, ast.ClassDef]:
     """The classes of the schema's modules by name."""
     trees = [
         ast.parse(inspect.getsource(module))
-        for module in (schema, sources, chat, embedding, optimisation, study)
+        for module in (schema, sources, chat, frozen_models, optimisation, study)
     ]
     return {node.name: node for tree in trees for node in tree.body if isinstance(node, ast.ClassDef)}
 
@@ -108,9 +109,9 @@ def plain_type(annotation: str) -> str:
         "Positive": "number above 0",
         "NotNegative": "number from 0",
         "Share": "fraction from 0, below 1",
-        "AnswerForm": "`letter`, `text`",
+        "AnswerForm": ", ".join(f"`{form}`" for form in get_args(sources.AnswerForm)),
         "Paths": "text or list of text",
-        "EmbeddedText": ", ".join(f"`{form}`" for form in get_args(embedding.EmbeddedText)),
+        "EmbeddedText": ", ".join(f"`{form}`" for form in get_args(frozen_models.EmbeddedText)),
         "bool": "true or false",
         "int": "whole number",
         "float": "number",

@@ -12,6 +12,7 @@ from roma_ds.cli.subject import Subject
 from roma_ds.errors import EnvironmentFault, RomaError, UserError
 
 if TYPE_CHECKING:
+    from roma_ds.data import Sample
     from roma_ds.sequences.encoding import Prompt
 
 SHOWN = 2
@@ -40,6 +41,7 @@ def _machine(subject: Subject) -> Iterator[str]:
 
 
 def _model(subject: Subject) -> Iterator[str]:
+    from roma_ds.data.learned import refuse_useless
     from roma_ds.pipeline.acceptance import accept_family
 
     if subject.evaluation_only:
@@ -50,6 +52,7 @@ def _model(subject: Subject) -> Iterator[str]:
         return
     layout, layers = subject.layout, subject.layers
     family = layout.family
+    refuse_useless(subject.run)
     accept_family(subject.run, family)
     depth = family.depth(subject.network.config)
     yield f"{family.name} ({family.support}), {depth} layers, {layout.experts} experts, top-{layout.top_k}"
@@ -97,7 +100,20 @@ def _training_data(subject: Subject) -> Iterator[str]:
         raise
     yield f"{count} training samples"
     yield from (f"  {line}" for line in notes)
+    yield from (f"  {line}" for line in _judged(subject, samples))
     yield f"\n{preview(samples, SHOWN)}\n"
+
+
+def _judged(subject: Subject, samples: Sequence[Sample]) -> Iterator[str]:
+    """What says that samples are answered right, where that is generated answers."""
+    from roma_ds.data.learned import generated_datasets
+    from roma_ds.evaluation.judges import Judges, told
+
+    if generated_datasets(subject.run):
+        judges = Judges(subject.run)
+        trial = judges.try_on(samples)
+        yield from told(subject.run, judges, trial)
+        yield f"each of {trial.samples} samples has an answer to judge by"
 
 
 def _evaluation_data(subject: Subject) -> Iterator[str]:

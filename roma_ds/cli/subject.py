@@ -104,9 +104,11 @@ class Subject:
 
     @cached_property
     def _read(self) -> tuple[list[Sample], int, list[DatasetRecord]]:
+        from roma_ds.data.learned import generated_datasets
         from roma_ds.data.mixture import first_training
 
-        return first_training(self.run, self.chat, None if self.looks_at_all else FIRST_ROWS)
+        every = self.looks_at_all or bool(generated_datasets(self.run))
+        return first_training(self.run, self.chat, None if every else FIRST_ROWS)
 
     @property
     def records(self) -> list[DatasetRecord]:
@@ -123,7 +125,7 @@ class Subject:
 
     @property
     def training(self) -> list[Sample]:
-        """The first training samples; all where each is looked at."""
+        """The first training samples; all where each is looked at, or judged by generated answers."""
         return self.trained[0]
 
     @cached_property
@@ -172,7 +174,9 @@ class Subject:
     @cached_property
     def prompts(self) -> list[Prompt]:
         """The first training samples as token ids; all where too long ones are refused."""
-        return self._encoded(self.training, {})
+        from roma_ds.data.learned import training_tokens
+
+        return self._encoded(self.training, training_tokens(self.run))
 
     @cached_property
     def questions(self) -> list[Prompt]:

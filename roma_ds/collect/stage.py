@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from roma_ds.checkpoint.blueprint import Blueprint
+from roma_ds.collect.outcomes import Generated, with_generated
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.data.sample import Sample
@@ -27,10 +28,12 @@ def collect(
     whole: Blueprint,
     folder: Path,
     score: Callable[[Sequence[Prompt]], Scores | None],
+    generated: Sequence[Generated | None] | None = None,
 ) -> dict[str, Any]:
     """Write `routing.npy` and `outcome.parquet`; row order is that of `samples`. A collective.
 
     prompts: of the samples; score: runs the pretrained model over them; a collective, complete on rank 0.
+    generated: on rank 0, by sample the answers that judge it; None where likelihood judges it.
 
     routing.npy: float16 [samples, MoE layers, experts], softmax over all routed experts in float32,
     averaged over the prompt tokens that `roma.tokens` names.
@@ -41,6 +44,9 @@ def collect(
     facts: dict[str, Any] = {}
     with agreement(world):
         if scores is not None:
+            columns: dict[str, Any] = {}
+            if generated is not None and any(generated):
+                scores, columns = with_generated(scores, generated, run.collect.right_share)
             make_folder(folder)
             write_npy(folder / "routing.npy", scores.routing)
             write_parquet(
@@ -53,6 +59,7 @@ def collect(
                     "correct": scores.correct,
                     "margin": scores.margin,
                     "loss": scores.loss,
+                    **columns,
                 },
             )
             facts = {

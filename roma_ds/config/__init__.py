@@ -5,7 +5,7 @@
 
 from roma_ds.config.deepspeed_json import resolve_deepspeed
 from roma_ds.config.dumping import config_hash, to_dict, to_yaml
-from roma_ds.config.embedding import EmbedConfig
+from roma_ds.config.frozen_models import EmbedConfig
 from roma_ds.config.loader import load_run_config, parse_run_config
 from roma_ds.config.optimisation import BatchSplit, TrainConfig
 from roma_ds.config.packaged import (

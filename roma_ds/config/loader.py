@@ -27,7 +27,8 @@ def load_run_config(path: Path, overrides: Sequence[str] = ()) -> RunConfig:
     A relative path is relative to the folder of `path`, also when an override gives it. `model.path` and
     `embed.model` are taken for hub ids unless they start with `.`, `/` or `~` or name a folder there; `demo`
     always is the packaged model. `data.chat.template` is a name unless it begins so, ends in .jinja or is a
-    file there. `deepspeed` becomes an absolute path or the name of a packaged file.
+    file there. A judge MODULE:FUNCTION whose MODULE.py lies there is that file's. `deepspeed` becomes an
+    absolute path or the name of a packaged file.
 
     Raises UserError that lists every problem at once, each with the file or override and the key path.
     """
@@ -141,6 +142,14 @@ def _with_absolute_paths(run: RunConfig) -> RunConfig:
         named = value.startswith((".", "/", "~")) or value.endswith(ENDINGS)
         return str(file(value)) if named or os.path.isfile(folder / value) else value
 
+    def judge(value: str | None) -> str | None:
+        place, colon, function = (value or "").rpartition(":")
+        if not colon:
+            return value
+        beside = place if place.endswith(".py") else f"{place.replace('.', '/')}.py"
+        is_file = place.endswith(".py") or os.path.isfile(folder / beside)
+        return f"{file(beside)}:{function}" if is_file else value
+
     def folder_or_id(value: str) -> str:
         local = value.startswith((".", "/", "~")) or os.path.isdir(folder / value)
         return str(file(value)) if local and value != "demo" else value
@@ -150,7 +159,9 @@ def _with_absolute_paths(run: RunConfig) -> RunConfig:
         model=replace(run.model, path=folder_or_id(run.model.path)),
         data=replace(
             run.data,
-            train=tuple(replace(item, path=file(item.path)) for item in run.data.train),
+            train=tuple(
+                replace(item, path=file(item.path), judge=judge(item.judge)) for item in run.data.train
+            ),
             data_root=file(run.data.data_root),
             chat=replace(run.data.chat, template=template(run.data.chat.template)),
         ),

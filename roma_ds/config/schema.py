@@ -23,7 +23,7 @@ from roma_ds.config.constraints import (
     Share,
     Text,
 )
-from roma_ds.config.embedding import EmbedConfig
+from roma_ds.config.frozen_models import CollectConfig, EmbedConfig
 from roma_ds.config.optimisation import GuardsConfig, TrainConfig
 from roma_ds.config.sources import ColumnsConfig, DatasetConfig, Paths, hub_problems
 
@@ -122,19 +122,6 @@ class RomaConfig:
 
 
 @dataclass(frozen=True)
-class CollectConfig:
-    """The frozen pass: the pretrained model over all training and evaluation samples, once."""
-
-    engine: Literal["auto", "zero3", "stream"] = "auto"
-    """zero3: the network as DeepSpeed holds it, whole on each rank below ZeRO-3. stream: layer by layer from
-    the checkpoint's files, for models larger than memory. auto takes what the estimate says is faster."""
-    activation_memory: NotNegative = 4.0
-    """GiB a rank in which the stream engine keeps hidden states between layers; beyond it they go to disk."""
-    save_every: Positive = 60.0
-    """Seconds between saves of what is in memory, from which a killed pass goes on."""
-
-
-@dataclass(frozen=True)
 class IndexConfig:
     """The nearest-neighbour index over the embeddings of the successful samples."""
 
@@ -222,7 +209,8 @@ class EvalConfig:
     max_new_tokens: Count = 512
     """Longest generated answer."""
     stop: tuple[Text, ...] = ()
-    """Texts at which a generated answer ends once it has begun; none takes those of the task."""
+    """Texts at which a generated answer ends once it has begun, also in the collection; none takes those of
+    the task."""
     answers: Answers = "roma"
     """How generated answers are read: roma, any notation; the others, lm-evaluation-harness' filters."""
     data_root: Text | None = None
@@ -251,7 +239,7 @@ class RunConfig:
     roma: RomaConfig = field(default_factory=RomaConfig)
     """The method."""
     collect: CollectConfig = field(default_factory=CollectConfig)
-    """The frozen pass."""
+    """The frozen pass, and the answers that are generated for S."""
     index: IndexConfig = field(default_factory=IndexConfig)
     """The neighbour index."""
     train: TrainConfig = field(default_factory=TrainConfig)

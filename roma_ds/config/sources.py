@@ -6,11 +6,14 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from roma_ds.config.constraints import Count, NotEmpty, Text
+from roma_ds.config.spelling import did_you_mean
 
-AnswerForm = Literal["letter", "text"]
+AnswerForm = Literal["letter", "text", "solution"]
+JUDGES = ("likely", "final", "number", "letter", "text")
+"""Judges that have a name; any other is a function of the user's."""
 Paths = Text | Annotated[tuple[Text, ...], NotEmpty()]
 
 
@@ -51,6 +54,19 @@ class ColumnsConfig:
 
 
 @dataclass(frozen=True)
+class Judge:
+    """A judge by name, or MODULE:FUNCTION or FILE.py:FUNCTION."""
+
+    def problem(self, value: Any) -> str | None:
+        """What is wrong with a text, or None."""
+        place, colon, function = value.rpartition(":")
+        if value in JUDGES or (colon and place and function.isidentifier()):
+            return None
+        suggested = did_you_mean(value, JUDGES)
+        return f"must be {', '.join(JUDGES)}, MODULE:FUNCTION or FILE.py:FUNCTION, got {value!r}{suggested}"
+
+
+@dataclass(frozen=True)
 class DatasetConfig:
     """One training dataset: by name, or files of your own."""
 
@@ -72,8 +88,15 @@ class DatasetConfig:
     """Our names of columns to yours, as in {question: query, answer: response}."""
     limit: Count | None = None
     """Use this many rows, chosen by train.seed; null takes all."""
-    answer: AnswerForm = "letter"
-    """letter: options are listed and the answer is a letter. text: the answer is the option's text."""
+    answer: AnswerForm | None = None
+    """What is learned. letter: options are listed and the answer is a letter. text: the option's text.
+    solution: the whole worked solution of a row, which ends in its answer. null: solution for gsm8k, else
+    letter."""
+    judge: Annotated[str, Judge()] | None = None
+    """What says that the pretrained model answers a sample right. likely: the likelihood of its answer. The
+    others, the answers that it generates: final, by the last number, letter or text that a text states,
+    whichever the right answer is; number, letter or text, by that alone; MODULE:FUNCTION or FILE.py:FUNCTION,
+    by a Python function of yours. null: final where solutions are learned, else likely."""
 
     @property
     def label(self) -> str:

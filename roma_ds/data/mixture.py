@@ -20,6 +20,7 @@ from roma_ds.config.sources import AnswerForm, DatasetConfig
 from roma_ds.data.asked import asked
 from roma_ds.data.chat import ChatTemplate, templated
 from roma_ds.data.decontamination import Decontamination
+from roma_ds.data.learned import answer_form
 from roma_ds.data.named import NAMED
 from roma_ds.data.plain_chat import ADVICE, answers_of
 from roma_ds.data.records import SHOWN, DatasetRecord, Example
@@ -27,7 +28,15 @@ from roma_ds.data.rows import Row
 from roma_ds.data.sample import Sample
 from roma_ds.data.shots import Preface, preface
 from roma_ds.data.sources import Source, SourceRows, evaluation_sources, training_sources
-from roma_ds.data.spool import Spool, batches_of, read_samples, samples_of, write_batches, write_samples
+from roma_ds.data.spool import (
+    OF_CHATS,
+    Spool,
+    batches_of,
+    read_samples,
+    samples_of,
+    write_batches,
+    write_samples,
+)
 from roma_ds.data.tally import Overlap
 from roma_ds.data.tasks import TASKS, scoring_of
 from roma_ds.data.templates import render
@@ -157,7 +166,7 @@ def _spooled(
         spools.append((spool, used))
         sha256 = source.sha256() or opened.content()
         record = _record(source, opened, sha256, count, int(used.sum()), len(found))
-        if spool.chats and chat is None:
+        if spool.optional >= OF_CHATS and chat is None:
             record.notes.append(f"{source.origin}: {ADVICE}")
         records.append(replace(record, **_dropped(spool, count, found, evaluated)))
     if not any(used.any() for _, used in spools):
@@ -172,9 +181,8 @@ def _spooled(
 
 def _rendered(row: Row, item: DatasetConfig, source: Source, directly: bool) -> list[Sample]:
     """The samples of a training row: one, but for a conversation of several answers."""
-    return [
-        render(one, item.answer, source.label, source.split, directly=directly) for one in answers_of(row)
-    ]
+    form = answer_form(item)
+    return [render(one, form, source.label, source.split, directly=directly) for one in answers_of(row)]
 
 
 def _write_used(path: Path, spools: Spooled, chat: ChatTemplate | None) -> int:
@@ -184,8 +192,8 @@ def _write_used(path: Path, spools: Spooled, chat: ChatTemplate | None) -> int:
         if used.all() and spool.only is not None:
             os.replace(spool.only, path)
             return spool.count
-    chats = chat is not None or any(spool.chats for spool, _ in spools)
-    return write_batches(path, _used(spools, chat), chats)
+    optional = frozenset[str]().union(*(spool.optional for spool, _ in spools))
+    return write_batches(path, _used(spools, chat), optional if chat is None else optional | OF_CHATS)
 
 
 def _used(spools: Spooled, chat: ChatTemplate | None) -> Iterator[Any]:

@@ -30,6 +30,8 @@ class NamedDataset:
     then come before the ids."""
     free_text: bool = False
     """Answers are texts without options, so that letter and cloze scoring cannot evaluate it."""
+    worked: bool = False
+    """Whether its rows have worked solutions, which training then learns whole by default."""
 
 
 _ALL = ("train", "validation", "test")
@@ -43,7 +45,9 @@ NAMED = {
     ),
     "boolq": NamedDataset("google/boolq", None, _NO_TEST, hub_rows.boolq),
     "commonsense_qa": NamedDataset("tau/commonsense_qa", None, _NO_TEST, hub_rows.labelled()),
-    "gsm8k": NamedDataset("openai/gsm8k", "main", ("train", "test"), hub_rows.gsm8k, free_text=True),
+    "gsm8k": NamedDataset(
+        "openai/gsm8k", "main", ("train", "test"), hub_rows.gsm8k, free_text=True, worked=True
+    ),
     "hellaswag": NamedDataset("Rowan/hellaswag", None, _NO_TEST, hub_rows.hellaswag),
     "knowref": NamedDataset("coref-data/knowref_60k_raw", None, _ALL, mixture_rows.knowref),
     "mmlu": NamedDataset("cais/mmlu", "all", ("dev", "validation", "test"), hub_rows.mmlu),

@@ -49,3 +49,6 @@ class Sample:
     """Whether a chat template wrote prompt and contexts, special tokens and all, from `messages`."""
     behind_user: int = -1
     """Characters of prompt and contexts behind what the user says last; -1 where that is not known."""
+    final: str = ""
+    """The answer that `target` ends in, where that is a worked solution and the row gives the answer apart:
+    a number, an option's letter, or a text."""

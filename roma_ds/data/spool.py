@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import fields
 from itertools import chain
@@ -27,14 +27,17 @@ _KINDS = {
     "behind_user": pa.int64(),
 }  # fmt: skip
 """Of the columns that hold no text."""
-OF_CHATS = ("messages", "tools", "templated", "behind_user")
-"""Fields that are columns only where some sample has turns: files are then as they were before these were."""
-_ALIKE = ["task", "split", "subject", "target", "tools"]
+OF_CHATS = frozenset(("messages", "tools", "templated", "behind_user"))
+OF_SOLUTIONS = frozenset(("final",))
+OPTIONAL = OF_CHATS | OF_SOLUTIONS
+"""Fields that are columns only where some sample has turns, or a worked solution: files are then as they were
+before there were these."""
+_ALIKE = ["task", "split", "subject", "target", "tools", "final"]
 _ALIKE += ["options.list.element", "messages.list.element.role", "messages.list.element.extra"]
 """Columns whose values come again and again."""
 _NAMES = tuple(spec.name for spec in fields(Sample))
 _ALL = pa.schema([(name, _KINDS.get(name, pa.string())) for name in _NAMES])
-_PLAIN = pa.schema([field for field in _ALL if field.name not in OF_CHATS])
+_PLAIN = pa.schema([field for field in _ALL if field.name not in OPTIONAL])
 GROUP = 20_000
 """Samples of a row group."""
 
@@ -42,8 +45,8 @@ GROUP = 20_000
 class Spool:
     """Samples of one dataset, in Parquet files of a folder, and how many of them each row has made.
 
-    Almost always one file, which can then be the final one; a further one where turns come behind plain
-    samples.
+    Almost always one file, which can then be the final one; a further one where turns or solutions come
+    behind plain samples.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -52,20 +55,20 @@ class Spool:
         self._parts: list[Path] = []
         self._writer: _Writer | None = None
         self._counts: list[np.ndarray] = []
-        self.chats = False
-        """Whether some sample has turns."""
+        self.optional: frozenset[str] = frozenset()
+        """Those of the optional columns that some sample needs."""
 
     def add(self, samples: Sequence[Sample], counts: Sequence[int]) -> None:
         """Take the samples of further rows. counts: samples of each row."""
         self._counts.append(np.array(counts, np.int32))
         if not samples:
             return
-        chats = self.chats or _have_turns(samples)
-        if self._writer is None or chats != self.chats:
+        optional = self.optional | _needed(samples)
+        if self._writer is None or optional != self.optional:
             self.close()
-            self.chats = chats
+            self.optional = optional
             self._parts.append(self._folder / f"{len(self._parts)}.parquet")
-            self._writer = _Writer(self._parts[-1], chats)
+            self._writer = _Writer(self._parts[-1], optional)
         self._writer.add(_batch(samples))
 
     def close(self) -> None:
@@ -110,8 +113,8 @@ class Spool:
 class _Writer:
     """Record batches into a Parquet file, in row groups of their own, which a thread writes."""
 
-    def __init__(self, path: Path, chats: bool) -> None:
-        self._schema = _ALL if chats else _PLAIN
+    def __init__(self, path: Path, optional: Collection[str]) -> None:
+        self._schema = pa.schema([field for field in _ALL if field.name in {*_PLAIN.names, *optional}])
         self._file = pq.ParquetWriter(path, self._schema, use_dictionary=_ALIKE)
         self._thread = ThreadPoolExecutor(1)
         self._writing: Future[None] | None = None
@@ -120,7 +123,7 @@ class _Writer:
         self.written = 0
 
     def add(self, batch: Any) -> None:
-        """Write a batch, which may lack the columns of turns."""
+        """Write a batch, which may lack optional columns."""
         self._waiting.append(_with_columns(batch, self._schema))
         self._count += batch.num_rows
         self.written += batch.num_rows
@@ -147,12 +150,12 @@ class _Writer:
             self._writing.result()
 
 
-def write_batches(path: Path, batches: Iterator[Any], chats: bool) -> int:
+def write_batches(path: Path, batches: Iterator[Any], optional: Collection[str]) -> int:
     """Write record batches of samples into a Parquet file; how many samples.
 
-    chats: whether some of them have turns.
+    optional: those of the optional columns that some of them need.
     """
-    writer = _Writer(path, chats)
+    writer = _Writer(path, optional)
     for batch in batches:
         writer.add(batch)
     writer.close()
@@ -161,7 +164,7 @@ def write_batches(path: Path, batches: Iterator[Any], chats: bool) -> int:
 
 def write_samples(path: Path, samples: Sequence[Sample]) -> None:
     """Write samples in memory in the same way."""
-    write_batches(path, batches_of(samples), _have_turns(samples))
+    write_batches(path, batches_of(samples), _needed(samples))
 
 
 def batches_of(samples: Sequence[Sample]) -> Iterator[Any]:
@@ -176,10 +179,13 @@ def _batch(samples: Sequence[Sample]) -> Any:
 
 def _with_columns(batch: Any, schema: Any) -> Any:
     """A batch with the columns of `schema`; those that it lacks are of plain samples."""
-    if set(schema.names) <= set(batch.schema.names):
+    there = set(batch.schema.names)
+    if set(schema.names) <= there:
         return batch.select(schema.names)
-    rest = [_plain(field, batch.num_rows) for field in schema if field.name in OF_CHATS]
-    return pa.record_batch([*batch.select(_PLAIN.names).columns, *rest], schema=schema)
+    columns = [
+        batch.column(field.name) if field.name in there else _plain(field, batch.num_rows) for field in schema
+    ]
+    return pa.record_batch(columns, schema=schema)
 
 
 def _plain(field: Any, count: int) -> Any:
@@ -187,8 +193,10 @@ def _plain(field: Any, count: int) -> Any:
     return pa.array([default] * count, field.type)
 
 
-def _have_turns(samples: Sequence[Sample]) -> bool:
-    return any(sample.messages is not None for sample in samples)
+def _needed(samples: Sequence[Sample]) -> frozenset[str]:
+    turns = any(sample.messages is not None for sample in samples)
+    solutions = any(sample.final for sample in samples)
+    return (OF_CHATS if turns else frozenset()) | (OF_SOLUTIONS if solutions else frozenset())
 
 
 def read_samples(path: Path, most: int | None = None) -> list[Sample]:

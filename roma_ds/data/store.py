@@ -9,11 +9,12 @@ from typing import Any
 
 from roma_ds.config.schema import DataConfig, RunConfig, TaskConfig
 from roma_ds.data.chat import ChatTemplate
+from roma_ds.data.learned import answer_form
 from roma_ds.data.mixture import write_mixture
 from roma_ds.data.records import DatasetRecord
 from roma_ds.data.sample import Sample
 from roma_ds.data.sources import Source, evaluation_sources, shots_source, training_sources
-from roma_ds.data.spool import OF_CHATS, read_samples, write_samples
+from roma_ds.data.spool import OPTIONAL, read_samples, write_samples
 from roma_ds.data.tasks import scoring_of, shots_of
 from roma_ds.storage.atomic import make_folder, write_json, writing
 
@@ -70,7 +71,7 @@ def data_inputs(run: RunConfig, chat: ChatTemplate | None = None) -> dict[str, A
                 "limit": item.limit,
                 # It chooses the rows that a limit leaves; without one, all seeds share the caches.
                 "seed": run.train.seed if item.limit else None,
-                "answer": item.answer,
+                "answer": answer_form(item),
             }
             for item, source in zip(run.data.train, training_sources(run), strict=True)
         ],
@@ -81,7 +82,7 @@ def data_inputs(run: RunConfig, chat: ChatTemplate | None = None) -> dict[str, A
         "exclude": list(run.data.exclude),
         # Folders from before there was the key stay up to date under its default.
         **({"decontaminate": size} if (size := run.data.decontaminate) != DataConfig.decontaminate else {}),
-        "columns": [spec.name for spec in fields(Sample) if spec.name not in OF_CHATS],
+        "columns": [spec.name for spec in fields(Sample) if spec.name not in OPTIONAL],
         **({"template": chat.identity()} if chat is not None else {}),
     }
 

@@ -40,13 +40,14 @@ def render(
     """The sample of a checked row.
 
     A `prompt` row is taken verbatim and its options are named as texts. A conversation is written as lines.
-    A row without choices has a text answer whatever `answer_form` says. before: description and solved
+    A row without choices has a text answer whatever `answer_form` says; as `solution` it is the row's worked
+    solution where there is one, else the answer, and options are only listed. before: description and solved
     examples, put in front of the prompt.
     directly: answers begin without a space and take none from the prompt, as a chat template wants them.
 
     layout: of a known task in cloze scoring. The row's texts are then taken as they are, white space too, and
     space at the end of the prompt is counted to the options, both as lm-evaluation-harness does.
-    Raises UserError where the layout `gap` finds no gap.
+    Raises UserError where the layout `gap` finds no gap, and where a row with choices has no solution.
     """
     identity = f"{task}/{split}/{row['id']}"
     question = str(row.get("question") or row.get("prompt", ""))
@@ -62,11 +63,17 @@ def render(
         laid = laid if directly else _spaces_to_options(laid)
     else:
         question, choices = question.strip(), tuple([choice.strip() for choice in choices])
-        form: Layout = "letters" if answer_form == "letter" and choices else "question"
+        form: Layout = "letters" if answer_form != "text" and choices else "question"
         laid = _laid_out(question, choices, form, passage.strip(), identity)
     space, options = " ", laid.options
     if directly:
         space, options = "", tuple(option.removeprefix(" ") for option in options)
+    target = options[row["answer"]] if choices else f"{space}{row['answer']}"
+    final = ""
+    if answer_form == "solution":
+        options = ()
+        if worked := _worked(row, identity):
+            target, final = space + worked, target.strip()
     return Sample(
         id=identity,
         task=task,
@@ -74,15 +81,27 @@ def render(
         prompt=before + laid.prompt,
         question=question,
         choices=choices,
-        answer=row["answer"] if choices else -1,
-        target=options[row["answer"]] if choices else f"{space}{row['answer']}",
+        answer=row["answer"] if options else -1,
+        target=target,
         options=options,
         passage=passage.strip(),
         subject=str(row.get("subject") or row.get("skill") or ""),
         contexts=tuple([before + context for context in laid.contexts]),
         messages=messages,
         tools=row.get("tools", "") if messages is not None else "",
+        final=final,
     )
+
+
+def _worked(row: Row, identity: str) -> str:
+    """The worked solution of a row; empty where its answer is one itself."""
+    worked = str(row.get("solution") or "").strip()
+    if not worked and row.get("choices"):
+        raise UserError(
+            f"sample {identity}: there is no solution in its row, which has options",
+            "name the column with solutions by columns.solution, or learn letters (data.train[].answer)",
+        )
+    return worked
 
 
 def solved(row: Row, sample: Sample) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import get_args
 
-from roma_ds.config.embedding import EmbeddedText
+from roma_ds.config.frozen_models import EmbeddedText
 from roma_ds.data.sample import Sample
 
 FORMS: tuple[EmbeddedText, ...] = get_args(EmbeddedText)

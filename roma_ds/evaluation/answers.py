@@ -26,6 +26,7 @@ NONE = -1
 _ARTICLES = ("a", "an", "the")
 _FORMULA = re.compile(r"\$([^$]+)\$|\\\((.+?)\\\)")
 _EMPHASIS = re.compile(r"\*\*|`|~~|\"")
+_HASHED = re.compile(r"(?<!#)####(?!#)[ \t]*(\S[^\n]*)")
 _SENTENCE = re.compile(r"[.!?](?=\s|$)|\n")
 
 
@@ -74,6 +75,23 @@ def plain(text: str) -> str:
     """Lower case words without articles and punctuation, one space between them."""
     kept = text.casefold().translate(str.maketrans("", "", string.punctuation))
     return " ".join(word for word in kept.split() if word not in _ARTICLES)
+
+
+def stated_answer(text: str) -> str:
+    """The answer that a worked solution ends in, as it writes it; empty where it states none.
+
+    What is boxed, else the line behind the last `####`, else what is stated last; of a single line without
+    any of these, the line.
+    """
+    outside = said(readable(text))[0]
+    if box := boxed(outside):
+        return box
+    if hashed := list(_HASHED.finditer(outside)):
+        return hashed[-1][1].strip()
+    if statements := _statements(outside):
+        return statements[-1].rstrip(".")
+    lines = outside.strip().split("\n")
+    return lines[0].strip() if len(lines) == 1 else ""
 
 
 def _of_option(sample: Sample, place: int) -> Answer:

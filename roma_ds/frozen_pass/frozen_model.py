@@ -17,8 +17,9 @@ from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.families import MoELayout, detect
+from roma_ds.network.buffers import exact_buffers
 from roma_ds.network.release import release, return_freed_memory
-from roma_ds.network.routed import RoutedLM, RoutedOutput, exact_buffers
+from roma_ds.network.routed import RoutedLM, RoutedOutput
 from roma_ds.network.router_weights import RouterWeights
 from roma_ds.prefix.feed import CachePart, Feed
 from roma_ds.prefix.prefix_cache import PrefixCache

@@ -171,6 +171,15 @@ def _unread(variant: Variant) -> list[str]:
     return [f"{name}: no answer could be read in {', '.join(shares)}; they count as wrong."]
 
 
+def unread_training(collected: Mapping[str, Any]) -> list[str]:
+    """A note that names the training data whose generated answers could not be read; collected: facts."""
+    found = {name: facts["unread"] for name, facts in (collected.get("answers") or {}).items()}
+    shares = [f"{percent(share, 1)}% of {name}" for name, share in found.items() if share]
+    if not shares:
+        return []
+    return [f"No answer could be read in {', '.join(shares)}, training data; they count as wrong for S."]
+
+
 def _at_chance(variant: Variant) -> bool:
     pairs = [
         (task.get("accuracy"), task.get("majority_baseline")) for task in variant.result["tasks"].values()

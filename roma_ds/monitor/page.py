@@ -173,6 +173,7 @@ def _training(report: Report) -> list[str]:
         ("trained parameters", count(trainable) + share),
         ("training samples", count(samples)),
         ("answered right before training (S)", _share(before, samples)),
+        *_judged(training.get("answers") or {}),
         ("answered right after training", _share(after, samples)),
         ("steps", count(training["steps"])),
         ("ranks", _dash(training["world_size"])),
@@ -181,6 +182,18 @@ def _training(report: Report) -> list[str]:
         ("peak memory per rank", byte_size(training["peak_memory_bytes"])),
     ]
     return [markup.facts(rows)]
+
+
+def _judged(answers: Mapping[str, Any]) -> list[tuple[object, object]]:
+    """By dataset whose samples are judged by generated answers, how, and how that went."""
+    return [
+        (
+            f"right of {name}",
+            f"by {facts['how']}: {percent(facts['right'])}% of {count(facts['answers'])} answers right, "
+            f"{percent(facts['unread'])}% unread, {percent(facts['unfinished'])}% cut off",
+        )
+        for name, facts in answers.items()
+    ]
 
 
 def _alignment(report: Report) -> list[str]:

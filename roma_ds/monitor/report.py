@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from roma_ds.evaluation import alignment as geometry
-from roma_ds.monitor.comparison import Comparison, cautions, compare_all, verdict
+from roma_ds.monitor.comparison import Comparison, cautions, compare_all, unread_training, verdict
 from roma_ds.monitor.figures import draw_all, routing_pair
 from roma_ds.monitor.page import render
 from roma_ds.monitor.run_folder import NOT_EVALUATED, Run, names_no_task, read_run
@@ -38,7 +38,7 @@ def build_report(run_dir: Path) -> dict[str, Any]:
         "alignment": aligned,
         "training": _training(run),
         "verdict": [f"{NOT_EVALUATED}."] if names_no_task(run.config) else verdict(run.variants, comparisons),
-        "cautions": cautions(run.variants, comparisons),
+        "cautions": [*cautions(run.variants, comparisons), *unread_training(run.extra("collect"))],
         "notes": [*run.notes, *alignment_notes, *picture_notes],
         "commands": commands(run),
         "environment": dict(run.environment),
@@ -158,6 +158,7 @@ def _training(run: Run) -> dict[str, Any]:
         "samples": samples,
         "successful_before": before,
         "successful_after": _evaluated(run, "roma").get("training_successful"),
+        "answers": collect.get("answers"),
         "trainable_parameters": train.get("trainable_parameters"),
         "total_parameters": train.get("total_parameters"),
         "seconds": {stage: run.seconds(stage) for stage in TIMED_STAGES},

@@ -5,8 +5,6 @@ Shapes: B packed sequences, T tokens in all, A predicted tokens, M MoE layers re
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -23,20 +21,6 @@ from roma_ds.network.routing_weights import logits_in
 from roma_ds.network.routing_weights import routing_weights as weights_of
 from roma_ds.network.token_rows import narrow
 from roma_ds.sequences.packing import Packing
-
-
-@contextlib.contextmanager
-def exact_buffers(module: nn.Module) -> Iterator[None]:
-    """Keep float buffers as they are through `deepspeed.initialize`.
-
-    DeepSpeed may cast them to bfloat16 with the weights (`data_types.buffer_dtype`, and older versions below
-    ZeRO-3), the rotary frequencies too, and positions would differ from those that the frozen pass saw.
-    """
-    kept = {name: buffer.clone() for name, buffer in module.named_buffers() if buffer.is_floating_point()}
-    yield
-    for name, buffer in module.named_buffers():
-        if name in kept:
-            buffer.data = kept[name].to(buffer.device)
 
 
 @dataclass

@@ -5,6 +5,7 @@ from __future__ import annotations
 from roma_ds.checkpoint.blueprint import Blueprint, blueprint, check_checkpoint
 from roma_ds.checkpoint.loading import load_config, load_tokenizer
 from roma_ds.config import RunConfig, resolve_deepspeed
+from roma_ds.data.learned import refuse_useless
 from roma_ds.data.store import data_inputs
 from roma_ds.embed.encoder_files import check_encoder, embedding_width
 from roma_ds.embed.stage import embed_inputs
@@ -23,6 +24,7 @@ def accept(run: RunConfig, whole: Blueprint, world_size: int, embeds: bool, inde
     whole: of the run's model. embeds: whether embeddings are to be made; indexes: whether neighbours are.
     """
     whole.layout.choose(run.roma.layers)
+    refuse_useless(run)
     check_batches(run, world_size)
     accept_family(run, whole.layout.family)
     if embeds:

@@ -11,6 +11,7 @@ import torch
 
 from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.comm import agreement
+from roma_ds.data.learned import generated_datasets
 from roma_ds.errors import UserError
 from roma_ds.evaluation.stage import evaluate, outputs
 from roma_ds.pipeline.measuring import evaluated_rows, say_accuracies, scoring_inputs, written_answers
@@ -113,7 +114,8 @@ def _evaluate_one(session: Session, name: str) -> None:
             write if session.generates else None,
             rows,
         )
-        if name == "roma":
+        # Where answers are generated, S would be as much work as its collection.
+        if name == "roma" and not generated_datasets(run):
             facts = {**facts, "training_successful": _successful_now(session, weights)}
         say_accuracies(session.say, name, facts)
         return facts

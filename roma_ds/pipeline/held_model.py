@@ -13,6 +13,7 @@ from roma_ds.checkpoint.loading import checkpoint_hash, load_config, load_tokeni
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.data.chat import ChatTemplate
+from roma_ds.data.learned import training_tokens
 from roma_ds.data.sample import Sample
 from roma_ds.data.store import load_samples
 from roma_ds.data.tasks import new_tokens_of
@@ -157,7 +158,7 @@ class HeldModel:
                 self.tokenizer,
                 self.run.data.max_tokens,
                 self.context,
-                new_tokens_of(self.run) if name == EVALUATED else None,
+                new_tokens_of(self.run) if name == EVALUATED else training_tokens(self.run),
                 self.run.data.long_prompts == "refuse",
                 self.vocabulary,
             )

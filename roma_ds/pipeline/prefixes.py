@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 
 from roma_ds.comm import agreement
+from roma_ds.data.learned import generated_datasets, training_tokens
 from roma_ds.errors import UserError
 from roma_ds.frozen_pass.frozen_pass import FrozenPass, begun_engine
 from roma_ds.monitor.wording import byte_size
@@ -52,13 +53,15 @@ class Prefixes:
                 "max_tokens": session.run.data.max_tokens,
                 "part": part,
                 "first": first,
-                **({"new_tokens": session.run.eval.max_new_tokens} if self._makes_room(part) else {}),
+                **({"new_tokens": room} if (room := self._room(part)) else {}),
             }
         )
 
-    def _makes_room(self, part: Part) -> bool:
-        """Whether prompts may be cut so that a generated answer fits behind them."""
-        return part == "eval" and self.session.generates
+    def _room(self, part: Part) -> int | dict[str, int] | None:
+        """Tokens of generated answers, for which prompts may be cut so that they fit behind them."""
+        if part == "collect":
+            return training_tokens(self.session.run)
+        return self.session.run.eval.max_new_tokens if self.session.generates else None
 
     def layer(self, part: Part) -> int | None:
         """The layer that cached hidden states enter, or None without a cache; says which, and why, once."""
@@ -174,6 +177,9 @@ class Prefixes:
             return asked
         whole, world = session.whole, session.world
         if session.family.barrier("suffix") is not None:
+            return "zero3"
+        if generated_datasets(session.run):
+            session.say("frozen pass: engine zero3, since answers are generated, which stream cannot")
             return "zero3"
         size = getattr(torch, session.run.model.dtype).itemsize
         if world.device.type == "cuda":

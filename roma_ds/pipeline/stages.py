@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -16,12 +17,14 @@ from roma_ds.comm import agreement
 from roma_ds.embed import embed
 from roma_ds.embed.stage import OUTPUTS as EMBED_OUTPUTS
 from roma_ds.embed.stage import check_embeddings, embed_inputs
+from roma_ds.evaluation.judges import collected_line, judged_facts
 from roma_ds.frozen_pass.frozen_model import MONITORS
 from roma_ds.index import build_neighbours
 from roma_ds.index.stage import outputs as index_outputs
 from roma_ds.manifold.kernel import least_inner_product, median_sigma
 from roma_ds.monitor.services import open_services
 from roma_ds.pipeline.data import make_data
+from roma_ds.pipeline.measuring import collect_inputs, generated_answers, kept_folder
 from roma_ds.pipeline.session import Session
 from roma_ds.pipeline.targets import is_refreshed, make_targets
 from roma_ds.pipeline.watchers import watchers
@@ -68,17 +71,14 @@ def embed_stage(session: Session) -> None:
 def collect_stage(session: Session) -> None:
     """Pretrained routing weights and outcomes of the training samples."""
     folders, run = session.folders, session.run
-    inputs = {
-        "data": session.fingerprint(folders.record("data")),
-        **session.model_inputs,
-        "tokens": run.roma.tokens,
-        "max_tokens": run.data.max_tokens,
-    }
+    inputs = collect_inputs(session)
 
     def work() -> Mapping[str, Any]:
         samples = session.samples("samples.parquet")
         with agreement(session.world):
             prompts = session.prompts("samples.parquet")
+        # Before the pass, whose network the base model's evaluation goes on with.
+        generated = generated_answers(session, samples, prompts, inputs)
         facts = collect(
             session.world,
             run,
@@ -87,15 +87,21 @@ def collect_stage(session: Session) -> None:
             session.whole,
             folders.stage("collect"),
             lambda prompts: session.prefixes.run_pass("collect", prompts, "collect"),
+            generated,
         )
+        judged = session.world.from_first(judged_facts(run, samples, generated) if generated else {})
+        for name, shares in judged.items():
+            session.say(f"collect: {collected_line(name, shares)}")
         session.say(
             f"collect: {facts['successful']} of {facts['samples']} training samples answered right"
             f" ({100 * facts['accuracy']:.1f}%)"
         )
-        return {**facts, "checksums": session.checksums()}
+        return {**facts, **({"answers": judged} if judged else {}), "checksums": session.checksums()}
 
     session.stage("collect", folders.record("collect"), inputs, COLLECT_OUTPUTS, work, cache="collect")
     session.prefixes.forget_unfinished("collect")
+    if session.world.is_first:
+        shutil.rmtree(kept_folder(session), ignore_errors=True)
 
 
 def neighbour_pool(session: Session, pool: Pool) -> np.ndarray:

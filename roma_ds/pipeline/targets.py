@@ -11,6 +11,7 @@ from roma_ds.baselines import TrainedVariant
 from roma_ds.baselines.neighbours import own_neighbours
 from roma_ds.comm import agreement, open_transport
 from roma_ds.config import RunConfig
+from roma_ds.data.learned import generated_rows
 from roma_ds.data.store import load_samples
 from roma_ds.index import Neighbourhood
 from roma_ds.index.live import Snapshot
@@ -22,6 +23,9 @@ from roma_ds.pipeline.session import Session
 from roma_ds.sequences.encoding import Prompt
 from roma_ds.training.live_targets import LiveTargets
 from roma_ds.training.targets import ManifoldTargets, Targets
+
+SAMPLES = "samples.parquet"
+"""The data stage's file of training samples."""
 
 
 def oracle_file(folder: Path) -> Path:
@@ -50,7 +54,7 @@ def make_targets(
     columns = [list(collected["layers"]).index(layer) for layer in layers]
     with agreement(session.world):
         routing = np.load(folders.stage("collect") / "routing.npy", mmap_mode="r")
-        samples = load_samples(folders.stage("data") / "samples.parquet")
+        samples = load_samples(folders.stage("data") / SAMPLES)
         groups = prompt_groups([sample.prompt for sample in samples])
     if is_refreshed(run, variant):
         return _live(session, run, groups, routing, columns, sigma, successful, steps_per_epoch)
@@ -80,7 +84,9 @@ def _live(
     with agreement(world):
         embeddings = np.load(folders.stage("embed") / "embeddings.npy", mmap_mode="r")
         candidates = load_candidates(folders.stage("index"), run.index.factory)
-        seen = np.array([shows_outcome(prompt) for prompt in session.prompts("samples.parquet")], np.bool_)
+        generated = generated_rows(run, load_samples(folders.stage("data") / SAMPLES))
+        seen = np.array([shows_outcome(prompt) for prompt in session.prompts(SAMPLES)], np.bool_)
+        seen[generated] = False
     transport = open_transport(world, run.index.transport)
     index = open_index(world, transport, run, embeddings, groups, len(columns) * experts, searched=False)
     members = np.flatnonzero(successful)
@@ -88,9 +94,14 @@ def _live(
     index.load(Snapshot(0, members, vectors))
     least = None if run.roma.epsilon is None else least_inner_product(run.roma.epsilon, sigma)
     count = run.roma.neighbours if least is None else run.index.max_neighbours
-    if not seen.all():
+    if generated:
         session.say(
-            f"index: {int((~seen).sum())} samples keep their place in S or outside: their options are texts, "
+            f"index: {len(generated)} samples keep their place in S or outside: generated answers judge "
+            "them, and training generates none"
+        )
+    if others := int((~seen).sum()) - len(generated):
+        session.say(
+            f"index: {others} samples keep their place in S or outside: their options are texts, "
             "of which training reads the true one alone"
         )
     return LiveTargets(

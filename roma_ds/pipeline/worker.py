@@ -155,6 +155,7 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
     from roma_ds.pipeline import stages
     from roma_ds.pipeline.acceptance import accept, accept_data, must_embed
     from roma_ds.pipeline.evaluating import eval_stage
+    from roma_ds.pipeline.measuring import try_judges
 
     run = session.run
     needed = stages_until(goal) if variant != "base" else ("data", "eval")
@@ -171,6 +172,8 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
         # Of a run that is there already only once something of it changes: a stage may still refuse.
         if not session.folders.is_described:
             session.describe()
+    if "collect" in needed:
+        try_judges(session)
     steps = {
         "embed": stages.embed_stage,
         "collect": stages.collect_stage,

@@ -20,7 +20,12 @@ from roma_ds.storage import fingerprint
 
 Purpose = Literal["select", "report"]
 Point = tuple[str, ...]
-FORBIDDEN = ("output_dir", "train.seed", "data", "eval", "model", "controls")
+OF_S = ("samples", "temperature", "seed", "max_new_tokens", "right_share")
+"""Keys of `collect` that decide S."""
+FORBIDDEN = (
+    *("output_dir", "train.seed", "data", "eval", "model", "controls"),
+    *(f"collect.{key}" for key in OF_S),
+)
 """Keys that all cells of a study have in common, or that the study itself sets."""
 
 

@@ -22,6 +22,7 @@ from roma_ds.errors import UserError
 from roma_ds.pipeline import stages
 from roma_ds.pipeline.evaluating import eval_stage
 from roma_ds.pipeline.folders import Folders
+from roma_ds.pipeline.measuring import try_judges
 from roma_ds.pipeline.session import Session
 from roma_ds.prefix.feed import CachePart
 from roma_ds.prefix.prefix_cache import PrefixCache
@@ -178,6 +179,7 @@ class Shared:
         )
         session = self.session.cell(usual, Folders(self.root, ours), self.entering)
         stages.data_stage(session)
+        try_judges(session)
         stages.embed_stage(session)
         stages.collect_stage(session)
         eval_stage(session, ("base",))

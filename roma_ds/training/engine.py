@@ -15,8 +15,9 @@ from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.config.deepspeed_keys import AUTO
 from roma_ds.frozen_pass.frozen_model import is_zero3, load_part
+from roma_ds.network.buffers import exact_buffers
 from roma_ds.network.release import release, return_freed_memory
-from roma_ds.network.routed import RoutedLM, RoutedOutput, exact_buffers
+from roma_ds.network.routed import RoutedLM, RoutedOutput
 from roma_ds.sequences.batches import Batch
 
 MASTER = "master"

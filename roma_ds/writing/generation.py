@@ -1,4 +1,4 @@
-"""Answers that a model writes: greedy decoding in batches over the ranks."""
+"""Answers that a model writes: greedy decoding, or drawn tokens, in batches over the ranks."""
 
 from __future__ import annotations
 
@@ -8,23 +8,16 @@ from typing import Any
 
 import torch
 
+from roma_ds.comm import agreement
 from roma_ds.prefix.feed import FILLER
 from roma_ds.progress import Progress
 from roma_ds.sequences.batches import in_batches
 from roma_ds.writing.decoding import Decoder
+from roma_ds.writing.kept import KeptAnswers, Saver, Written
+from roma_ds.writing.sampling import Choice
 from roma_ds.writing.thinking import is_thinking, stop_place
 
-
-@dataclass(frozen=True)
-class Written:
-    """What was generated for one prompt."""
-
-    text: str
-    """The new tokens alone, without the prompt, up to the first stop sequence."""
-    tokens: int
-    """How many were generated, those behind a stop sequence too."""
-    ended: bool
-    """False where the limit of new tokens, or a stop sequence before anything was said, cut it off."""
+__all__ = ["Asked", "Writer", "Written"]
 
 
 @dataclass(frozen=True)
@@ -36,39 +29,64 @@ class Asked:
     """Texts at which the answer ends."""
     anywhere: bool = False
     """Whether they end it anywhere. By default not while the model thinks nor before it says anything."""
+    draw: str = ""
+    """What its random numbers follow from where tokens are drawn, see `sampling.draw_of`."""
 
 
 class Writer:
-    """Greedy decoding."""
+    """Decoding of the most likely tokens, or of drawn ones."""
 
     def __init__(
-        self, model: Decoder, tokenizer: Any, max_new_tokens: int, ends: Collection[int] = ()
+        self,
+        model: Decoder,
+        tokenizer: Any,
+        max_new_tokens: int,
+        ends: Collection[int] = (),
+        temperature: float = 0.0,
     ) -> None:
-        """ends: tokens that end an answer beside those of model and tokenizer."""
+        """ends: tokens that end an answer beside those of model and tokenizer; temperature: as `Choice`."""
         self.model, self.tokenizer, self.limit = model, tokenizer, max_new_tokens
+        self.temperature = temperature
         own = getattr(model.generation_config, "eos_token_id", None)
         own_ends = own if isinstance(own, list) else [own]
         self._ends = {token for token in (*own_ends, tokenizer.eos_token_id) if token is not None}
         self._ends.update(ends)
 
-    def write(self, asked: Sequence[Asked], batch_size: int, title: str) -> list[Written] | None:
-        """One answer a prompt, in their order; complete on rank 0, None elsewhere. A collective."""
+    def write(
+        self, asked: Sequence[Asked], batch_size: int, title: str, kept: KeptAnswers | None = None
+    ) -> list[Written] | None:
+        """One answer a prompt, in their order; complete on rank 0, None elsewhere. A collective.
+
+        kept: where answers are saved, and those of a killed writing of the same prompts are taken from.
+        """
         world = self.model.world
         batches = self._batches([len(one.prompt) for one in asked], batch_size)
+        before: dict[int, Written] = {}
+        if kept is not None:
+            with agreement(world):
+                before = kept.read() if world.is_first else {}
+            # The same batches as without an interruption: what lies in one decides the last bits.
+            pending = [batch for batch in batches if not before.keys() >= set(batch)]
+            batches = world.from_first(pending)
         mine = [batches[index] for index in world.share(len(batches))]
         found: dict[int, Written] = {}
-        with Progress(sum(map(len, mine)), title, enabled=world.is_first) as progress:
+        with (
+            Progress(sum(map(len, mine)), title, enabled=world.is_first) as progress,
+            Saver(kept, world.rank) as saver,
+        ):
             for turn in range(-(-len(batches) // world.size)):
                 numbers = mine[turn] if turn < len(mine) else []
                 if not (numbers or self.model.partitioned):
                     break
                 written = self._batch(numbers, [asked[number] for number in numbers])
-                found.update(zip(numbers, written, strict=True))
+                answers = dict(zip(numbers, written, strict=True))
+                found.update(answers)
+                saver.take(answers)
                 progress.advance(len(numbers))
         gathered = world.gather_to_first(found)
         if gathered is None:
             return None
-        everything = {number: one for part in gathered for number, one in part.items()}
+        everything = before | {number: one for part in gathered for number, one in part.items()}
         return [everything[number] for number in range(len(asked))]
 
     def _batches(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
@@ -89,12 +107,13 @@ class Writer:
     def _batch(self, numbers: Sequence[int], asked: Sequence[Asked]) -> list[Written]:
         """One batch; without any prompt, as many forward passes as the other ranks need."""
         step = self.model.decoding(numbers, [one.prompt for one in asked] or [FILLER.prompt])
+        choose = Choice(self.temperature, [one.draw for one in asked] or [""])
         chosen: torch.Tensor | None = None
         new: list[list[int]] = [[] for _ in asked]
         thinking = [is_thinking(self._text(one.prompt)) for one in asked]
         open_rows = set(range(len(asked)))
         for _ in range(self.limit):
-            chosen = step(chosen).argmax(dim=-1).cpu()
+            chosen = choose(step(chosen))
             for row in sorted(open_rows):
                 new[row].append(int(chosen[row]))
                 if self._is_over(new[row], asked[row], thinking[row]):

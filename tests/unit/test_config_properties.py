@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from roma_ds.config import RunConfig, parse_run_config, to_yaml
 from roma_ds.config.constraints import Distinct, Layers, NotEmpty, Range
 from roma_ds.config.conversion import key_of, keyed_fields
+from roma_ds.config.sources import JUDGES, Judge
 from roma_ds.config.yaml_text import dump
 from roma_ds.errors import UserError
 
@@ -70,6 +71,8 @@ def _constrained(base: Any, constraints: tuple[Any, ...]) -> st.SearchStrategy[A
                 strategy = strategy.filter(len)
             case Distinct():
                 strategy = st.lists(values_of(get_args(base)[0]), max_size=2, unique=True)
+            case Judge():
+                strategy = st.sampled_from([*JUDGES, "mine:right", "checks.py:right"])
             case Layers():
                 strategy = st.sampled_from(["all", "last1", "first12", [0], [3, 1]])
     return strategy
@@ -123,6 +126,7 @@ def test_a_valid_run_survives_yaml(values: dict[str, Any]) -> None:
             "is not kept",
             "follows from train.batch",
             "of no use under data.template=plain",
+            "at temperature 0 are all the same",
             "user1 is a place in a chat",
         )
         assert all(any(words in line for words in refused) for line in error.message.splitlines()[-1:])

@@ -88,6 +88,7 @@ def test_cells_are_variants_times_settings_times_seeds(folder: Path) -> None:
         ("variants=[base, rmoa]", "no variant 'rmoa'; did you mean 'roma'"),
         ("variants=[{variant: roma, set: [output_dir=x]}]", "output_dir is the same for all variants"),
         ("variants=[{variant: roma, set: [train.seed=3]}]", "train.seed is the same for all variants"),
+        ("variants=[{variant: roma, set: [collect.seed=3]}]", "collect.seed is the same for all variants"),
         ("variants=[{variant: roma, grid: [train.lr=0.1]}]", "names no list of values"),
         ("variants=[{variant: roma, set: [train.lrr=0.1]}]", "unknown key"),
         ("variants=[{variant: roma, set: [train.lr]}]", "has not the form"),

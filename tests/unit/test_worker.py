@@ -45,6 +45,7 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
         "roma_ds.pipeline.acceptance.accept", lambda *given: done.append(f"embeds {given[3]}")
     )
     monkeypatch.setattr("roma_ds.pipeline.acceptance.accept_data", lambda *given: done.append("accepted"))
+    monkeypatch.setattr("roma_ds.pipeline.measuring.try_judges", lambda session: done.append("judged"))
     for stage in ("data", "embed", "collect", "index", "train", "eval"):
         module = "evaluating" if stage == "eval" else "stages"
         monkeypatch.setattr(
@@ -57,7 +58,7 @@ def test_networks_are_released_before_what_follows_in_the_same_process(
         train=SimpleNamespace(seed=0), guards=SimpleNamespace(collective_timeout=9.0, lost_after=None)
     )
     worker.run_stages(run, "eval", None)
-    assert done[:5] == ["embeds as rank 0 found", "data", "accepted", "described", "embed"]
+    assert done[:6] == ["embeds as rank 0 found", "data", "accepted", "described", "judged", "embed"]
     assert done[-4:] == ["eval", "described", "released", "closed"]
 
 

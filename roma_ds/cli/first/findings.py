@@ -21,7 +21,7 @@ _NO_TEST = (
 )
 _TEXTS = (
     "answers are texts: neighbours are samples whose answer greedy decoding yields token for token, which "
-    "long ones seldom are"
+    "long ones seldom are; data.train[].judge=final judges what the model writes by its final answer instead"
 )
 
 
