@@ -26,9 +26,8 @@ from roma_ds.families.batching import scoring_batches, writing_batches
 from roma_ds.families.composite import whole_config
 from roma_ds.families.library_network import library_class
 from roma_ds.frozen_pass.frozen_model import OF_TRAINING, is_zero3
-from roma_ds.network.release import release, return_freed_memory
 from roma_ds.network.buffers import exact_buffers
-from roma_ds.network.routed import 
+from roma_ds.network.release import release, return_freed_memory
 from roma_ds.network.router_weights import RouterWeights
 from roma_ds.prefix.feed import FILLER
 from roma_ds.progress import Progress
