@@ -45,7 +45,9 @@ class _Held:
             return _Held(parameter.detach().reshape(-1), 0, tuple(parameter.shape))
         if share.final_location is not None or share.dtype != parameter.dtype:
             return None
-        return _Held(share.detach(), rank * share.ds_numel, tuple(parameter.ds_shape))
+        # What pads the last shares is memory as it was found.
+        start, size = rank * share.ds_numel, prod(parameter.ds_shape)
+        return _Held(share.detach()[: max(0, size - start)], start, tuple(parameter.ds_shape))
 
     def has(self, stored: torch.Tensor, first: int) -> bool:
         """Whether flat `stored` is what begins at number `first` of the parameter, as far as it is here."""

@@ -55,8 +55,9 @@ class Table:
 
         return Plan
 
-    def read(self, numbers: Any) -> torch.Tensor:
-        return torch.cat([self.pieces[number] for number in numbers])
+    def read_once(self, numbers: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        values = torch.cat([self.pieces[number] for number in numbers])
+        return values, torch.arange(len(values))
 
 
 def sequences() -> list[Any]:

@@ -88,3 +88,19 @@ def test_a_weight_that_is_not_finite_is_named(value: float) -> None:
     with pytest.raises(UserError, match=r"not finite \(NaN or infinity\): layers\.1\.weight\n") as caught:
         refuse_not_finite(network, 0)
     assert "checkpoint" in str(caught.value.fix)
+
+
+@pytest.mark.parametrize(("rank", "refused"), [(0, True), (1, False), (2, False)])
+def test_what_pads_a_share_is_no_value(rank: int, refused: bool) -> None:
+    """DeepSpeed 0.19.8 leaves it as the allocator had it. Here: three values in shares of two."""
+    share: Any = torch.tensor([1.0, float("nan")])
+    share.final_location, share.ds_numel = None, 2
+    weight: Any = torch.nn.Parameter(torch.empty(0))
+    weight.ds_tensor, weight.ds_shape = share, torch.Size([3])
+    network = torch.nn.Module()
+    network.register_parameter("weight", weight)
+    if refused:
+        with pytest.raises(UserError, match="not finite"):
+            refuse_not_finite(network, rank)
+    else:
+        refuse_not_finite(network, rank)
