@@ -13,7 +13,7 @@ from mutations import BOM, NAN, Case, invalid_utf8, lose_file, mutates, shuffled
 Row = dict[str, Any]
 BOTH = ("check", "data")
 KIND = "rows"
-CONTENT = ("context", "input", "system", "passages", "document", "story", "options")
+CONTENT = ("source_document", "input", "system", "passages", "document", "story", "options")
 
 
 def data_file(case: Case) -> str:

@@ -220,3 +220,48 @@ def test_the_command_is_lm_eval_with_one_model_more(
     monkeypatch.setattr(sys, "argv", [word.replace(".safetensors", ".gone") for word in line[2:]])
     with pytest.raises(UserError, match="cannot be read as a router file"):
         runpy.run_module("roma_ds.evaluation.harness", run_name="__main__")
+
+
+def test_packed_trees_answer_as_the_harness_s_own_class_does(work: Path, router: Path) -> None:
+    """Requests with and without a context, equal ones and one too long, rolling ones, and texts."""
+    from lm_eval.api.instance import Instance
+
+    from roma_ds.evaluation.harness import RoutedHarnessModel
+
+    def asked(kind: str, *arguments: tuple[Any, ...]) -> list[Instance]:
+        return [Instance(kind, {}, one, place) for place, one in enumerate(arguments)]
+
+    question = "Question: Which of these is a planet that has rings?\nAnswer:"
+    scored = asked(
+        "loglikelihood",
+        *((question, f" {word}") for word in ("Saturn", "a very small stone", "Saturn", "the moon")),
+        ("", "Rings of ice."),
+        ("Rings " * 3000, "of ice"),
+    )
+    rolling = asked("loglikelihood_rolling", ("Saturn has rings. " * 20,), ("Ice.",))
+    texts = asked("generate_until", (question, {"until": ["\n"], "max_gen_toks": 6, "do_sample": False}))
+    found: dict[str, tuple[Any, ...]] = {}
+    for engine in ("hf", "packed"):
+        model = RoutedHarnessModel(
+            str(work / "model"),
+            router=str(router),
+            engine=engine,
+            device="cpu",
+            dtype="float32",
+            batch_size=4,
+        )
+        assert (model._packed is not None) == (engine == "packed")
+        # The same object writes after it has scored.
+        found[engine] = (
+            model.loglikelihood(scored),
+            model.loglikelihood_rolling(rolling),
+            model.generate_until(texts),
+        )
+    (own, own_rolling, own_texts), (packed, packed_rolling, packed_texts) = found["hf"], found["packed"]
+    assert [value for value, _ in packed] == pytest.approx([value for value, _ in own], abs=1e-3)
+    assert [greedy for _, greedy in packed] == [greedy for _, greedy in own]
+    assert packed[0] == packed[2] and len(packed) == len(scored)
+    assert packed_rolling == pytest.approx(own_rolling, abs=1e-3)
+    assert packed_texts == own_texts
+    with pytest.raises(UserError, match="engine=hg is unknown"):
+        RoutedHarnessModel(str(work / "model"), engine="hg", device="cpu")
