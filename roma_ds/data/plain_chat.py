@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from roma_ds.data.message import Message
 from roma_ds.data.shapes.chat import question_of
@@ -17,7 +18,8 @@ ADVICE = (
 
 def plain_prompt(messages: Sequence[Message]) -> str:
     """The turns as lines that begin with who speaks, and who is to speak."""
-    return "\n".join([*(f"{turn.role.capitalize()}: {_said(turn)}" for turn in messages), "Assistant:"])
+    lines = [_speaker(turn.role) + (_said(turn) if turn.extra else turn.content) for turn in messages]
+    return "\n".join([*lines, "Assistant:"])
 
 
 def answers_of(row: Row) -> list[Row]:
@@ -38,6 +40,11 @@ def answers_of(row: Row) -> list[Row]:
     ]
 
 
+@cache
+def _speaker(role: str) -> str:
+    return f"{role.capitalize()}: "
+
+
 def _said(turn: Message) -> str:
     """A turn's text, and behind it what else it holds, such as calls."""
-    return f"{turn.content} {turn.extra}".strip() if turn.extra else turn.content
+    return f"{turn.content} {turn.extra}".strip()
