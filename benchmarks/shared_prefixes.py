@@ -166,7 +166,7 @@ class Sides:
             train = harness_agreement.write(self.work / "train.jsonl", [harness_agreement._UNUSED])
             config.write_text(
                 f"model: {{path: {self.work / 'model'}, dtype: float32}}\n"
-                f"data: {{train: [{{path: {train}}}], max_tokens: 4000, decontaminate: false}}\n"
+                f"data: {{train: [{{path: {train}}}], max_tokens: 4000, decontaminate: 'off'}}\n"
                 f"eval: {{tasks: [{{name: {task.name}, scoring: {task.scoring}, shots: {task.shots}}}], "
                 f"data_root: {self.work / 'data'}}}\n"
                 f"roma: {{layers: last1}}\ndeepspeed: zero0\noutput_dir: {self.work / 'out'}\n"
