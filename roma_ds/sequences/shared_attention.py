@@ -22,6 +22,8 @@ AREA = 2**16
 """Products of a query and a key, for each head, in one call on a CPU; a chunk may have more."""
 WASTE = 1.2
 """Times as many products as needed that padding may cost a call on a CPU."""
+DEVICE_AREA, DEVICE_WASTE = 2**22, 4.0
+"""The same elsewhere, where calls cost more and a mask of so many products is still small."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,8 @@ class Sharing:
         sizes = [(len(queries), len(chunk.earlier) + chunk.stop - chunk.first) for chunk, queries in chunks]
         positions, stops = self.tree.positions(), _stops_of_tokens(self.tree)
         calls, order = [], []
-        for numbers in _batched(sizes, on_cpu=device.type == "cpu"):
+        most = (AREA, WASTE) if device.type == "cpu" else (DEVICE_AREA, DEVICE_WASTE)
+        for numbers in batched(sizes, *most):
             call = _call([chunks[number] for number in numbers], asked, positions, stops)
             order.append(call.queries if call.real is None else call.queries[call.real])
             calls.append(call.to(device))
@@ -146,8 +149,11 @@ def _within(asked: torch.Tensor, chunk: Chunk) -> torch.Tensor:
     return torch.arange(low, high)
 
 
-def _batched(sizes: Sequence[tuple[int, int]], on_cpu: bool) -> Iterator[list[int]]:
-    """Numbers of (queries, keys) by call: on a CPU as many as padding costs little, else all at once."""
+def batched(sizes: Sequence[tuple[int, int]], area: int, waste: float) -> Iterator[list[int]]:
+    """Numbers of (queries, keys) by call, of at most `area` products and `waste` times those that are needed.
+
+    One alone may have more.
+    """
     order = sorted(range(len(sizes)), key=sizes.__getitem__, reverse=True)
     call: list[int] = []
     needed = widest = longest = 0
@@ -155,7 +161,7 @@ def _batched(sizes: Sequence[tuple[int, int]], on_cpu: bool) -> Iterator[list[in
         queries, keys = sizes[number]
         wide, long = max(widest, queries), max(longest, keys)
         padded, own = (len(call) + 1) * wide * long, needed + queries * keys
-        if call and on_cpu and (padded > AREA or padded > WASTE * own):
+        if call and (padded > area or padded > waste * own):
             yield call
             call, needed, wide, long, own = [], 0, queries, keys, queries * keys
         call.append(number)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from roma_ds.sequences.batches import collate, in_batches, read_ids, tokens_run
 from roma_ds.sequences.encoding import Encoded
-from roma_ds.sequences.shared_attention import Sharing, chunks_of
+from roma_ds.sequences.shared_attention import Sharing, batched, chunks_of
 from roma_ds.sequences.shared_batches import in_shared_batches
 from roma_ds.sequences.token_tree import LEAST_SHARED, shared_length, tree_of
 
@@ -162,3 +164,19 @@ def test_a_shared_batch_says_the_same_of_each_sequence(sequences: list[Ids], tok
     for own, sequence in zip(shared.apart(shared.input_ids, lengths), listed, strict=True):
         assert tuple(own.tolist()) == read_ids(sequence)
     assert torch.equal(shared.joined(plain.input_ids), shared.input_ids)
+
+
+@given(
+    st.lists(st.tuples(st.integers(1, 60), st.integers(1, 90)), max_size=20),
+    st.sampled_from((1, 500, 2**22)),
+    st.sampled_from((1.0, 1.2, 4.0)),
+)
+def test_calls_are_padded_no_more_than_they_may(
+    sizes: list[tuple[int, int]], area: int, waste: float
+) -> None:
+    calls = list(batched(sizes, area, waste))
+    assert sorted(number for call in calls for number in call) == list(range(len(sizes)))
+    for call in calls:
+        own = [sizes[number] for number in call]
+        padded = len(own) * max(queries for queries, _ in own) * max(keys for _, keys in own)
+        assert len(call) == 1 or (padded <= area and padded <= waste * sum(map(math.prod, own)))
