@@ -255,7 +255,9 @@ class RoutedLM(nn.Module):
         self._answers, self._table = answer_position, entering
         self._predicting, self._row = answer_position, None
         if packing.sharing is not None:
-            self._predicting, self._row = torch.unique(answer_position, return_inverse=True)
+            distinct, row = torch.unique(answer_position, return_inverse=True)
+            if len(distinct) < len(row):
+                self._predicting, self._row = distinct, row
 
     def _stop_at(self, layer: int) -> RemovableHandle:
         config, family = self.network.config, self.layout.family

@@ -60,14 +60,14 @@ def test_a_dead_process_is_followed(tmp_path: Path) -> None:
 def test_a_number_that_went_to_another_process_is_no_holder(tmp_path: Path) -> None:
     held_by(tmp_path, pid=os.getppid(), started="0")
     with locked(tmp_path):
-        pass
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
 
 
 def test_a_host_that_started_anew_holds_nothing(tmp_path: Path) -> None:
     parent = os.getppid()
     held_by(tmp_path, pid=parent, started=run_lock._started(parent), boot="of last week")
     with locked(tmp_path):
-        pass
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
 
 
 def test_another_host_is_named_and_never_followed(tmp_path: Path) -> None:
@@ -96,7 +96,7 @@ def test_a_lock_that_names_no_namespace_is_one_of_this(tmp_path: Path) -> None:
     del facts["namespace"]
     (tmp_path / NAME).write_text(json.dumps(facts))
     with locked(tmp_path):
-        pass
+        assert json.loads((tmp_path / NAME).read_text())["pid"] == os.getpid()
 
 
 def test_a_process_in_a_namespace_of_its_own_keeps_its_lock(tmp_path: Path) -> None:

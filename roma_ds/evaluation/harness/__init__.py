@@ -78,7 +78,8 @@ class RoutedHarnessModel(HFLM):
         self._packed = self._packed_scoring() if engine == "packed" else None
 
     def _packed_scoring(self) -> PackedScoring | None:
-        if self.backend != "causal" or self.model.device != self.device:
+        # `cuda` of the harness is `cuda:0` of the weights: what counts is that they lie in one place.
+        if self.backend != "causal" or len({weight.device for weight in self.model.parameters()}) != 1:
             return None
         part = text_network(text_part(self._config))
         try:
