@@ -79,6 +79,12 @@ class TreeCache:
         return max((run.columns.stop for run in self.runs), default=0)
 
     @property
+    def room(self) -> int:
+        """Tokens that keys and values are held of or have room for, those of all sequences together."""
+        own = next(iter(self._keys.values()), (torch.zeros(0, 1, 0, 1),))[0]
+        return own.shape[0] * own.shape[2] + sum(run.stop - run.first for run in self.runs)
+
+    @property
     def kept_bytes(self) -> int:
         """Of keys and values."""
         pairs = [*self._keys.values(), *(pair for pairs in self._shared.values() for pair in pairs)]
