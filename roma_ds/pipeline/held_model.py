@@ -147,6 +147,10 @@ class HeldModel:
             frozen = self.frozen()
             frozen.use_routers(weights)
             return TreeDecoder(frozen, self.run.model)
+        self.say(
+            f"write: by the library's own forward pass, since layers of {self.family.name} models mix tokens "
+            "otherwise than by attention"
+        )
         plain = self.plain()
         plain.use_routers(weights)
         return plain

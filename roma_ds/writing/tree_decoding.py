@@ -10,9 +10,9 @@ from typing import Any, Literal
 
 import torch
 
+from roma_ds.checkpoint.loading import load_config, load_generation_config
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
-from roma_ds.checkpoint.loading import load_config, load_generation_config
 from roma_ds.frozen_pass.frozen_model import FrozenModel
 from roma_ds.network.routed import RoutedOutput
 from roma_ds.sequences.packing import Packing, pack_newest, pack_shared
@@ -46,6 +46,9 @@ class TreeSteps:
         self.cache.step()
         packing = pack_newest(self.cache)
         logits = self._logits(chosen[self._order], self.cache.positions, packing, packing.rows)
+        if torch.equal(self._order, packing.rows):
+            # The usual case; a copy would be as large as the vocabulary times the answers.
+            return logits
         return logits[self._order.argsort().to(logits.device)]
 
     def stay(self, rows: Sequence[int]) -> None:
