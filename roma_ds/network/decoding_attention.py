@@ -15,7 +15,7 @@ from roma_ds.sequences.tree_cache import TreeCache
 
 
 def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
-    """[n, a, b] times [n, b, c], summed and given in float32 or wider, which attention's softmax is taken in."""
+    """[n, a, b] times [n, b, c] in float32 or wider."""
     wide = sums_dtype(one)
     if one.dtype == wide:
         return torch.bmm(one, other)
@@ -43,7 +43,7 @@ def decoding_attention(
     heads, sequences, size = query.shape[1:]
     groups = own_keys.shape[1]
     each, width, depth = heads // groups, own_keys.shape[2], cache.depth
-    # [h, B, g, d]
+    # By key head and sequence: what follows one run is one block of rows.
     asking = query[0].unflatten(0, (groups, each)).transpose(1, 2).contiguous()
     columns = depth + width + (sinks is not None)
     scores = query.new_empty(groups, sequences, each, columns, dtype=sums_dtype(query))

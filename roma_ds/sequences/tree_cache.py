@@ -114,7 +114,7 @@ class TreeCache:
     ) -> tuple[torch.Tensor, torch.Tensor, list[tuple[torch.Tensor, torch.Tensor]]]:
         """Take those of the newest tokens, [1, h, B, d].
 
-        Returns keys and values [B, h, W, d] that each sequence has for itself, and [h, S, d] of each of `runs`.
+        Returns keys and values [B, h, W, d] that each sequence has for itself, and [h, S, d] of each run.
         """
         keys, values = self._keys[module]
         if keys.shape[2] < self.width:

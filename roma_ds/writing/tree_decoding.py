@@ -30,7 +30,7 @@ class TreeSteps:
         forward: Callable[..., RoutedOutput],
         device: torch.device,
     ) -> None:
-        """prompts: of at least one token each; forward: of `RoutedLM`, or of what DeepSpeed wraps around it."""
+        """prompts: of at least one token each; forward: of `RoutedLM`, or of what DeepSpeed makes of it."""
         self._tree = tree_of([tuple(prompt) for prompt in prompts])
         self._forward, self._device = forward, device
         self.cache = TreeCache(self._tree)

@@ -265,3 +265,66 @@ def test_packed_trees_answer_as_the_harness_s_own_class_does(work: Path, router:
     assert packed_texts == own_texts
     with pytest.raises(UserError, match="engine=hg is unknown"):
         RoutedHarnessModel(str(work / "model"), engine="hg", device="cpu")
+
+
+def test_packed_trees_write_what_the_harness_s_own_class_writes(
+    work: Path, router: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Shots before each question, settings that differ, cut contexts, stops, and what is left to `hf`."""
+    from lm_eval.api.instance import Instance
+
+    from roma_ds.evaluation.harness import RoutedHarnessModel, packed_writing
+
+    shots = "Question: How many moons has Mars?\nAnswer: It has two moons, Phobos and Deimos.\n\n" * 6
+    questions = [
+        f"{shots}Question: How many {name}?\nAnswer:" for name in ("rings", "stars", "days in a week")
+    ]
+    plain = {"until": ["\n"], "max_gen_toks": 12, "do_sample": False}
+    asked = [
+        *((question, plain) for question in (*questions, questions[0], "Why")),
+        *((question, {"until": "Question:", "max_gen_toks": 5}) for question in questions[:2]),
+        (questions[0], {"max_new_tokens": 3, "do_sample": False, "temperature": 0.0}),
+        ("Rings " * 5000, plain),
+        (questions[1], plain | {"num_beams": 2}),
+        (questions[2], {"until": ["\n"], "max_gen_toks": 6, "do_sample": True, "temperature": 1e-4}),
+    ]
+    requests = [Instance("generate_until", {}, one, place) for place, one in enumerate(asked)]
+    options: dict[str, Any] = {"router": str(router), "device": "cpu", "dtype": "float32"}
+    own, packed = (
+        RoutedHarnessModel(str(work / "model"), engine=engine, batch_size=size, **options)
+        for engine, size in (("hf", 1), ("packed", "auto"))
+    )
+    texts = own.generate_until(requests)
+    # A stop sequence that the model writes, so that answers end at different times.
+    stop = next(text for text in texts if text.strip())[-2:]
+    requests += [
+        Instance("generate_until", {}, (question, plain | {"until": [stop], "max_gen_toks": 20}), place)
+        for place, question in enumerate(questions, len(requests))
+    ]
+    texts = own.generate_until(requests)
+    left: list[int] = []
+    theirs = type(own).__mro__[1].generate_until
+
+    def counted(model: Any, some: Any, **more: Any) -> Any:
+        left.append(len(some))
+        return theirs(model, some, **more)
+
+    monkeypatch.setattr(type(own).__mro__[1], "generate_until", counted)
+    for answers in (packed_writing.MOST_ANSWERS, 2, 1):
+        monkeypatch.setattr(packed_writing, "MOST_ANSWERS", answers)
+        assert packed.generate_until(requests) == texts
+    assert left == [2, 2, 2]
+
+
+def test_a_model_s_own_penalties_are_left_to_the_harness_s_class(work: Path) -> None:
+    import torch
+
+    from roma_ds.evaluation.harness import RoutedHarnessModel
+    from roma_ds.evaluation.harness.packed_writing import PackedWriting
+
+    model = RoutedHarnessModel(str(work / "model"), device="cpu", dtype="float32")
+    assert model._writing is not None and not model._writing.unusual
+    assert model._packed is not None
+    model._packed.routed.network.generation_config.repetition_penalty = 1.3
+    found = PackedWriting(model._packed.routed, torch.device("cpu"), model.tokenizer, 1)
+    assert found.unusual == ["repetition_penalty"]

@@ -90,7 +90,10 @@ def test_a_shared_beginning_is_kept_once_and_a_short_one_with_each() -> None:
 def test_prompts_are_in_batches_that_share_and_fit() -> None:
     for seed in range(30):
         prompts, draw = related(seed, 25), random.Random(seed)
-        new, room = draw.choice((1, 8, 50)), Room(draw.randint(20, 200), draw.randint(50, 900), draw.randint(1, 9))
+        new, room = (
+            draw.choice((1, 8, 50)),
+            Room(draw.randint(20, 200), draw.randint(50, 900), draw.randint(1, 9)),
+        )
         batches = in_prompt_batches(prompts, new, room)
         assert sorted(number for batch in batches for number in batch) == list(range(25))
         for batch in batches:
@@ -108,6 +111,10 @@ def test_as_many_answers_go_together_as_a_shared_beginning_leaves_room_for() -> 
     assert [len(batch) for batch in batches] == [8, 8, 4]
     assert in_prompt_batches([], 60, Room.of_longest([], 60, 2)) == []
     strangers = [(place,) * 100 for place in range(5)]
-    assert [len(one) for one in in_prompt_batches(strangers, 60, Room.of_longest(strangers, 60, 2))] == [2, 2, 1]
+    assert [len(one) for one in in_prompt_batches(strangers, 60, Room.of_longest(strangers, 60, 2))] == [
+        2,
+        2,
+        1,
+    ]
     same = [start] * 9
     assert len(in_prompt_batches(same, 10, Room.of_longest(same, 10, 4))) == 1

@@ -39,6 +39,13 @@ TYPES = [
 ]
 """Plain, normed, sinks and windows, a window alone, latent attention, two kinds of heads, multipliers, two
 attentions a layer, and others."""
+BY_ROWS = {
+    *("axk2", "bailing_hybrid", "dbrx", "deepseek_v32", "deepseek_v4", "doge", "dots3_note_text"),
+    *("glm_moe_dsa", "granitemoehybrid", "hy_v4", "inkling2_text", "inkling_text", "jamba", "jetmoe"),
+    *("kimi_linear", "lfm2_moe", "llama4_text", "minimax", "minimax_m3_vl_text", "nemotron_h"),
+    *("qwen3_5_moe_text", "qwen3_next", "qwen4_exp_text", "zaya"),
+}
+"""Types whose layers mix tokens otherwise than by attention, and doge, which is refused."""
 WINDOW = {"gpt_oss": {"sliding_window": 6}, "mixtral": {"sliding_window": 6}}
 
 
@@ -70,7 +77,7 @@ def written_by(routed: RoutedLM, prompts: Sequence[Ids], ends: Sequence[int] = (
 
 @torch.no_grad()
 def library_s(stock: Any, prompt: Ids, tokens: Sequence[int]) -> tuple[list[int], list[float]]:
-    """What the library takes behind the prompt and each of `tokens`, and how far behind the best theirs are."""
+    """What the library takes behind the prompt and each of `tokens`, and how far behind that these are."""
     ids = torch.tensor([[*prompt, *tokens[:-1]]])
     logits = stock(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 :].double()
     behind = logits.max(dim=-1).values - logits.gather(1, torch.tensor(tokens)[:, None])[:, 0]
@@ -88,7 +95,9 @@ def test_every_token_is_the_one_that_the_library_takes(model_type: str, tmp_path
             assert len(tokens) == NEW
             taken, behind = library_s(stock, prompt, tokens)
             # Of two tokens that are as likely to rounding, either.
-            assert all(one == other or gap < 1e-5 for one, other, gap in zip(taken, tokens, behind, strict=True))
+            assert all(
+                one == other or gap < 1e-5 for one, other, gap in zip(taken, tokens, behind, strict=True)
+            )
 
 
 @pytest.mark.parametrize("model_type", [name for name in TYPES if name not in ("cohere2_moe", "mistral4")])
@@ -115,7 +124,8 @@ def test_logits_of_steps_are_those_of_whole_passes(
         prompts = related(3)
         new = [[draw.randint(3, 140) for _ in range(NEW)] for _ in prompts]
         sequences = [
-            Encoded(row, prompt, (*own, 0)) for row, (prompt, own) in enumerate(zip(prompts, new, strict=True))
+            Encoded(row, prompt, (*own, 0))
+            for row, (prompt, own) in enumerate(zip(prompts, new, strict=True))
         ]
         with torch.no_grad():
             whole = routed(**collate(sequences, "last1").inputs(CPU)).logits.unflatten(0, (-1, NEW + 1))
@@ -124,7 +134,9 @@ def test_logits_of_steps_are_those_of_whole_passes(
         chosen = None
         for turn in range(NEW + 1):
             found = steps(chosen)
-            torch.testing.assert_close(found, whole[rows, turn], rtol=1e-5, atol=2e-5 * float(whole.abs().max()))
+            torch.testing.assert_close(
+                found, whole[rows, turn], rtol=1e-5, atol=2e-5 * float(whole.abs().max())
+            )
             if turn in (2, 5):
                 places = [place for place in range(len(rows)) if place % 3 != turn % 3]
                 steps.stay(places)
@@ -192,3 +204,23 @@ def test_what_prompts_share_is_run_once(tiny_olmoe: Path, tokenizer: Any) -> Non
     own = {one.prompt for one in asked}
     assert seen[0] == 30 + sum(len(prompt) - 30 for prompt in own)
     assert seen[1:] == [len(asked)] * 2
+
+
+@pytest.mark.parametrize("model_type", ["olmoe", "gpt_oss"])
+def test_in_bfloat16_as_near_as_whole_passes_are(model_type: str, tmp_path: Path) -> None:
+    """Steps are no further from float32 than twice what a whole pass in bfloat16 is."""
+    folder = save_tiny(tmp_path, model_type)
+    exact, rounded = routed_network(folder), routed_network(folder, torch.bfloat16)
+    prompts = related(2)
+    new = [tuple(random.Random(row).choices(range(3, 140), k=NEW)) for row in range(len(prompts))]
+    sequences = [
+        Encoded(row, prompt, (*own, 0)) for row, (prompt, own) in enumerate(zip(prompts, new, strict=True))
+    ]
+    inputs = collate(sequences, "last1").inputs(CPU)
+    steps = TreeSteps(prompts, rounded, CPU)
+    chosen = [None, *(torch.tensor([own[turn] for own in new]) for turn in range(NEW))]
+    with torch.no_grad():
+        wanted, whole = (one(**inputs).logits.unflatten(0, (-1, NEW + 1)) for one in (exact, rounded))
+    found = torch.stack([steps(one) for one in chosen], dim=1)
+    apart = (found - wanted).pow(2).mean().sqrt()
+    assert 0 < float(apart) < 2 * float((whole - wanted).pow(2).mean().sqrt())

@@ -1,4 +1,4 @@
-"""Texts for the harness by packed trees: what prompts share is run once, and answers that end leave the batch.
+"""Texts for the harness by packed trees: what prompts share is run once, and an answer that ends leaves.
 
 A text ends as in the harness's own class for an answer that is alone in its batch. There, several in one
 batch go on until the last of them ends; what stands behind the first stop sequence is cut off either way.
@@ -62,7 +62,7 @@ class PackedWriting:
     """A packed network that answers the harness's requests for texts."""
 
     def __init__(self, routed: RoutedLM, device: torch.device, tokenizer: Any, ranks: int) -> None:
-        """routed: of the whole network, of a family that shares tokens; ranks: that share the host's memory."""
+        """routed: a whole network of a family that shares tokens; ranks: those that share the memory."""
         self._routed, self._device, self._tokenizer, self._ranks = routed, device, tokenizer, ranks
         config = routed.network.generation_config
         ends = config.eos_token_id
@@ -73,7 +73,7 @@ class PackedWriting:
 
     def fits(self, prompt: Sequence[int], ending: Ending) -> bool:
         """Whether a prompt can be gone on with here."""
-        return 0 < len(prompt) and (self._most is None or len(prompt) + ending.limit <= self._most)
+        return len(prompt) > 0 and (self._most is None or len(prompt) + ending.limit <= self._most)
 
     def write(
         self, prompts: Sequence[Sequence[int]], ending: Ending, advance: Callable[[int], object]
@@ -112,9 +112,7 @@ def _differing(config: Any) -> set[str]:
     return {name for name, value in config.to_dict().items() if value != usual.get(name)}
 
 
-def _stops(
-    tokenizer: Any, until: Sequence[str], ends: Collection[int]
-) -> Callable[[Sequence[int]], bool]:
+def _stops(tokenizer: Any, until: Sequence[str], ends: Collection[int]) -> Callable[[Sequence[int]], bool]:
     """Whether tokens end an answer: by one of `ends`, or a text of `until` in the last tokens.
 
     As many of them are looked at as the text has, and two more, special ones as text.
