@@ -60,7 +60,7 @@ def decoding_attention(
         scores[..., -1] = sinks.to(scores.dtype).reshape(groups, 1, each)
     shares = torch.softmax(scores, dim=-1).to(value.dtype)
     own = shares[..., depth : depth + width].transpose(0, 1).flatten(0, 1)
-    output = _product(own, own_values.flatten(0, 1)).unflatten(0, (sequences, groups))
+    output: torch.Tensor = _product(own, own_values.flatten(0, 1)).unflatten(0, (sequences, groups))
     for run, (_, values) in zip(cache.runs, shared, strict=True):
         part = shares[:, run.low : run.high, :, run.columns].flatten(1, 2)
         output[run.low : run.high] += _product(part, values).unflatten(1, (-1, each)).transpose(0, 1)

@@ -39,8 +39,10 @@ class Decoder(Protocol):
     """Whether every pass is a collective of these ranks."""
     generation_config: Any
     """As transformers has it; its `eos_token_id` ends an answer."""
-    batching: Batching | Literal["shared"]
-    """Which prompts may be in one batch; `shared`: any, and what they begin with in common counts once."""
+
+    @property
+    def batching(self) -> Batching | Literal["shared"]:
+        """Which prompts may be in one batch; `shared`: any, and what they begin with in common counts once."""
 
     def decoding(self, numbers: Sequence[int], prompts: Sequence[Sequence[int]]) -> Step:
         """Begin a batch; numbers: of these prompts among those that are written, none where it stands in."""

@@ -158,7 +158,7 @@ def new_tokens(
     over: Callable[[int, Sequence[int]], bool],
     anyone: Callable[[bool], bool] = bool,
 ) -> list[list[int]]:
-    """The tokens of each of `count` answers of a batch, at most `limit`; without any, one that is none is run.
+    """The tokens of each of `count` answers of a batch, at most `limit`; without any, another is run.
 
     choose: int64 [B] from logits [B, V] of answers by number; over: whether an answer with such tokens has
     ended; anyone: whether there is another pass, told whether an answer here needs one.

@@ -39,6 +39,8 @@ from roma_ds.storage import fingerprint
 ENGINES = ("packed", "hf")
 AUTO = 32
 """Sequences of the longest length whose tokens make a batch under `--batch_size auto`."""
+CPU_AUTO = 8
+"""The harness's own batch size under `--batch_size auto` on a CPU."""
 eval_logger = logging.getLogger(__name__)
 
 
@@ -157,7 +159,9 @@ class RoutedHarnessModel(HFLM):
         prompts: dict[int, list[int]] = {}
         groups: dict[Ending, list[int]] = {}
         eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
-        for number, request in enumerate(requests if self._writing is not None else ()):
+        if self._writing is None:
+            return prompts, groups
+        for number, request in enumerate(requests):
             context, settings = request.args
             ending = Ending.of(settings, self.max_gen_toks)
             if ending is None or self.max_length <= ending.limit:
@@ -181,6 +185,16 @@ class RoutedHarnessModel(HFLM):
             text = text.lstrip()
         stated = end if isinstance(end, str) else None
         return str(postprocess_generated_text(text, list(ending.until), think_end_token=stated))
+
+    def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
+        """As the harness's own, by trying larger batches until memory is too small; not on a CPU.
+
+        There nothing is raised that could be caught: the system ends the process.
+        """
+        if self.device.type == "cpu":
+            return CPU_AUTO
+        size: int = super()._detect_batch_size(requests, pos)
+        return size
 
     def _create_model(self, pretrained: str, **options: Any) -> None:
         """As the harness's own, by the class of the checkpoint: its table of them lacks some."""

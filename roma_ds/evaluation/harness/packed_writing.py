@@ -31,9 +31,19 @@ GREEDY = {"until", "max_gen_toks", "do_sample", "temperature"}
 WITHOUT_EFFECT = {
     *("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id", "transformers_version"),
     *("do_sample", "temperature", "top_k", "top_p", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff"),
-    *("max_length", "max_new_tokens", "use_cache", "_from_model_config", "renormalize_logits"),
+    *("max_length", "max_new_tokens", "use_cache", "_from_model_config", "renormalize_logits", "top_h"),
+    *("output_attentions", "output_hidden_states", "output_scores", "output_logits", "length_penalty"),
+    *("return_dict_in_generate", "early_stopping", "cache_implementation", "disable_compile"),
 }
 """Settings of a model's generation config that change nothing where the likeliest token is taken."""
+
+
+NEUTRAL: dict[str, Any] = {
+    **dict.fromkeys(("num_beams", "num_beam_groups", "num_return_sequences", "repetition_penalty"), 1),
+    **dict.fromkeys(("no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "min_length"), 0),
+    **dict.fromkeys(("diversity_penalty", "penalty_alpha"), 0),
+}
+"""Values that change nothing."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +119,11 @@ def _likeliest(logits: torch.Tensor, answers: Sequence[int]) -> torch.Tensor:
 def _differing(config: Any) -> set[str]:
     """Settings that are not as transformers has them by itself."""
     usual = type(config)().to_dict()
-    return {name for name, value in config.to_dict().items() if value != usual.get(name)}
+    return {
+        name
+        for name, value in config.to_dict().items()
+        if value not in (None, usual.get(name)) and value != NEUTRAL.get(name)
+    }
 
 
 def _stops(tokenizer: Any, until: Sequence[str], ends: Collection[int]) -> Callable[[Sequence[int]], bool]:
