@@ -42,7 +42,7 @@ class Decoder(Protocol):
 
     @property
     def batching(self) -> Batching | Literal["shared"]:
-        """Which prompts may be in one batch; `shared`: any, and what they begin with in common counts once."""
+        """Which prompts may be in one batch; `shared`: any, and what they begin with counts once."""
 
     def decoding(self, numbers: Sequence[int], prompts: Sequence[Sequence[int]]) -> Step:
         """Begin a batch; numbers: of these prompts among those that are written, none where it stands in."""
