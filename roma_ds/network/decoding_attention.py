@@ -17,10 +17,6 @@ from roma_ds.sequences.tree_cache import TreeCache
 def _product(one: torch.Tensor, other: torch.Tensor) -> torch.Tensor:
     """[n, a, b] times [n, b, c] in float32 or wider."""
     wide = sums_dtype(one)
-    if one.dtype == wide:
-        return torch.bmm(one, other)
-    if one.device.type == "cuda":
-        return torch.bmm(one, other, out_dtype=wide)
     return torch.bmm(one.to(wide), other.to(wide))
 
 

@@ -176,8 +176,9 @@ def new_tokens(
                     going.discard(row)
         if not anyone(bool(going)):
             break
-        if going and isinstance(step, Leaving) and len(going) <= (1 - LEAVING) * len(rows):
-            staying = [place for place, row in enumerate(rows) if row in going]
+        if len(going) <= (1 - LEAVING) * len(rows) and len(rows) > 1 and isinstance(step, Leaving):
+            # Where other ranks need further passes one answer is run with them, though all have ended.
+            staying = [place for place, row in enumerate(rows) if row in going] or [0]
             step.stay(staying)
             rows, chosen = [rows[place] for place in staying], chosen[staying]
     return new

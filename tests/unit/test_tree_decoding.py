@@ -161,6 +161,32 @@ def test_an_answer_is_the_same_in_any_batch(model_type: str, tmp_path: Path) -> 
     assert len(lengths) > 1
 
 
+class _Shrinking:
+    """Steps that say how many answers they were run with."""
+
+    def __init__(self, count: int) -> None:
+        self.rows, self.run = list(range(count)), list[list[int]]()
+
+    def __call__(self, chosen: torch.Tensor | None) -> torch.Tensor:
+        self.run.append(list(self.rows))
+        return torch.nn.functional.one_hot(torch.tensor(self.rows), 9).float()
+
+    def stay(self, rows: Sequence[int]) -> None:
+        self.rows = [self.rows[row] for row in rows]
+
+
+@pytest.mark.parametrize("count", [3, 0])
+def test_answers_leave_when_they_end_and_passes_go_on_with_one(count: int) -> None:
+    step, passes = _Shrinking(max(1, count)), iter(range(100))
+
+    def over(row: int, tokens: Sequence[int]) -> bool:
+        return len(tokens) > 2 * row
+
+    new = new_tokens(step, count, 20, likeliest, over, lambda busy: next(passes) < 6)
+    assert new == [[row] * (2 * row + 1) for row in range(count)]
+    assert step.run == ([[0, 1, 2], *[[1, 2]] * 2, *[[2]] * 4] if count else [[0]] * 7)
+
+
 def asked_of(tokenizer: Any, copies: int) -> list[Asked]:
     """Prompts behind one long beginning, each several times."""
     source = random.Random(5)
