@@ -37,10 +37,10 @@ from shared_prefixes import Wide
 WORKER = Path(__file__).with_name("earlier_worker.py")
 INSTRUCTION, OWN, SAMPLES = 300, 64, 16
 """Tokens, tokens and rows of the training."""
-STEPS = (4, 24)
+STEPS = (2, 8)
 CONFIG = """\
 model: {{path: {model}, dtype: float32}}
-data: {{train: [{{path: {rows}{answer}}}], max_tokens: 1024, decontaminate: 'off'}}
+data: {{train: [{{path: {rows}{answer}}}], max_tokens: 1024}}
 embed: {{model: demo}}
 roma: {{layers: last5}}
 train: {{epochs: {epochs}, micro_batch: 16, lr: 1.0e-4, log_every: 1000}}
@@ -132,8 +132,9 @@ def instructed(work: Path, model: Path) -> Path:
     rows = [
         {
             "id": place,
-            "prompt": f"{instruction}\n{place}: {text(rng.randrange(OWN // 2, OWN - 8))}",
-            "answer": "mill",
+            "question": f"{instruction}\n{place}: {text(rng.randrange(OWN // 2, OWN - 24))}",
+            "choices": ["mill", "bread"],
+            "answer": place % 2,
         }
         for place in range(SAMPLES)
     ]
