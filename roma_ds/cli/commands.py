@@ -236,24 +236,10 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def merge(options: argparse.Namespace) -> int:
-    """Merge a router file into its base checkpoint."""
-    from roma_ds.checkpoint.loading import PACKAGED
-    from roma_ds.export.merge import merge as merge_checkpoint
+    """Merge a router file into its base checkpoint, or a GGUF file of it."""
+    from roma_ds.cli.routers.merging import merge_router
 
-    base = PACKAGED if str(options.model) == "demo" else options.model
-    facts = merge_checkpoint(base, options.router, options.out)
-    _say(
-        f"merged {facts['routers']} routers into {options.out}; {facts['tensors']} tensors verified, "
-        f"{facts['shards_rewritten']} files rewritten"
-    )
-    if facts["copies"]:
-        _say(f"the same routers were put into the second copy of the weights: {', '.join(facts['copies'])}")
-    if facts["linked"]:
-        _say(
-            f"{facts['linked']} unchanged weight files are hard links to those of the base, which "
-            "must not be changed in place; all other files are copies"
-        )
-    return 0
+    return merge_router(options)
 
 
 def doctor(options: argparse.Namespace) -> int:

@@ -128,6 +128,25 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--json", action="store_true", help="as JSON")
 
 
+def _add_merge(commands: Any) -> None:
+    merge = commands.add_parser(
+        "merge", help="base checkpoint or GGUF file with the routers of a router file"
+    )
+    merge.add_argument(
+        "model", metavar="MODEL", help="folder of the base checkpoint, a .gguf file of it, or `demo`"
+    )
+    merge.add_argument("router", metavar="ROUTER", help="router.safetensors, or hub:OWNER/NAME")
+    merge.add_argument(
+        "--out", type=Path, required=True, help="new folder for the merged checkpoint, or new .gguf file"
+    )
+    merge.add_argument(
+        "--gate-dtype",
+        choices=("stored", "float32"),
+        help="type of the merged routers: float32 (the default for a checkpoint), or as the base has them "
+        "(a .gguf file always keeps its own; float32 refuses one that rounds)",
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     parser = _Parser(
@@ -193,10 +212,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--ranks", type=int, default=None, metavar="N", help="ranks on this host (default: one a device)"
     )
 
-    merge = commands.add_parser("merge", help="base checkpoint with the routers of a router file")
-    merge.add_argument("model", type=Path, metavar="MODEL", help="folder of the base checkpoint, or `demo`")
-    merge.add_argument("router", type=Path, metavar="ROUTER", help="router.safetensors")
-    merge.add_argument("--out", type=Path, required=True, help="new folder for the merged checkpoint")
+    _add_merge(commands)
 
     doctor = commands.add_parser("doctor", help="what this machine has and lacks")
     doctor.add_argument("--json", action="store_true", help="as JSON")
