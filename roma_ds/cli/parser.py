@@ -128,6 +128,22 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--json", action="store_true", help="as JSON")
 
 
+def _add_router_arguments(command: argparse.ArgumentParser, stage: str) -> None:
+    """What `eval` and `export` take of router files trained elsewhere, or published."""
+    if stage == "eval":
+        command.add_argument(
+            "--router", metavar="ROUTER", help="this router file alone, or hub:OWNER/NAME; nothing is trained"
+        )
+    if stage == "export":
+        command.add_argument(
+            "--push", metavar="OWNER/NAME", help="upload router file and card to that repository on the hub"
+        )
+        command.add_argument("--public", action="store_true", help="with --push: for everybody to read")
+        command.add_argument(
+            "--dry-run", action="store_true", help="with --push: show what would be uploaded, and the card"
+        )
+
+
 def _add_merge(commands: Any) -> None:
     merge = commands.add_parser(
         "merge", help="base checkpoint or GGUF file with the routers of a router file"
@@ -197,6 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_run_arguments(command)
         if stage in ("train", "eval"):
             command.add_argument("--variant", metavar="NAME", help="this variant alone")
+        _add_router_arguments(command, stage)
         command.epilog = _LAUNCHER_FLAGS
         if stage == "report":
             command.epilog = (

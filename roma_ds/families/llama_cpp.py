@@ -1,7 +1,7 @@
-"""What llama.cpp does with the routing of the families that it knows, by the name that a GGUF file has them by.
+"""How llama.cpp routes the families that it knows, by the names that GGUF files have for them.
 
-A GGUF file has the routers' weights; whether the weights of the chosen experts are divided by their sum is, for
-most architectures, in llama.cpp's code alone and no key of the file. Read in its source of 2026 (the calls of
+A GGUF file has the routers' weights. Whether the weights of the chosen experts are divided by their sum is in
+llama.cpp's own code for most architectures, and no key of the file. Read in its source of 2026 (the calls of
 `build_moe_ffn` below src/models), not run.
 """
 
@@ -72,6 +72,6 @@ def routing_line(architecture: str) -> str:
     """What is known of an architecture's routing in llama.cpp, in one line."""
     known = ROUTING.get(architecture)
     if known is None:
-        return f"llama.cpp's routing of {architecture} has not been looked up here: compare it with the library's"
+        return f"how llama.cpp routes {architecture} has not been looked up here: compare it with the library"
     more = f" ({known.otherwise})" if known.otherwise else ""
     return f"llama.cpp runs {architecture} so: it {_WORDS[known.renormalised]}{more}"
