@@ -102,8 +102,9 @@ def _results(run: RunConfig, found: Mapping[str, Any]) -> Iterator[str]:
         yield f"| {name} | {100 * result['average']:.2f} | " + " | ".join(cells) + " |"
     yield ""
     yield "Accuracy in percent, with the 95% interval by Wilson where the number of questions is known."
-    asked = [_asked(task, found) for task in tasks]
-    yield f"Asked: {'; '.join(asked)}." if any(asked) else ""
+    asked = "; ".join(filter(None, (_asked(task, found) for task in tasks)))
+    if asked:
+        yield f"Asked: {asked}."
     yield _as_served(run)
     yield ""
 
@@ -114,7 +115,7 @@ def _asked(task: str, found: Mapping[str, Any]) -> str:
     told += [f"split {result['split']}"] if "split" in result else []
     told += [f"scored by {result['scoring']}"] if "scoring" in result else []
     told += [f"{result['shots']} shots"] if "shots" in result else []
-    return f"{task}: {', '.join(told)}" if told else task
+    return f"{task}: {', '.join(told)}" if told else ""
 
 
 def _as_served(run: RunConfig) -> str:

@@ -105,7 +105,7 @@ def _parts(base: Path) -> list[GgufFile]:
     if match is None or int(match[3]) != count:
         raise UserError(
             f"{base} is one of {count} parts, and is not named so",
-            f"give it the name that llama.cpp knows it by, as model-00001-of-{count:05d}.gguf",
+            f"give it the name that it was written under, as model-00001-of-{count:05d}.gguf",
         )
     paths = [base.with_name(f"{match[1]}-{number + 1:05d}-of-{count:05d}.gguf") for number in range(count)]
     absent = [path for path in paths if not path.is_file()]
@@ -178,7 +178,7 @@ def _gates(parts: Sequence[GgufFile], base: Path, router: RouterFile) -> dict[in
             raise UserError(
                 f"{found[layer].name} of {base} is quantised, as {place.kind}: a gate is written in "
                 f"{', '.join(TYPES)}",
-                "quantise the model anew by llama.cpp, which leaves routers in F32",
+                "quantise the model anew and leave its routers in F32, as the quantiser does by itself",
             )
     _refuse_other_layers(parts[0], base, found, router)
     return {layer: found[layer] for layer in weights}
@@ -219,13 +219,13 @@ def _rounded(weight: torch.Tensor, layer: int, kind: str, exact: bool) -> torch.
     if exact and kind != "F32":
         raise UserError(
             f"the gate of layer {layer} is stored in {kind}, in which float32 is rounded",
-            "leave --gate-dtype out, or convert the model anew by llama.cpp, which writes gates in F32",
+            "leave --gate-dtype out, or convert the model anew: converters write gates in F32 by now",
         )
     rounded = weight.to(TYPES[kind])
     if not rounded.isfinite().all():
         raise UserError(
             f"the gate of layer {layer} is stored in {kind}, and has a value too large for it",
-            "convert the model anew by llama.cpp, which writes gates in F32",
+            "convert the model anew: converters write gates in F32 by now",
         )
     return rounded
 

@@ -96,7 +96,7 @@ def publish(folder: Path, destination: Destination, message: str) -> str:
 
 @contextmanager
 def _told(what: str, fix: str) -> Iterator[None]:
-    """The hub's refusals as the user's; none of them holds a token."""
+    """The hub's refusals, and a line that breaks, as the user's; no message of theirs holds a token."""
     from huggingface_hub.errors import HfHubHTTPError
 
     try:
@@ -105,3 +105,8 @@ def _told(what: str, fix: str) -> Iterator[None]:
         said = error.server_message or (str(error).strip().splitlines() or [""])[0]
         status = getattr(error.response, "status_code", None)
         raise UserError(f"{what}: {status} {said}".rstrip(), fix) from error
+    except Exception as error:
+        # Of the library that huggingface_hub speaks through, which was another one before.
+        if not type(error).__module__.startswith(("httpx", "httpcore", "requests", "urllib3")):
+            raise
+        raise UserError(f"{what}: {type(error).__name__}: {error}", "try again") from error
