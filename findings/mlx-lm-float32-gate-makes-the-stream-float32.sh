@@ -5,9 +5,9 @@
 # float32, is given to mlx_lm.load.
 #
 # Expected: a model in bfloat16, as transformers loads the same folder.
-# seen: `router float32, logits float32`: weights keep the type of their file, and from the layer of that
-# router on all hidden states, keys, values and logits are float32. Qwen3-MoE, which casts behind its
-# experts, stays in bfloat16.
+# seen: `router mlx.core.float32 logits mlx.core.float32`: weights keep the type of their file, and behind
+# that router hidden states, keys, values and logits are float32. Qwen3-MoE, which casts behind its experts,
+# stays in bfloat16.
 #
 # Who is hit: whoever serves a checkpoint with float32 routers by MLX (some publishers and tools keep them
 # so): twice the memory for keys and values of the later layers, and slower layers, with no word.
@@ -60,4 +60,4 @@ if found["float32-router"] != (mx.float32, mx.float32, *[mx.bfloat16] * 3, mx.fl
     sys.exit("mlx_lm now keeps such a model in bfloat16")
 PY
 HF_HUB_OFFLINE=1 "$work/venv/bin/python" check.py
-echo "finding: mlx_lm.load keeps a float32 router of a bfloat16 OLMoE checkpoint in float32, and from its layer on all hidden states, keys, values and logits are float32"
+echo "finding: mlx_lm.load keeps a float32 router of a bfloat16 OLMoE checkpoint in float32, and behind it hidden states, keys, values and logits are float32"

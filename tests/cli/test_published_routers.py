@@ -17,7 +17,8 @@ from cli.hub_stand_in import OWNER, TOKEN, Hub, Repository, hub_stand_in
 from cli.projects import Finished, Project, make_project, roma_ds_here
 from safetensors.torch import load_file
 
-from roma_ds.storage.atomic import read_json
+from roma_ds.storage.atomic import read_json, read_parquet
+from roma_ds.training.stage import write_router_file
 
 NAME = f"{OWNER}/routers"
 SCRIPT = Path(__file__).with_name("hub_commands.py")
@@ -33,6 +34,8 @@ class Published:
     hub: Hub
     done: dict[str, Finished]
     folder: Path
+    early: dict[str, Any]
+    """Results of a router file whose layer lies before those that the run trains."""
 
 
 def commands(project: Project, folder: Path) -> dict[str, tuple[dict[str, Any], list[str]]]:
@@ -65,6 +68,19 @@ def commands(project: Project, folder: Path) -> dict[str, tuple[dict[str, Any], 
     }
 
 
+def evaluated_early(project: Project, router: Path) -> dict[str, Any]:
+    """The gate of layer 0 with its rows turned about: other experts are chosen there."""
+    key = "model.layers.0.mlp.gate.weight"
+    files = map(load_file, (project.folder / "model").glob("*.safetensors"))
+    own = next(file[key] for file in files if key in file)
+    write_router_file(router, {0: own.flip(0)}, {0: key}, {})
+    done = project.run("eval", f"--router={router}", ranks=1)
+    assert done.code == 0, done
+    found: dict[str, Any] = read_json(project.out / "eval" / "given.json")
+    losses = read_parquet(project.out / "eval" / "given.samples.parquet")["option_loglikelihoods"]
+    return {**found, "option_loglikelihoods": losses}
+
+
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     folder = tmp_path_factory.mktemp("published")
@@ -73,6 +89,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
     for command in ("train", "eval"):
         done = project.run(command, ranks=1)
         assert done.code == 0, done
+    early = evaluated_early(project, folder / "early.safetensors")
     lines = commands(project, folder)
     with hub_stand_in() as hub:
         hub.repositories[f"{OWNER}/open"] = Repository(private=False)
@@ -98,7 +115,7 @@ def published(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Published]:
         assert ended.returncode == 0, ended.stderr
         (folder / "said.txt").write_text(ended.stdout + ended.stderr)
         finished = [Finished(*one) for one in json.loads(ended.stdout.splitlines()[-1])]
-        yield Published(project, hub, dict(zip(lines, finished, strict=True)), folder)
+        yield Published(project, hub, dict(zip(lines, finished, strict=True)), folder, early)
 
 
 def card(published: Published) -> str:
@@ -199,6 +216,12 @@ def test_routers_are_evaluated_from_the_hub_as_where_they_were_trained(published
     assert given["tasks"]["words"]["accuracy"] == trained["tasks"]["words"]["accuracy"]
     assert given["tasks"]["words"]["predicted"] == trained["tasks"]["words"]["predicted"]
     assert given["variant"] == "given"
+
+
+def test_routers_of_layers_before_the_cache_are_evaluated_too(published: Published) -> None:
+    assert published.early["tasks"]["words"]["n"] == 24
+    base = read_parquet(published.project.out / "eval" / "base.samples.parquet")["option_loglikelihoods"]
+    assert published.early["option_loglikelihoods"] != base, "the router is in place"
 
 
 def test_no_token_is_in_any_file_or_line(published: Published) -> None:
