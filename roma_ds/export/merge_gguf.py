@@ -15,11 +15,12 @@ import torch
 
 from roma_ds import __version__
 from roma_ds.checkpoint.router_file import RouterFile, read_router_file
-from roma_ds.errors import UserError
+from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.export.gguf_copy import difference, write_copy
 from roma_ds.export.gguf_header import GgufFile, read_gguf
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, sync_folder
+from roma_ds.storage.free_disk import free_bytes
 from roma_ds.storage.gate_digest import DIGEST, TYPES, gate_digest
 from roma_ds.storage.raw_values import bytes_of
 
@@ -59,7 +60,8 @@ def merge_gguf(base: Path, router_file: Path, out: Path, exact: bool = False) ->
     Every other byte of metadata and tensors stays. Of a split file any part may be named, and `out` names the
     parts as llama.cpp does. All files appear, the first of them last, or none does; each is read back before.
     exact: refuse gates whose type in the file would round the router file's float32. Raises UserError where
-    the file is damaged, or not of the model that the routers were trained on, or `out` is there.
+    the file is damaged, or not of the model that the routers were trained on, or `out` is there, and
+    EnvironmentFault where the disk has no room for it.
     """
     router = read_router_file(router_file)
     weights = {layer: weight.float() for layer, weight in router.by_layer().items()}
@@ -75,7 +77,7 @@ def merge_gguf(base: Path, router_file: Path, out: Path, exact: bool = False) ->
     facts = {name: router.metadata[name] for name in _FACTS if router.metadata.get(name)}
     facts |= {"version": __version__, "router_sha256": fingerprint.of_file(router_file)}
     entries = {f"{PROVENANCE}{name}": value for name, value in facts.items()}
-    make_folder(out.parent)
+    _require_room(make_folder(out.parent), parts)
     with _all_or_none(targets) as written:
         for number, part in enumerate(parts):
             more = entries if number == 0 else {}
@@ -93,6 +95,15 @@ def merge_gguf(base: Path, router_file: Path, out: Path, exact: bool = False) ->
         compared=compared,
         files=targets,
     )
+
+
+def _require_room(folder: Path, parts: Sequence[GgufFile]) -> None:
+    needed, free = sum(part.path.stat().st_size for part in parts), free_bytes(folder)
+    if needed > free:
+        raise EnvironmentFault(
+            f"the merged file takes {needed:,} bytes, and {free:,} are free at {folder}",
+            "make room there, or choose another --out",
+        )
 
 
 def _parts(base: Path) -> list[GgufFile]:

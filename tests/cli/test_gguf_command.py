@@ -8,9 +8,12 @@ from pathlib import Path
 import gguf
 import numpy as np
 import pytest
+import torch
 from cli.projects import Finished, Project, make_project, roma_ds_here
 from safetensors.torch import load_file
 from unit.gguf_files import Tiny, add, metadata, tensors
+
+from roma_ds.training.stage import write_router_file
 
 BOTH = ["m.gguf", "router.safetensors"]
 
@@ -65,6 +68,30 @@ def test_a_full_disk_ends_with_three(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("roma_ds.export.gguf_copy.os.fsync", full)
     done = merge(base, router, tmp_path / "t.gguf")
     refused(done, 3, "the disk is full", tmp_path, BOTH)
+
+
+def test_too_small_a_disk_is_seen_before_anything_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = Tiny()
+    base, router = tiny.write(tmp_path / "m.gguf"), tiny.router(tmp_path)
+    size = base.stat().st_size
+    monkeypatch.setattr("roma_ds.export.merge_gguf.free_bytes", lambda _: size - 1)
+    done = merge(base, router, tmp_path / "t.gguf")
+    refused(done, 3, f"takes {size:,} bytes, and {size - 1:,} are free", tmp_path, BOTH)
+
+
+def test_a_full_disk_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    project = make_project(tmp_path / "project", rows=8)
+    gate = torch.zeros(8, 32)
+    write_router_file(tmp_path / "r.safetensors", {2: gate}, {2: "model.layers.2.mlp.gate.weight"}, {})
+
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("roma_ds.export.merge.rewrite", full)
+    done = merge(project.folder / "model", tmp_path / "r.safetensors", tmp_path / "merged")
+    refused(done, 3, "the disk is full", tmp_path, ["project", "r.safetensors"])
 
 
 def write_gguf(project: Project, path: Path) -> Path:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import yaml
 from cli.hub_stand_in import OWNER, TOKEN, Hub, Repository, hub_stand_in
@@ -210,12 +211,14 @@ def test_routers_are_merged_from_the_hub(published: Published) -> None:
 def test_routers_are_evaluated_from_the_hub_as_where_they_were_trained(published: Published) -> None:
     done = published.done["eval"]
     assert done.code == 0 and "train" not in done.out.replace("training", ""), done
-    given, trained = (
-        read_json(published.project.out / "eval" / f"{name}.json") for name in ("given", "roma")
-    )
+    results = published.project.out / "eval"
+    given, trained = (read_json(results / f"{name}.json") for name in ("given", "roma"))
     assert given["tasks"]["words"]["accuracy"] == trained["tasks"]["words"]["accuracy"]
     assert given["tasks"]["words"]["predicted"] == trained["tasks"]["words"]["predicted"]
     assert given["variant"] == "given"
+    files = [results / f"{name}.samples.parquet" for name in ("given", "roma")]
+    own, theirs = (np.array(read_parquet(path)["option_loglikelihoods"]) for path in files)
+    assert np.abs(own - theirs).max() < 1e-5
 
 
 def test_routers_of_layers_before_the_cache_are_evaluated_too(published: Published) -> None:
