@@ -43,7 +43,7 @@ ROUTING = {
     "deepseek": LlamaCppRouting(("DeepSeekMoE",), "never"),
     "deepseek2": LlamaCppRouting(("DeepSeek-V2", "DeepSeek-V3", "GLM-4.7-Flash"), "by the file"),
     "deepseek32": LlamaCppRouting(("DeepSeek-V3.2",), "by the file"),
-    "glm4moe": LlamaCppRouting(("GLM-4-MoE",), "by the file"),
+    "glm4moe": LlamaCppRouting(("GLM-4-MoE", "Solar-Open"), "by the file"),
     "ernie4_5-moe": LlamaCppRouting(("Ernie-4.5-MoE",), "always"),
     "gpt-oss": LlamaCppRouting(("GPT-OSS",), "always", "by a softmax over the chosen logits"),
     "dbrx": LlamaCppRouting(("DBRX",), "always", "`moe_normalize_expert_weights` of the config is not read"),
