@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 import torch
 
 from roma_ds.errors import UserError
+from roma_ds.storage.gate_digest import TYPES
+from roma_ds.storage.raw_values import bytes_of
 from roma_ds.storage.tensor_header import Place, read_header
 
 PIECE_BYTES = 1 << 22
@@ -48,7 +50,7 @@ def open_shard(path: Path) -> Shard:
 
 
 def rewrite(shard: Shard, target: Path, replaced: Mapping[str, torch.Tensor]) -> None:
-    """Write `target`: the tensors of `shard` with those of `replaced`, float32, in place of its own."""
+    """Write `target`: the tensors of `shard` with those of `replaced` in place of its own, in their types."""
     places = {
         key: _replacement(replaced[key]) if key in replaced else place for key, place in shard.places.items()
     }
@@ -91,9 +93,9 @@ def differing(old: Shard, new: Shard, replaced: Mapping[str, torch.Tensor]) -> s
 
 
 def _replacement(weight: torch.Tensor) -> Place:
-    return Place("F32", tuple(weight.shape), 0, weight.numel() * 4)
+    name = next(name for name, dtype in TYPES.items() if dtype == weight.dtype)
+    return Place(name, tuple(weight.shape), 0, weight.numel() * weight.itemsize)
 
 
 def _bytes(weight: torch.Tensor) -> bytes:
-    content: bytes = weight.float().contiguous().numpy().tobytes()
-    return content
+    return bytes(bytes_of(weight.contiguous()))

@@ -41,9 +41,12 @@ def eval_stage(session: Session, variants: Sequence[str]) -> None:
 def _scored(session: Session, part: Part, weights: Weights, prompts: Sequence[Prompt], title: str) -> Scored:
     """Scores of the model with these router weights, and the MoE layers whose routing they hold."""
     first, run = session.prefixes.layer(part), session.run
+    if first is not None and min(weights, default=first) < first:
+        # Routers from elsewhere may be of layers before the one that the cache enters.
+        first = None
     model = session.frozen() if first is None else session.suffix(first)
     model.use_routers(weights)
-    cache = session.prefixes.open(part)
+    cache = session.prefixes.open(part) if first is not None else None
     scores = model.score(prompts, run.roma.tokens, run.eval.batch_size, title, cache)
     return scores, model.layout.layers
 

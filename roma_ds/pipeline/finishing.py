@@ -10,6 +10,7 @@ from pathlib import Path
 from roma_ds.config import RunConfig
 from roma_ds.errors import UserError
 from roma_ds.export.card import model_card
+from roma_ds.export.licence import base_licence
 from roma_ds.pipeline.folders import Folders
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, read_json, write_text, writing
@@ -17,15 +18,19 @@ from roma_ds.storage.atomic import make_folder, read_json, write_text, writing
 Say = Callable[[str], None]
 
 
-def export(run: RunConfig, folders: Folders, say: Say) -> None:
-    """Copy the trained routers and write their card into `export/`. Raises UserError when none is trained."""
+def export(run: RunConfig, folders: Folders, say: Say, fetch: bool = False) -> None:
+    """Copy the trained routers and write their card into `export/`. Raises UserError when none is trained.
+
+    fetch: ask the hub for the licence of a base model that is there alone.
+    """
     router = folders.training("roma") / "router.safetensors"
     if not router.exists():
         raise UserError(f"{router} does not exist", "run roma-ds train first")
     record = folders.record("export")
     evaluations = _evaluations(run, folders)
     results = {name: fingerprint.of_file(path) for name, path in evaluations.items()}
-    inputs = {"router": fingerprint.of_file(router), "results": results}
+    licence = base_licence(run.model, fetch)
+    inputs = {"router": fingerprint.of_file(router), "results": results, "licence": licence}
     if record.why_stale(inputs) is None:
         say("export: up to date")
         return
@@ -33,7 +38,7 @@ def export(run: RunConfig, folders: Folders, say: Say) -> None:
     folder = make_folder(folders.stage("export"))
     with writing(folder / router.name) as temporary:
         shutil.copyfile(router, temporary)
-    write_text(folder / "README.md", model_card(run, folder / router.name, evaluations))
+    write_text(folder / "README.md", model_card(run, folder / router.name, evaluations, licence))
     record.finish(inputs, [router.name, "README.md"], time.monotonic() - started, {})
     say(f"export: {folder / router.name}")
 

@@ -11,6 +11,8 @@ from roma_ds.errors import UserError
 ORDER = ("data", "embed", "collect", "index", "train", "eval", "export", "report")
 ON_ALL_RANKS = ("embed", "collect", "index", "train", "eval")
 VARIANTS: tuple[str, ...] = ("base", *get_args(Control), "roma")
+GIVEN = "given"
+"""The variant of a router file that was trained elsewhere, and is evaluated alone."""
 _NEEDS = {
     "data": (),
     "embed": ("data",),

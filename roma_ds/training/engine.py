@@ -57,6 +57,7 @@ class RouterEngine:
         with agreement(world):
             whole = blueprint(run.model)
             self.layers = whole.layout.choose(run.roma.layers)
+            self.depth, self.sparse_layers = whole.depth, whole.layout.layers
         zero3 = config if self.partitioned else None
         network, self.layout = load_part(world, run.model, whole.depth, first, zero3)
         with agreement(world):

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig, config_hash
 from roma_ds.prefix.feed import Feed
@@ -16,6 +17,7 @@ from roma_ds.prefix.prefix_cache import PrefixCache
 from roma_ds.sequences.encoding import Prompt
 from roma_ds.sequences.request_set import requests_of
 from roma_ds.storage.atomic import make_folder, writing
+from roma_ds.storage.gate_digest import gate_digests
 from roma_ds.training.batch_order import BatchOrder, chosen_rows
 from roma_ds.training.callbacks import Callback
 from roma_ds.training.engine import RouterEngine
@@ -36,6 +38,16 @@ def write_router_file(
     tensors = {keys[layer]: weight.contiguous() for layer, weight in weights.items()}
     with writing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **facts})
+
+
+def _base_gates(run: RunConfig, engine: RouterEngine) -> dict[str, str]:
+    """Metadata of a router file by which a merge tells its base from another model."""
+    files = CheckpointFiles(run.model)
+    keys = {layer: engine.layout.gate_key(layer) for layer in engine.layers}
+    known = all(key in files.keys for key in keys.values())
+    digests = gate_digests({layer: files.read(key) for layer, key in keys.items()}) if known else {}
+    sparse = ",".join(map(str, engine.sparse_layers))
+    return {"base_layers": str(engine.depth), "moe_layers": sparse, **digests}
 
 
 def train(
@@ -69,6 +81,8 @@ def train(
         rows = chosen_rows(len(prompts), run.train.samples, run.train.seed)
         make_folder(folder)
     engine = RouterEngine(world, run, ds, cache.plan.first_layer if cache is not None else None)
+    with agreement(world):
+        base = _base_gates(run, engine) if world.is_first else {}
     order = BatchOrder(len(rows), run.train.epochs, global_batch, run.train.seed, rows)
     training = Training(
         world=world,
@@ -102,6 +116,7 @@ def train(
                     "layers": ",".join(map(str, engine.layers)),
                     "method": method,
                     "config_hash": config_hash(run),
+                    **base,
                 },
             )
     engine.close()
