@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from roma_ds.checkpoint.checkpoint_files import INDEX, WHOLE, CheckpointFiles
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.gate_keys import stored_layout
 from roma_ds.checkpoint.loading import load_config
+from roma_ds.checkpoint.raw_files import INDEX, WHOLE
 from roma_ds.checkpoint.span import skeleton
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
