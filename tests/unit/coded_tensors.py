@@ -1,10 +1,10 @@
-"""Weights in the formats of published checkpoints: random codes, and what the defining library makes of them."""
+"""Weights in the formats of published checkpoints: random codes, and what their libraries make of them."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -44,7 +44,6 @@ class Format:
     decode: Callable[[Parts], torch.Tensor]
     """By the defining library, in the type in which that computes it."""
     shape: tuple[int, int] = (48, 64)
-    more: dict[str, Any] = field(default_factory=dict)
 
     def draw_with(self, seed: int, shape: tuple[int, int] | None = None) -> Parts:
         """Random stored tensors."""
@@ -72,35 +71,29 @@ def up(size: int, step: int) -> int:
     return -(-size // step)
 
 
-def _listed(form: str, **weights: Any) -> tuple[dict[str, Any], Callable[[Parts], torch.Tensor]]:
-    """What a config of compressed-tensors says, and the library's own decompression."""
-    args = {"symmetric": True, **weights}
+def listed(
+    name: str,
+    form: str,
+    draw: Callable[[int, int, torch.Generator], Parts],
+    shape: tuple[int, int] = (48, 64),
+    **weights: Any,
+) -> Format:
+    """A format of compressed-tensors; weights: its settings, as a config has them."""
+    settings = {"symmetric": True, **weights}
     said = {
         "quant_method": "compressed-tensors",
         "format": form,
-        "config_groups": {"group_0": {"targets": ["Linear"], "weights": args, "format": form}},
+        "config_groups": {"group_0": {"targets": ["Linear"], "weights": settings, "format": form}},
         "ignore": ["lm_head"],
     }
 
     def decode(parts: Parts) -> torch.Tensor:
-        scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**args), format=form)
+        scheme = QuantizationScheme(targets=["Linear"], weights=QuantizationArgs(**settings), format=form)
         state = {name.removeprefix("."): values.clone() for name, values in parts.items()}
-        kind = BaseCompressor.get_value_from_registry(form)
-        found: torch.Tensor = kind.decompress(state, scheme)["weight"]
+        found: torch.Tensor = BaseCompressor.get_value_from_registry(form).decompress(state, scheme)["weight"]
         return found
 
-    return said, decode
-
-
-def listed(
-    name: str, form: str, draw: Callable[[int, int, torch.Generator], Parts], shape: Any = None, **weights: Any
-) -> Format:
-    return Format(name, *_swap(draw, _listed(form, **weights)), shape=shape or (48, 64))
-
-
-def _swap(draw: Any, found: Any) -> tuple[Any, Any, Any]:
-    said, decode = found
-    return said, draw, decode
+    return Format(name, said, draw, decode, shape)
 
 
 def block_float8(name: str, block: tuple[int, int], shape: tuple[int, int], dtype: torch.dtype) -> Format:
@@ -170,7 +163,7 @@ def _mxfp4(rows: int, columns: int, dice: torch.Generator) -> Parts:
 
 
 def _optimised(rows: int, columns: int, dice: torch.Generator) -> Parts:
-    """NVFP4 of ModelOpt; the further scale is a power of two, by which libraries divide and multiply alike."""
+    """NVFP4 of ModelOpt; the further scale is a power of two, so that to divide is to multiply."""
     drawn = _nvfp4(rows, columns, dice)
     return {
         ".weight": drawn[".weight_packed"],
@@ -226,7 +219,9 @@ def transposed(name: str, version: int, group: int, shape: tuple[int, int], shuf
         return found
 
     said = {"quant_method": "gptq", "bits": 4, "group_size": group, "desc_act": shuffled, "sym": False}
-    return Format(name, said | ({"checkpoint_format": "gptq_v2"} if version == 2 else {}), draw, decode, shape)
+    return Format(
+        name, said | ({"checkpoint_format": "gptq_v2"} if version == 2 else {}), draw, decode, shape
+    )
 
 
 def _awq(rows: int, columns: int, dice: torch.Generator) -> Parts:
@@ -240,10 +235,9 @@ def _awq(rows: int, columns: int, dice: torch.Generator) -> Parts:
 def _by_its_converter(parts: Parts) -> torch.Tensor:
     converter = AutoAWQConverter(group_size=32, ignore=())
     made = converter.process({f"x{name}": values.clone() for name, values in parts.items()})
-    _, decode = _listed(
-        "pack-quantized", num_bits=4, type="int", strategy="group", group_size=32, symmetric=False
+    return by_name("int4 groups of 32 with zero points").decode(
+        {name.removeprefix("x"): values for name, values in made.items()}
     )
-    return decode({name.removeprefix("x"): values for name, values in made.items()})
 
 
 def mapped(name: str, kind: str, shape: tuple[int, int], nested: bool) -> Format:
@@ -270,7 +264,9 @@ def mapped(name: str, kind: str, shape: tuple[int, int], nested: bool) -> Format
                 ".weight.nested_quant_map": (torch.arange(256) * 7 % 256 - 101) / 256,
             }
         text = json.dumps(state).encode()
-        return parts | {f".weight.quant_state.bitsandbytes__{kind}": torch.tensor(list(text), dtype=torch.uint8)}
+        return parts | {
+            f".weight.quant_state.bitsandbytes__{kind}": torch.tensor(list(text), dtype=torch.uint8)
+        }
 
     def decode(parts: Parts) -> torch.Tensor:
         state = json.loads(bytes(parts[f".weight.quant_state.bitsandbytes__{kind}"].tolist()))
@@ -345,6 +341,10 @@ FORMATS = (
         "int4 groups with zero points", "pack-quantized", _packed(4, 16, True), (44, 80),
         strategy="group", group_size=16, symmetric=False, **_INT4,
     ),
+    listed(
+        "int4 groups of 32 with zero points", "pack-quantized", _packed(4, 32, True),
+        strategy="group", group_size=32, symmetric=False, **_INT4,
+    ),
     listed("int4 channels", "pack-quantized", _packed(4, None, False), (5, 37), strategy="channel", **_INT4),
     listed(
         "int8 packed", "pack-quantized", _packed(8, 32, False),
@@ -370,3 +370,7 @@ FORMATS = (
     ),
     *MAPPED,
 )  # fmt: skip
+
+
+def by_name(name: str) -> Format:
+    return next(form for form in FORMATS if form.name == name)

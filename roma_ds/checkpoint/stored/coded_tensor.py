@@ -62,7 +62,7 @@ class CodedTensor(ABC):
         return found[start - first * row : stop - first * row]
 
     def need(self, *names: str) -> None:
-        """Raises Misfit that names one of these parts, without which it cannot be, where the files lack it."""
+        """Raises Misfit that names the first of these parts that the files lack."""
         for name in names:
             if name not in self.parts:
                 raise Misfit(f"is stored without {name.lstrip('._')}")

@@ -28,7 +28,9 @@ def pairs(
 
 def as_bytes(codes: torch.Tensor) -> torch.Tensor:
     """The bytes of whole numbers, uint8: of wider ones, lowest byte first, the last dimension grows."""
-    return codes.contiguous().view(torch.uint8)
+    # Not view: where a dimension is 1, what is contiguous may have any stride there.
+    flat = codes.contiguous().as_strided((codes.numel(),), (1,))
+    return flat.view(torch.uint8).reshape(*codes.shape[:-1], codes.shape[-1] * codes.itemsize)
 
 
 def powers(exponents: torch.Tensor) -> torch.Tensor:

@@ -52,7 +52,9 @@ class Declared:
             raise UserError(f"model.path: the weights of {raw.model.path} {problem}", PLAIN_COPY)
         schemes = [scheme for scheme in _schemes(said) if isinstance(scheme, Mapping)]
         sizes = {scheme.get("group_size") for scheme in (said, *schemes)}
-        blocks = (one.get(name) for one in (said, *schemes) for name in ("weight_block_size", "block_structure"))
+        blocks = (
+            one.get(name) for one in (said, *schemes) for name in ("weight_block_size", "block_structure")
+        )
         return Declared(
             True,
             said.get("quant_method"),

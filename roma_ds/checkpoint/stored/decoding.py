@@ -55,6 +55,8 @@ class Decoding:
         self._parts = _parts(raw)
         self._found: dict[str, CodedTensor] = {}
         if self._declared.said and not self._parts:
+            for key in raw.keys:
+                self._refuse_bare(key)
             raise UserError(
                 f"model.path: the config of {raw.model.path} says that weights are quantized "
                 f"({self._declared.method}), and none of its tensors is stored in a form that is known",

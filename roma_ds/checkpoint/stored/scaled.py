@@ -60,7 +60,8 @@ class Scaled(CodedTensor):
             return rows, columns
         if grid == (rows, 1):
             return 1, columns
-        for block in (*sorted(declared.blocks), *(() if declared.blocks else (SQUARE,))):
+        blocks = sorted(declared.blocks) or [SQUARE]
+        for block in blocks:
             if (-(-rows // block[0]), -(-columns // block[1])) == grid:
                 return block
         if grid[0] == rows and grid[1]:
@@ -68,7 +69,7 @@ class Scaled(CodedTensor):
                 return 1, declared.group_size(columns, grid[1])
             except ValueError as error:
                 raise Misfit(str(error)) from error
-        said = ", ".join(f"{one} x {other}" for one, other in sorted(declared.blocks or {SQUARE}))
+        said = ", ".join(f"{one} x {other}" for one, other in blocks)
         raise Misfit(
             f"has the shape {self.shape} and {grid[0]} x {grid[1]} scales, which is not blocks of {said}"
         )

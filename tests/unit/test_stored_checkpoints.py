@@ -1,0 +1,254 @@
+"""A checkpoint in codes loads as its decoded copy does, in whole and in part, and is merged bit for bit."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from coded_checkpoints import change, in_codes, with_blocks
+from coded_tensors import FORMATS, by_name
+from safetensors.torch import load_file, save_file
+from stream_setting import CPU, DEPTH, WORLD, Setting, assert_same
+
+from roma_ds.checkpoint.blueprint import check_checkpoint
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.checksums import checksums, refuse_changed, sampled_keys
+from roma_ds.checkpoint.expert_keys import expert_keys
+from roma_ds.checkpoint.gate_keys import stored_layout
+from roma_ds.checkpoint.loaded_weights import check_loaded, refuse_not_finite
+from roma_ds.checkpoint.loading import load_config
+from roma_ds.checkpoint.raw_files import RawFiles
+from roma_ds.checkpoint.span import Span, SpanLoader, load_span
+from roma_ds.config import ModelConfig
+from roma_ds.errors import RomaError, UserError
+from roma_ds.export.merge import merge
+from roma_ds.families import detect
+from roma_ds.testing.tiny_models import save_tiny
+
+BLOCKS = "mxfp4 blocks"
+CASES = [("qwen3_moe", form.name) for form in FORMATS if form.name not in ("fp8 blocks", "fp8 576 rows")]
+CASES += [("deepseek_v3", "fp8 blocks of another size"), ("olmoe", "fp8 blocks"), ("gpt_oss", BLOCKS)]
+FEW = [CASES[-3], CASES[-1], ("qwen3_moe", "int4 groups with zero points")]
+Pair = tuple[Path, Path]
+PLACE = {"_name_or_path": "", "name_or_path": ""}
+
+
+@pytest.fixture(scope="module")
+def pairs(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """The folders of a checkpoint in codes and of its decoded copy, made when first asked for."""
+    bases: dict[str, Path] = {}
+    made: dict[tuple[str, str], Pair] = {}
+
+    def pair(model_type: str, name: str) -> Pair:
+        if model_type not in bases:
+            folder = tmp_path_factory.mktemp("base") / model_type
+            more = {"intermediate_size": 32} if model_type == "gpt_oss" else {}
+            bases[model_type] = save_tiny(
+                folder, model_type, experts=8 if "deepseek" in model_type else 4, **more
+            )
+        if (model_type, name) not in made:
+            folder = tmp_path_factory.mktemp("pair")
+            base = bases[model_type]
+            copies = with_blocks(base, folder) if name == BLOCKS else in_codes(base, folder, by_name(name))
+            made[model_type, name] = copies
+        return made[model_type, name]
+
+    return pair
+
+
+def library_type(name: str) -> str:
+    """In which the library of a format decodes: in another one its values are rounded twice."""
+    return "float32" if name == BLOCKS else str(by_name(name).decode(by_name(name).draw_with(0)).dtype)[6:]
+
+
+def configured(folder: Path, dtype: str = "float32") -> ModelConfig:
+    return ModelConfig(path=str(folder), dtype=dtype)  # type: ignore[arg-type]
+
+
+def loaded(folder: Path, span: Span, dtype: str = "float32") -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = load_span(configured(folder, dtype), span, None, CPU).state_dict()
+    return found
+
+
+def assert_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    for name, values in one.items():
+        assert values.dtype == other[name].dtype and torch.equal(values, other[name]), name
+
+
+@pytest.mark.parametrize("case", CASES, ids="-".join)
+def test_the_whole_model_is_its_decoded_copy(case: tuple[str, str], pairs: Any) -> None:
+    coded, plain = pairs(*case)
+    whole = Span.suffix(0, DEPTH)
+    for dtype in {library_type(case[1]), "bfloat16"}:
+        assert_equal(loaded(coded, whole, dtype), loaded(plain, whole, dtype))
+    files = CheckpointFiles(configured(coded))
+    assert files.keys.keys() == CheckpointFiles(configured(plain)).keys.keys()
+    check_checkpoint(configured(coded))
+
+
+@pytest.mark.parametrize("case", FEW, ids="-".join)
+@pytest.mark.parametrize(
+    "span", [Span.suffix(2, DEPTH), Span(1, 2, embedding=False, head=False), Span(0, 0, True, False)], ids=str
+)
+def test_a_part_of_the_model_is_its_decoded_copy(case: tuple[str, str], span: Span, pairs: Any) -> None:
+    (coded, plain), dtype = pairs(*case), library_type(case[1])
+    assert_equal(loaded(coded, span, dtype), loaded(plain, span, dtype))
+
+
+@pytest.mark.parametrize("case", FEW, ids="-".join)
+def test_streamed_it_gives_what_the_decoded_copy_gives(
+    case: tuple[str, str], pairs: Any, tmp_path: Path
+) -> None:
+    (coded, plain), dtype = pairs(*case), library_type(case[1])
+    found = Setting(coded, tmp_path / "coded", dtype).streamed().run()
+    assert_same(found, Setting(plain, tmp_path / "plain", dtype).streamed().run())
+
+
+class Share:
+    """A rank's part of each parameter, as ZeRO-3 cuts it."""
+
+    def __init__(self, rank: int, ranks: int) -> None:
+        self.rank, self.ranks = rank, ranks
+
+    def spans(self, size: int) -> list[tuple[int, int]]:
+        share = -(-size // self.ranks)
+        start, stop = min(size, self.rank * share), min(size, (self.rank + 1) * share)
+        return [(start, stop)] if start < stop else []
+
+    def take(self, parameter: Any) -> None:
+        assert parameter.device == CPU
+
+
+@pytest.mark.parametrize("case", FEW, ids="-".join)
+def test_a_rank_reads_and_decodes_its_share(
+    case: tuple[str, str], pairs: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (coded, plain), dtype = pairs(*case), library_type(case[1])
+    whole = load_span(configured(plain, dtype), Span.suffix(0, DEPTH), None, CPU)
+    read = RawFiles.read_flat
+    seen: list[int] = []
+
+    def counted(files: RawFiles, key: str, start: int, stop: int) -> torch.Tensor:
+        if ".experts." in key:
+            seen.append((stop - start) * files.place(key).dtype.itemsize)
+        return read(files, key, start, stop)
+
+    monkeypatch.setattr(RawFiles, "read_flat", counted)
+    counts = []
+    for ranks in (1, 4):
+        seen.clear()
+        for rank in range(ranks):
+            loader = SpanLoader(configured(coded, dtype), Span.suffix(0, DEPTH), CPU)
+            # Less what is read to know a shape.
+            before = sum(seen)
+            for part in loader.parts():
+                loader.fill(part, Share(rank, ranks))  # type: ignore[arg-type]
+            counts.append(sum(seen) - before)
+            seen.clear()
+            for name, parameter in loader.network.named_parameters():
+                wanted = whole.get_parameter(name).reshape(-1)
+                for start, stop in Share(rank, ranks).spans(len(wanted)):
+                    assert torch.equal(parameter.reshape(-1)[start:stop], wanted[start:stop]), name
+    # Four experts in four shares, each of whole experts.
+    assert counts[1:] == [counts[0] // 4] * 4
+
+
+@pytest.mark.parametrize("case", FEW, ids="-".join)
+def test_what_was_loaded_is_held_against_the_codes(case: tuple[str, str], pairs: Any) -> None:
+    coded, plain = pairs(*case)
+    files = CheckpointFiles(configured(coded))
+    network = load_span(configured(plain, "bfloat16"), Span.suffix(0, DEPTH), None, CPU)
+    layout = stored_layout(detect(network), files)
+    check_loaded(network, layout, files, WORLD)
+    key = expert_keys(files, layout, layout.layers[0])[-1]
+    for name, parameter in network.named_parameters():
+        if ".experts." in name and "bias" not in name:
+            parameter.data.zero_()
+    with pytest.raises(RomaError, match="experts"):
+        check_loaded(network, layout, files, WORLD)
+    assert files.place(key).dtype in (torch.float32, torch.bfloat16)
+
+
+@pytest.mark.parametrize("case", FEW, ids="-".join)
+def test_sums_are_of_the_stored_bytes(case: tuple[str, str], pairs: Any, tmp_path: Path) -> None:
+    coded, _ = pairs(*case)
+    folder = shutil.copytree(coded, tmp_path / "model")
+    files = CheckpointFiles(configured(folder))
+    layout = stored_layout(detect(load_span(configured(folder), Span.suffix(0, DEPTH), None, CPU)), files)
+    keys = sampled_keys(files, layout)
+    assert all(key in files.keys for key in keys) and len(keys) == 2 * len(layout.layers)
+    sums = checksums(files, keys)
+    refuse_changed(files, sums, keys)
+    tensors = load_file(folder / "model.safetensors")
+    for key in keys:
+        for stored in files.decoding.stored_keys(key):
+            raw = tensors[stored].clone()
+            raw.reshape(-1).view(torch.uint8)[0] ^= 1
+            save_file(tensors | {stored: raw}, folder / "model.safetensors", {"format": "pt"})
+            other = checksums(CheckpointFiles(configured(folder)), keys)
+            assert [one for one in keys if other[one] != sums[one]] == [key], stored
+
+
+@pytest.mark.parametrize("case", FEW, ids="-".join)
+def test_merging_leaves_codes_bit_for_bit(case: tuple[str, str], pairs: Any, tmp_path: Path) -> None:
+    coded, plain = pairs(*case)
+    files = CheckpointFiles(configured(coded))
+    layout = stored_layout(detect(load_span(configured(plain), Span.suffix(0, DEPTH), None, CPU)), files)
+    keys = [layout.gate_key(layer) for layer in layout.layers]
+    routers = {key: torch.randn(files.place(key).shape) for key in keys}
+    save_file(routers, tmp_path / "router.safetensors")
+    assert merge(coded, tmp_path / "router.safetensors", tmp_path / "out")["routers"] == len(keys)
+    before, after = (load_file(folder / "model.safetensors") for folder in (coded, tmp_path / "out"))
+    assert before.keys() == after.keys()
+    for key, values in after.items():
+        wanted = routers[key] if key in routers else before[key]
+        assert values.dtype == wanted.dtype and values.shape == wanted.shape, key
+        assert torch.equal(values.reshape(-1).view(torch.uint8), wanted.reshape(-1).view(torch.uint8)), key
+    config = [json.loads((folder / "config.json").read_text()) for folder in (coded, tmp_path / "out")]
+    assert config[0] == config[1] and config[0]["quantization_config"]
+    change(plain := shutil.copytree(plain, tmp_path / "plain"), routers)
+    whole, dtype = Span.suffix(0, DEPTH), library_type(case[1])
+    assert_equal(loaded(tmp_path / "out", whole, dtype), loaded(plain, whole, dtype))
+
+
+def test_no_network_is_made_with_codes(pairs: Any) -> None:
+    coded, plain = pairs(*FEW[0])
+    config = load_config(configured(coded))
+    assert not hasattr(config, "quantization_config")
+    assert config.to_dict() | PLACE == load_config(configured(plain)).to_dict() | PLACE
+
+
+def test_faults_of_the_codes_are_found_before_anything_is_read(pairs: Any, tmp_path: Path) -> None:
+    coded, _ = pairs(*FEW[0])
+    key = "model.layers.2.mlp.experts.1.up_proj"
+    whole = configured(shutil.copytree(coded, tmp_path / "model"))
+    for values, said in (
+        ({f"{key}.weight_scale_inv": None}, f"{key}.weight .* without a scale"),
+        ({f"{key}.weight_scale_inv": torch.ones(3, 9)}, f"{key}.weight .* which is not blocks of 16 x 24"),
+        ({f"{key}.weight": None}, "are not those of its config.json"),
+        ({f"{key}.pre_quant_scale": torch.ones(32)}, f"belong nowhere: {key}.pre_quant_scale"),
+    ):
+        tensors = load_file(Path(whole.path) / "model.safetensors")
+        change(Path(whole.path), values)
+        with pytest.raises(UserError, match=said) as caught:
+            check_checkpoint(whole)
+        assert caught.value.fix
+        save_file(tensors, Path(whole.path) / "model.safetensors", {"format": "pt"})
+    check_checkpoint(whole)
+
+
+def test_codes_that_stand_for_no_number_are_named(pairs: Any, tmp_path: Path) -> None:
+    coded, _ = pairs(*FEW[0])
+    folder = shutil.copytree(coded, tmp_path / "model")
+    key = "model.layers.2.mlp.experts.1.up_proj.weight"
+    codes = load_file(folder / "model.safetensors")[key]
+    codes.view(torch.uint8)[0, 0] = 0x7F
+    change(folder, {key: codes})
+    network = load_span(configured(folder, "bfloat16"), Span.suffix(0, DEPTH), None, CPU)
+    with pytest.raises(UserError, match=r"not finite .*layers\.2\.mlp\.experts\."):
+        refuse_not_finite(network, 0)
