@@ -84,6 +84,11 @@ class CheckpointFiles:
         """What becomes of its tensors in the whole network."""
         return Conversion(blank_network(self.model, self.config), text_network(self.config))
 
+    @property
+    def stored_bytes(self) -> int:
+        """Of all its tensors, as stored; opens every file. Raises UserError where one is absent."""
+        return sum(self.raw.place(key).size for key in self.raw.keys)
+
     def place(self, key: str) -> Placed:
         """Type and shape of a tensor as it is read. Raises UserError where its file does not have it."""
         return self.decoding.find(key) or self.raw.place(key)

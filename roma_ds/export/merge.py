@@ -70,36 +70,42 @@ def _copy(source: Path, target: Path) -> None:
     target.chmod(target.stat().st_mode | 0o200)
 
 
-def _rewrite(source: Path, target: Path, routers: Mapping[str, torch.Tensor]) -> None:
+def _rewrite(base: BaseFolder, name: str, target: Path, routers: Mapping[str, torch.Tensor]) -> None:
+    source = base.folder / name
     shard = open_shard(source)
-    mine = {key: weight for key, weight in routers.items() if key in shard.places}
+    mine = base.changes(shard, routers)
     for key, weight in mine.items():
-        if shard.places[key].shape != weight.shape:
+        if key not in base.coded.homes and shard.places[key].shape != weight.shape:
             raise UserError(
                 f"{key} has shape {shard.places[key].shape} in {source.name}, "
                 f"{tuple(weight.shape)} in the router file",
                 "merge with the base model that the routers were trained on",
             )
     # Kept in float32: rounding a tuned router to bfloat16 could undo small updates.
-    rewrite(shard, target, mine)
+    rewrite(shard, target, mine, base.coded.gone)
 
 
 def _verify(base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor]) -> None:
     for name in (*base.changed, *base.unchanged):
         if os.path.samefile(base.folder / name, out / name):
             continue
-        key = differing(open_shard(base.folder / name), open_shard(out / name), routers)
+        old = open_shard(base.folder / name)
+        key = differing(old, open_shard(out / name), base.changes(old, routers), base.coded.gone)
         if key is not None:
             raise UserError(f"{key} differs after writing {out / name}", "check the disk and merge again")
 
 
-def _settle_index(path: Path) -> None:
-    """Let an index say what is in the files that it names: which tensors, and their size in bytes."""
+def _settle_index(path: Path, new: Mapping[str, str]) -> None:
+    """Let an index say what is in the files that it names: which tensors, and their size in bytes.
+
+    new: files of tensors that it may not know, by key.
+    """
     index = read_json(path)
     placed = weight_map(index)
     if placed is None or not all((path.parent / name).is_file() for name in placed.values()):
         return
     held = {name: open_shard(path.parent / name).places for name in set(placed.values())}
+    placed |= {key: name for key, name in new.items() if key in held.get(name, ())}
     index["weight_map"] = {key: name for key, name in placed.items() if key in held[name]}
     metadata = index.get("metadata")
     size = sum(held[name][key].size for key, name in index["weight_map"].items())
@@ -114,13 +120,14 @@ def _fill(base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor]) -> t
         source, target = base.folder / name, out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name in base.changed:
-            _rewrite(source, target, routers)
+            _rewrite(base, name, target, routers)
         elif name in base.unchanged:
             linked += _link_or_copy(base.folder, name, target)
         else:
             _copy(source, target)
     for path in sorted(out.rglob(INDEX_NAMES)):
-        _settle_index(path)
+        _settle_index(path, base.coded.homes)
+    base.coded.settle(out)
     return linked, len(base.unchanged) - linked
 
 

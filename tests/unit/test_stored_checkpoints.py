@@ -47,9 +47,8 @@ def pairs(tmp_path_factory: pytest.TempPathFactory) -> Any:
         if model_type not in bases:
             folder = tmp_path_factory.mktemp("base") / model_type
             more = {"intermediate_size": 32} if model_type == "gpt_oss" else {}
-            bases[model_type] = save_tiny(
-                folder, model_type, experts=8 if "deepseek" in model_type else 4, **more
-            )
+            experts = 8 if model_type == "deepseek_v3" else 4
+            bases[model_type] = save_tiny(folder, model_type, experts=experts, **more)
         if (model_type, name) not in made:
             folder = tmp_path_factory.mktemp("pair")
             base = bases[model_type]
@@ -154,7 +153,7 @@ def test_a_rank_reads_and_decodes_its_share(
                 wanted = whole.get_parameter(name).reshape(-1)
                 for start, stop in Share(rank, ranks).spans(len(wanted)):
                     assert torch.equal(parameter.reshape(-1)[start:stop], wanted[start:stop]), name
-    # Four experts in four shares, each of whole experts.
+    # Each share has as many whole experts.
     assert counts[1:] == [counts[0] // 4] * 4
 
 
@@ -252,3 +251,75 @@ def test_codes_that_stand_for_no_number_are_named(pairs: Any, tmp_path: Path) ->
     network = load_span(configured(folder, "bfloat16"), Span.suffix(0, DEPTH), None, CPU)
     with pytest.raises(UserError, match=r"not finite .*layers\.2\.mlp\.experts\."):
         refuse_not_finite(network, 0)
+
+
+GATES = r"\.(self_attn\.\w+_proj|experts\.\d+\.\w+_proj|gate)\.weight$"
+CODED_GATES = [
+    ("fp8 blocks of another size", "modules_to_not_convert"),
+    ("fp8 channel", "ignore"),
+    ("int4 groups", "ignore"),
+    ("nvfp4 of ModelOpt", "ignore"),
+    ("awq", "modules_to_not_convert"),
+    ("nf4", "llm_int8_skip_modules"),
+]
+
+
+def _in_two_files(folder: Path) -> None:
+    """Scales of routers lie in another file than their codes."""
+    tensors = load_file(folder / "model.safetensors")
+    second = {key for key in tensors if "scale" in key or key.endswith(".absmax")}
+    parts = {
+        "model-00001-of-00002.safetensors": tensors.keys() - second,
+        "model-00002-of-00002.safetensors": second,
+    }
+    for name, keys in parts.items():
+        save_file({key: tensors[key] for key in keys}, folder / name, {"format": "pt"})
+    placed = {key: name for name, keys in parts.items() for key in keys}
+    (folder / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": placed}))
+    (folder / "model.safetensors").unlink()
+
+
+@pytest.mark.parametrize(("name", "where"), CODED_GATES, ids=[name for name, _ in CODED_GATES])
+def test_a_router_in_codes_is_written_back_in_numbers(
+    name: str, where: str, tiny_qwen3: Path, tmp_path: Path
+) -> None:
+    coded, plain = in_codes(tiny_qwen3, tmp_path / "pair", by_name(name), GATES)
+    _in_two_files(coded)
+    dtype, whole = library_type(name), Span.suffix(0, DEPTH)
+    assert_equal(loaded(coded, whole, dtype), loaded(plain, whole, dtype))
+    keys = [f"model.layers.{layer}.mlp.gate.weight" for layer in (1, 3)]
+    routers = {key: torch.randn(8, 32) for key in keys}
+    save_file(routers, tmp_path / "router.safetensors")
+    assert merge(coded, tmp_path / "router.safetensors", tmp_path / "out")["routers"] == 2
+    change(plain, routers)
+    assert_equal(loaded(tmp_path / "out", whole, dtype), loaded(plain, whole, dtype))
+    check_checkpoint(configured(tmp_path / "out"))
+    raw = RawFiles(configured(tmp_path / "out"))
+    left = {key for key in raw.keys if ".layers.1.mlp.gate." in key}
+    assert left == {keys[0]} and raw.place(keys[0]).dtype == torch.float32
+    assert any(key.startswith("model.layers.0.mlp.gate.") and key != f"{keys[0]}" for key in raw.keys)
+    before, after = (RawFiles(configured(folder)) for folder in (coded, tmp_path / "out"))
+    for key in after.keys.keys() - left - {keys[1]}:
+        one, other = before.read(key), after.read(key)
+        assert torch.equal(one.reshape(-1).view(torch.uint8), other.reshape(-1).view(torch.uint8)), key
+    said = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    listed = said.pop(where)
+    assert listed[-2:] == [key.removesuffix(".weight") for key in keys]
+    assert listed[:-2] in (by_name(name).said.get(where, []), ["lm_head"])
+    assert said == {key: value for key, value in by_name(name).said.items() if key != where}
+
+
+def test_a_router_whose_format_lists_no_modules_is_named(tiny_qwen3: Path, tmp_path: Path) -> None:
+    coded, _ = in_codes(tiny_qwen3, tmp_path / "pair", by_name("gptq"), GATES)
+    key = "model.layers.1.mlp.gate.weight"
+    save_file({key: torch.randn(8, 32)}, tmp_path / "router.safetensors")
+    with pytest.raises(UserError, match=rf"stores the router {key} in codes \(gptq\)"):
+        merge(coded, tmp_path / "router.safetensors", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_router_of_another_shape_than_its_codes_is_named(tiny_qwen3: Path, tmp_path: Path) -> None:
+    coded, _ = in_codes(tiny_qwen3, tmp_path / "pair", by_name("awq"), GATES)
+    save_file({"model.layers.1.mlp.gate.weight": torch.randn(9, 32)}, tmp_path / "router.safetensors")
+    with pytest.raises(UserError, match=r"has shape \(8, 32\) in .*, \(9, 32\) in the router file"):
+        merge(coded, tmp_path / "router.safetensors", tmp_path / "out")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -51,15 +52,16 @@ class Decoding:
     def __init__(self, raw: RawFiles) -> None:
         """Raises UserError for a format that is not known."""
         self._raw = raw
-        self._declared = Declared.of(raw)
-        self._parts = _parts(raw)
+        self.declared = Declared.of(raw)
+        """What is said of them."""
+        self._parts = coded_parts(raw)
         self._found: dict[str, CodedTensor] = {}
-        if self._declared.said and not self._parts:
+        if self.declared.said and not self._parts:
             for key in raw.keys:
                 self._refuse_bare(key)
             raise UserError(
                 f"model.path: the config of {raw.model.path} says that weights are quantized "
-                f"({self._declared.method}), and none of its tensors is stored in a form that is known",
+                f"({self.declared.method}), and none of its tensors is stored in a form that is known",
                 f"{PLAIN_COPY}; take quantization_config out of its config.json if they are not quantized",
             )
         self.keys = self._keys()
@@ -95,7 +97,7 @@ class Decoding:
         if key not in self._found:
             kind = self._kind(key)
             try:
-                self._found[key] = kind(self._parts[key], self._raw, self._declared)
+                self._found[key] = kind(self._parts[key], self._raw, self.declared)
             except Misfit as error:
                 raise UserError(f"model.path: {key} of {self._raw.model.path} {error}", PLAIN_COPY) from error
         return self._found[key]
@@ -125,12 +127,16 @@ class Decoding:
         halves = codes == torch.uint8 or (codes == torch.int8 and ".scale" in parts)
         return FourBitFloats if halves else Scaled
 
+    def kinds(self) -> Counter[str]:
+        """How many weights are stored in each format. Raises UserError as `find` does."""
+        return Counter(found.kind for key in self._parts if (found := self.find(key)) is not None)
+
     def stored_keys(self, key: str) -> list[str]:
         """Keys of the stored tensors that a weight is read from."""
         return sorted(self._parts[key].values()) if key in self._parts else [key]
 
 
-def _parts(raw: RawFiles) -> dict[str, dict[str, str]]:
+def coded_parts(raw: RawFiles) -> dict[str, dict[str, str]]:
     """Keys of stored tensors by what they are, by the key of the weight that they make."""
     found: dict[str, dict[str, str]] = {}
     for key in raw.keys:
