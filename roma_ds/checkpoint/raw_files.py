@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from roma_ds.checkpoint.loading import ask_hub, checkpoint, not_found
-from roma_ds.checkpoint.stored_tensor import StoredTensor, stored_tensors
+from roma_ds.checkpoint.stored_tensor import StoredTensor, UnreadType, stored_tensors
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.storage.atomic import read_json
@@ -23,6 +23,10 @@ from roma_ds.storage.raw_values import bytes_of, read_at
 
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COMPLETE = "complete the checkpoint"
+PLAIN_COPY = (
+    "use a copy in bfloat16: load it by transformers, call its dequantize(), and "
+    "save_pretrained(..., save_original_format=False)"
+)
 
 
 class RawFiles:
@@ -94,6 +98,8 @@ class RawFiles:
             assert path is not None
             try:
                 self._headers[name] = stored_tensors(path)
+            except UnreadType as error:
+                raise UserError(f"model.path: {path}: {error}", PLAIN_COPY) from error
             except (OSError, ValueError) as error:
                 raise UserError(
                     f"model.path: {path} is no readable safetensors file: {error}", COMPLETE

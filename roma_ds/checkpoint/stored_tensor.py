@@ -28,6 +28,10 @@ _DTYPES = {
 }
 
 
+class UnreadType(ValueError):
+    """A tensor is of a type that is not read."""
+
+
 class Placed(Protocol):
     """What is known of a tensor of a checkpoint before any value is read."""
 
@@ -61,10 +65,10 @@ class StoredTensor:
 
 
 def stored_tensors(path: Path) -> dict[str, StoredTensor]:
-    """Places of the tensors in a file, whose types torch must have."""
+    """Places of the tensors in a file. Raises UnreadType, and OSError or ValueError for a damaged one."""
     tensors = {}
     for key, place in read_header(path)[1].items():
         if place.dtype not in _DTYPES:
-            raise ValueError(f"{key} has the type {place.dtype}, which is not supported")
+            raise UnreadType(f"{key} has the type {place.dtype}, which is not supported")
         tensors[key] = StoredTensor(path, _DTYPES[place.dtype], place.shape, place.start)
     return tensors

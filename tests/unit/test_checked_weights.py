@@ -52,6 +52,6 @@ def test_what_is_stored_in_codes_is_counted(tiny_qwen3: Path, tmp_path: Path) ->
     size = sum(tensor.nbytes for tensor in load_file(coded / "model.safetensors").values())
     products = 4 * 4 + 4 * 3 * 8
     assert weights(coded) == weights(plain) + (
-        f"\n  {products} are stored in codes ({products} as packed integers of compressed-tensors) and decoded "
-        f"to bfloat16; {size:,} bytes on disk"
+        f"\n  {products} are stored in codes ({products} as packed integers of compressed-tensors) and "
+        f"decoded to bfloat16; {size:,} bytes on disk"
     )

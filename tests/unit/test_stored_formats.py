@@ -29,6 +29,7 @@ from safetensors.torch import save_file
 from roma_ds.checkpoint.raw_files import RawFiles
 from roma_ds.checkpoint.stored.coded_tensor import CodedTensor
 from roma_ds.checkpoint.stored.codes import powers
+from roma_ds.checkpoint.stored.declared import require_plain_weights
 from roma_ds.checkpoint.stored.decoding import Decoding
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
@@ -332,3 +333,21 @@ def test_a_config_that_speaks_of_codes_where_there_are_none_is_refused(tmp_path:
     with pytest.raises(UserError, match=r"says that weights are quantized \(gptq\)") as caught:
         stored(tmp_path, plain, {"quant_method": "gptq", "bits": 4})
     assert "take quantization_config out" in caught.value.fix
+
+
+def test_models_that_transformers_loads_are_plain(tmp_path: Path) -> None:
+    stored(tmp_path, FORMATS[0].draw_with(0), None)
+    require_plain_weights(ModelConfig(path=str(tmp_path)))
+    stored(tmp_path, FORMATS[0].draw_with(0), FORMATS[0].said)
+    with pytest.raises(UserError, match="has no routers and quantized weights"):
+        require_plain_weights(ModelConfig(path=str(tmp_path)))
+
+
+def test_types_of_less_than_a_byte_are_named(tmp_path: Path) -> None:
+    stored(tmp_path, {".weight": torch.ones(4, 4)}, None)
+    header = {f"{KEY}.weight": {"dtype": "F4", "shape": [4, 4], "data_offsets": [0, 8]}}
+    text = json.dumps(header).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + bytes(8))
+    with pytest.raises(UserError, match=f"{KEY}.weight has the type F4, which is not supported") as caught:
+        RawFiles(ModelConfig(path=str(tmp_path)))
+    assert "save_original_format=False" in caught.value.fix

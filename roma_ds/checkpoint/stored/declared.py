@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from roma_ds.checkpoint.loading import checkpoint, reading_faults
-from roma_ds.checkpoint.raw_files import RawFiles
+from roma_ds.checkpoint.raw_files import PLAIN_COPY, RawFiles
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families.composite import TEXT
@@ -15,10 +15,6 @@ from roma_ds.families.config_values import STORED_AS
 from roma_ds.families.unusable_config import shown
 from roma_ds.storage.atomic import read_json
 
-PLAIN_COPY = (
-    "use a copy in bfloat16: load it by transformers, call its dequantize(), and "
-    "save_pretrained(..., save_original_format=False)"
-)
 _OF_LISTS = {
     *("dense", "float-quantized", "naive-quantized", "int-quantized", "pack-quantized", "mixed-precision"),
     *("nvfp4-pack-quantized", "mxfp4-pack-quantized"),

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 
 import torch
 
-from roma_ds.checkpoint.raw_files import RawFiles
+from roma_ds.checkpoint.raw_files import PLAIN_COPY, RawFiles
 from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit
-from roma_ds.checkpoint.stored.declared import PLAIN_COPY, Declared
+from roma_ds.checkpoint.stored.declared import Declared
 from roma_ds.checkpoint.stored.four_bit_floats import ExpertBlocks, FourBitFloats
 from roma_ds.checkpoint.stored.mapped import STATES, Mapped
 from roma_ds.checkpoint.stored.packed_integers import PackedIntegers
