@@ -190,14 +190,18 @@ def _two_exponents(rows: int, columns: int, dice: torch.Generator) -> Parts:
     }
 
 
-def transposed(name: str, version: int, group: int, shape: tuple[int, int], shuffled: bool) -> Format:
+def transposed(
+    name: str, version: int, group: int, shape: tuple[int, int], shuffled: bool, bits: int = 4
+) -> Format:
     """GPTQ, decoded value by value by its published formula: its library is not made for a CPU."""
+
+    step, last = 32 // bits, (1 << bits) - 1
 
     def draw(rows: int, columns: int, dice: torch.Generator) -> Parts:
         groups = up(columns, group)
         parts = {
-            ".qweight": words((columns // 8, rows), dice),
-            ".qzeros": words((groups, rows // 8), dice),
+            ".qweight": words((columns // step, rows), dice),
+            ".qzeros": words((groups, rows // step), dice),
             ".scales": floats((groups, rows), dice, torch.float16),
         }
         if shuffled:
@@ -207,18 +211,18 @@ def transposed(name: str, version: int, group: int, shape: tuple[int, int], shuf
 
     def decode(parts: Parts) -> torch.Tensor:
         codes, zeros, scales = (parts[name].tolist() for name in (".qweight", ".qzeros", ".scales"))
-        high, wide = 8 * len(codes), len(codes[0])
+        high, wide = step * len(codes), len(codes[0])
         of = parts[".g_idx"].tolist() if ".g_idx" in parts else [row // group for row in range(high)]
         found = torch.empty(wide, high)
         for row in range(high):
             for column in range(wide):
-                code = codes[row // 8][column] >> 4 * (row % 8) & 15
-                zero = zeros[of[row]][column // 8] >> 4 * (column % 8) & 15
-                zero = zero if version == 2 else (zero + 1) & 15
+                code = codes[row // step][column] >> bits * (row % step) & last
+                zero = zeros[of[row]][column // step] >> bits * (column % step) & last
+                zero = zero if version == 2 else (zero + 1) & last
                 found[column, row] = (code - zero) * scales[of[row]][column]
         return found
 
-    said = {"quant_method": "gptq", "bits": 4, "group_size": group, "desc_act": shuffled, "sym": False}
+    said = {"quant_method": "gptq", "bits": bits, "group_size": group, "desc_act": shuffled, "sym": False}
     return Format(
         name, said | ({"checkpoint_format": "gptq_v2"} if version == 2 else {}), draw, decode, shape
     )
@@ -364,6 +368,7 @@ FORMATS = (
     transposed("gptq", 1, 32, (24, 80), shuffled=False),
     transposed("gptq with desc_act", 1, 16, (24, 48), shuffled=True),
     transposed("gptq of version 2", 2, 16, (24, 48), shuffled=False),
+    transposed("gptq of 8 bits", 1, 16, (24, 48), shuffled=False, bits=8),
     Format(
         "awq", {"quant_method": "awq", "bits": 4, "group_size": 32, "zero_point": True, "version": "gemm"},
         _awq, _by_its_converter, (24, 64),

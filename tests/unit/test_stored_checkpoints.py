@@ -27,6 +27,8 @@ from roma_ds.config import ModelConfig
 from roma_ds.errors import RomaError, UserError
 from roma_ds.export.merge import merge
 from roma_ds.families import detect
+from roma_ds.network.routed import RoutedLM
+from roma_ds.sequences.batches import collate
 from roma_ds.testing.tiny_models import save_tiny
 
 BLOCKS = "mxfp4 blocks"
@@ -213,6 +215,41 @@ def test_merging_leaves_codes_bit_for_bit(case: tuple[str, str], pairs: Any, tmp
     change(plain := shutil.copytree(plain, tmp_path / "plain"), routers)
     whole, dtype = Span.suffix(0, DEPTH), library_type(case[1])
     assert_equal(loaded(tmp_path / "out", whole, dtype), loaded(plain, whole, dtype))
+
+
+def trained(folder: Path, dtype: str) -> dict[str, torch.Tensor]:
+    """Routers after 20 steps towards even logits."""
+    setting = Setting(folder, folder, dtype)
+    network = load_span(setting.model, Span.suffix(0, DEPTH), None, CPU)
+    layout = setting.whole.layout
+    routed = RoutedLM(network, layout, layout.layers).attach()
+    gates = {
+        name: network.get_parameter(name) for name in (f"{site.product}.weight" for site in layout.sites)
+    }
+    for gate in gates.values():
+        gate.requires_grad_(True)
+    optimizer = torch.optim.SGD(gates.values(), lr=5.0)
+    losses = []
+    for step in range(20):
+        numbers = setting.batches[step % len(setting.batches)]
+        batch = collate([setting.requests.sequences[number] for number in numbers], "last1")
+        output = routed(**batch.inputs(CPU))
+        loss = output.logits.float().logsumexp(dim=-1).mean()
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(float(loss.detach()))
+    assert len(set(losses)) > len(setting.batches)
+    return {name: gate.detach() for name, gate in gates.items()}
+
+
+@pytest.mark.parametrize("case", FEW, ids="-".join)
+def test_training_is_that_of_the_decoded_copy(case: tuple[str, str], pairs: Any) -> None:
+    (coded, plain), dtype = pairs(*case), library_type(case[1])
+    found = trained(coded, dtype)
+    assert_equal(found, trained(plain, dtype))
+    start = loaded(coded, Span.suffix(0, DEPTH), dtype)
+    assert all(not torch.equal(values, start[name]) for name, values in found.items())
 
 
 def test_no_network_is_made_with_codes(pairs: Any) -> None:

@@ -22,6 +22,7 @@ from coded_tensors import (
     floats,
     words,
 )
+from compressed_tensors.entrypoints.convert.converters.autoawq import AutoAWQConverter
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import save_file
@@ -172,6 +173,29 @@ def test_columns_of_groups_in_any_order(tmp_path: Path) -> None:
     assert not torch.equal(mixed, plain)
 
 
+def test_groups_that_are_not_there_are_named(tmp_path: Path) -> None:
+    cases = ("gptq with desc_act", ".g_idx"), ("int4 groups", ".weight_g_idx")
+    for number, (name, part) in enumerate(cases):
+        form = by_name(name)
+        wide = form.shape[1]
+        parts = form.draw_with(0) | {part: torch.zeros(wide, dtype=torch.int32)}
+        parts[part][5] = 77
+        with pytest.raises(UserError, match=f"{KEY}{part} .* names group 77"):
+            whole(stored(tmp_path / str(number), parts, form.said))
+
+
+def test_awq_without_zero_points(tmp_path: Path) -> None:
+    form = by_name("awq")
+    parts = form.draw_with(0)
+    del parts[".qzeros"]
+    converter = AutoAWQConverter(group_size=32, zero_point=False, ignore=())
+    made = converter.process({f"x{name}": values.clone() for name, values in parts.items()})
+    listed = {name.removeprefix("x"): values for name, values in made.items()}
+    wanted = by_name("int4 groups").decode(listed)
+    found = whole(stored(tmp_path, parts, form.said | {"zero_point": False}))
+    assert torch.equal(found.to(wanted.dtype), wanted)
+
+
 def test_codes_that_stand_for_no_number_are_nan(tmp_path: Path) -> None:
     parts = block_float8("", (16, 16), (16, 16), torch.float32).draw_with(0)
     parts[".weight"].view(torch.uint8)[3, 5] = 0x7F
@@ -238,6 +262,7 @@ UNFIT: list[tuple[str, dict[str, Any], str]] = [
     ("gptq", {".scales": torch.ones(4, 24), ".qzeros": torch.ones(4, 3).int()}, "4 scales for 80 values"),
     ("nf4", {".weight": torch.ones(67, 1, dtype=BYTES)}, r"said to be \(9, 15\), and stored as \(67, 1\)"),
     ("nf4", {".weight.absmax": torch.ones(2)}, "has 3 blocks"),
+    ("nf4", {".weight.quant_map": torch.ones(15)}, r"a quant_map of \(15,\), not 16 values"),
     ("nf4", {".weight.quant_map": None}, "is stored without quant_map"),
     ("nf4", {".weight.quant_state.bitsandbytes__nf4": torch.ones(3, dtype=BYTES)}, "cannot be read"),
 ]
@@ -274,6 +299,7 @@ UNKNOWN: list[tuple[dict[str, Any], str]] = [
     ({"quant_method": "hqq"}, '"hqq"'),
     ({"bits": 4, "group_size": 64}, "null"),
     ({"quant_method": ["fp8"]}, "fp8"),
+    ({**LISTED, "format": ["dense"], "config_groups": {"a": {"weights": {"group_size": [3]}}}}, "dense"),
     ({"quant_method": "fp8", "fmt": "e5m3"}, 'fmt "e5m3"'),
     ({"quant_method": "awq", "version": "gemv"}, 'version "gemv"'),
     ({"quant_method": "gptq", "checkpoint_format": "marlin"}, 'checkpoint_format "marlin"'),

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from math import prod
 from typing import ClassVar
 
 import torch
 
-from roma_ds.checkpoint.raw_files import RawFiles
+from roma_ds.checkpoint.raw_files import PLAIN_COPY, RawFiles
 from roma_ds.checkpoint.stored.declared import Declared
+from roma_ds.errors import UserError
 
 
 class Misfit(ValueError):
@@ -77,11 +78,45 @@ def rows_of(raw: RawFiles, key: str, first: int, last: int) -> torch.Tensor:
     return raw.read_flat(key, first * row, last * row).reshape(last - first, row)
 
 
-def spread(groups: torch.Tensor, size: int, width: int) -> torch.Tensor:
-    """[n, width] of values [n, groups], each of which holds for `size` neighbours.
+def group_numbers(raw: RawFiles, key: str, groups: int) -> torch.Tensor:
+    """int64 of a stored tensor that says which of the groups each column or row is of.
 
-    The last may hold for less; a single one holds for all.
+    Raises UserError where there is none of that number.
+    """
+    found = raw.read(key).long()
+    if found.numel() and not -groups <= int(found.min()) <= int(found.max()) < groups:
+        raise UserError(
+            f"model.path: {key} of {raw.model.path} names group {int(found.max())} of {groups}", PLAIN_COPY
+        )
+    return found
+
+
+def grouped(
+    values: torch.Tensor, groups: torch.Tensor, size: int
+) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
+    """Parts of `values` [n, width], to be changed in place, each with what is to be broadcast over it.
+
+    groups [n, m]: each holds for `size` neighbours, the last for as many as are left, a single one for all.
     """
     if groups.shape[1] == 1:
-        return groups.expand(-1, width)
-    return groups.repeat_interleave(size, dim=1)[:, :width]
+        yield values, groups
+        return
+    whole = values.shape[1] // size
+    if whole:
+        yield values[:, : whole * size].unflatten(1, (whole, size)), groups[:, :whole, None]
+    if whole * size < values.shape[1]:
+        yield values[:, whole * size :], groups[:, whole:]
+
+
+def multiply(values: torch.Tensor, groups: torch.Tensor, size: int) -> torch.Tensor:
+    """`values` [n, width], which are changed, times what holds for their groups."""
+    for part, factor in grouped(values, groups, size):
+        part.mul_(factor)
+    return values
+
+
+def subtract(values: torch.Tensor, groups: torch.Tensor, size: int) -> torch.Tensor:
+    """`values` [n, width], which are changed, less what holds for their groups."""
+    for part, less in grouped(values, groups, size):
+        part.sub_(less)
+    return values

@@ -47,14 +47,14 @@ class Declared:
         if problem is not None:
             raise UserError(f"model.path: the weights of {raw.model.path} {problem}", PLAIN_COPY)
         schemes = [scheme for scheme in _schemes(said) if isinstance(scheme, Mapping)]
-        sizes = {scheme.get("group_size") for scheme in (said, *schemes)}
+        sizes = (scheme.get("group_size") for scheme in (said, *schemes))
         blocks = (
             one.get(name) for one in (said, *schemes) for name in ("weight_block_size", "block_structure")
         )
         return Declared(
             True,
             said.get("quant_method"),
-            frozenset(size for size in sizes if isinstance(size, int)),
+            frozenset(size for size in sizes if type(size) is int),
             frozenset((int(one[0]), int(one[1])) for one in blocks if one and _is_block(one)),
             said.get("checkpoint_format") == "gptq_v2",
         )
@@ -116,7 +116,7 @@ def _problem(said: Mapping[str, Any]) -> str | None:
     form = said.get("format")
     if method == "compressed-tensors":
         parts = [form, *(one.get("format") for one in _groups(said))]
-        other = [one for one in parts if one is not None and one not in _OF_LISTS]
+        other = [one for one in parts if one is not None and str(one) not in _OF_LISTS]
         if other:
             return f"are stored in the format {other[0]} of compressed-tensors, which is not read"
         for name in ("sparsity_config", "transform_config"):

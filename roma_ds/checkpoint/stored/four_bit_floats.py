@@ -7,7 +7,7 @@ from math import prod
 import torch
 
 from roma_ds.checkpoint.raw_files import RawFiles
-from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit, rows_of, spread
+from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit, multiply, rows_of
 from roma_ds.checkpoint.stored.codes import FOUR_BIT_FLOATS, as_bytes, pairs, powers, scales_of
 from roma_ds.checkpoint.stored.declared import Declared
 
@@ -52,7 +52,7 @@ class FourBitFloats(CodedTensor):
             wide = raw.read(self.parts[self._wide]).float().reshape(())
             scale = scale * wide if self._wide == "_scale_2" else scale / wide
         values = pairs(rows_of(raw, self.parts["codes"], first, last), FOUR_BIT_FLOATS)
-        return values.mul_(spread(scale, self._group, self.shape[-1]))
+        return multiply(values, scale, self._group)
 
 
 class ExpertBlocks(CodedTensor):

@@ -28,19 +28,23 @@ class Mapped(CodedTensor):
         name = next((one for one in STATES if one in self.parts), None)
         if name is None:
             raise Misfit("is stored without quant_state")
-        self.need(".quant_map")
         try:
             state = json.loads(bytes(raw.read(self.parts[name]).tolist()))
             self.shape = tuple(int(size) for size in state["shape"])
             self._block = int(state["blocksize"])
-            self._nested = int(state["nested_blocksize"]) if ".nested_absmax" in self.parts else 0
-            self._offset = float(state["nested_offset"]) if self._nested else 0.0
+            nested = ".nested_absmax" in self.parts
+            self._nested = max(1, int(state["nested_blocksize"])) if nested else 0
+            self._offset = float(state["nested_offset"]) if nested else 0.0
         except (ValueError, KeyError, TypeError) as error:
             raise Misfit(f"has a quant_state that cannot be read: {error!r}") from error
-        if self._nested:
-            self.need(".nested_quant_map")
+        sizes = {".quant_map": 16} | ({".nested_quant_map": 256} if self._nested else {})
+        self.need(*sizes)
+        for part, count in sizes.items():
+            if self._shape(raw, part) != (count,):
+                raise Misfit(f"has a {part.lstrip('.')} of {self._shape(raw, part)}, not {count} values")
         size = prod(self.shape)
-        if prod(self._shape(raw, "codes")) != -(-size // 2) or not self.shape or self._block < 1:
+        lacks = not self.shape or min(self._block, *self.shape) < 1
+        if lacks or prod(self._shape(raw, "codes")) != -(-size // 2):
             raise Misfit(f"is said to be {self.shape}, and stored as {self._shape(raw, 'codes')}")
         blocks = -(-size // self._block)
         if self._shape(raw, ".absmax") != (blocks,):

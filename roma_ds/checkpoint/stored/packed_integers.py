@@ -5,9 +5,18 @@ from __future__ import annotations
 import torch
 
 from roma_ds.checkpoint.raw_files import RawFiles
-from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit, rows_of, spread
+from roma_ds.checkpoint.stored.coded_tensor import (
+    CodedTensor,
+    Misfit,
+    group_numbers,
+    multiply,
+    rows_of,
+    subtract,
+)
 from roma_ds.checkpoint.stored.codes import FOUR_BIT_NUMBERS, as_bytes, pairs
 from roma_ds.checkpoint.stored.declared import Declared
+
+_NUMBERS = tuple(number - 8 for number in FOUR_BIT_NUMBERS)
 
 
 class PackedIntegers(CodedTensor):
@@ -57,15 +66,19 @@ class PackedIntegers(CodedTensor):
         """Rows of the weight."""
         values = self._numbers(rows_of(raw, self.parts["codes"], first, last))[:, : self.shape[1]]
         scale = rows_of(raw, self.parts["_scale"], first, last).float()
-        if "_zero_point" in self.parts:
-            values = values - self._spread(raw, self._zero_points(raw, first, last))
-        return values * self._spread(raw, scale)
+        zeros = self._zero_points(raw, first, last) if "_zero_point" in self.parts else None
+        if "_g_idx" in self.parts:
+            group = group_numbers(raw, self.parts["_g_idx"], self._groups)
+            return (values if zeros is None else values - zeros[:, group]) * scale[:, group]
+        if zeros is not None:
+            subtract(values, zeros, self._group)
+        return multiply(values, scale, self._group)
 
     def _numbers(self, words: torch.Tensor) -> torch.Tensor:
         """float32 of packed words, whose last dimension grows."""
         if self._bits == 8:
             return as_bytes(words).float() - 128
-        return pairs(words, FOUR_BIT_NUMBERS) - 8
+        return pairs(words, _NUMBERS)
 
     def _zero_points(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
         """[rows, groups]."""
@@ -73,8 +86,3 @@ class PackedIntegers(CodedTensor):
         begin = first // step
         words = rows_of(raw, self.parts["_zero_point"], begin, -(-last // step))
         return self._numbers(words.T).T[first - begin * step : last - begin * step]
-
-    def _spread(self, raw: RawFiles, groups: torch.Tensor) -> torch.Tensor:
-        if "_g_idx" in self.parts:
-            return groups[:, raw.read(self.parts["_g_idx"]).long()]
-        return spread(groups, self._group, self.shape[1])

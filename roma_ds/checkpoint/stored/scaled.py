@@ -7,7 +7,7 @@ from math import prod
 import torch
 
 from roma_ds.checkpoint.raw_files import RawFiles
-from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit, rows_of, spread
+from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit, multiply, rows_of, subtract
 from roma_ds.checkpoint.stored.codes import scales_of
 from roma_ds.checkpoint.stored.declared import Declared
 
@@ -78,25 +78,25 @@ class Scaled(CodedTensor):
         """Rows of all matrices, one after the other."""
         values = rows_of(raw, self.parts["codes"], first, last).float()
         if "_zero_point" in self.parts:
-            values -= self._spread(raw, "_zero_point", first, last)
-        return values.mul_(self._spread(raw, self._scale, first, last))
+            subtract(values, self._groups(raw, "_zero_point", first, last), self._block[1])
+        return multiply(values, self._groups(raw, self._scale, first, last), self._block[1])
 
-    def _spread(self, raw: RawFiles, name: str, first: int, last: int) -> torch.Tensor:
-        """Scales, or zero points, of the values of some rows: float32, [rows, I] or [1, 1]."""
+    def _groups(self, raw: RawFiles, name: str, first: int, last: int) -> torch.Tensor:
+        """Scales, or zero points, of the groups of some rows: float32, [rows, groups] or [1, 1]."""
         key, (rows, columns) = self.parts[name], self._grid
         stored = raw.place(key)
         integers = stored.dtype == torch.int8
         if self._grid == (0, 0):
             only = raw.read(key).reshape(1, 1)
             return only.float() if integers else scales_of(only)
-        high, (tall, wide) = self.shape[-2], self._block
+        high, tall = self.shape[-2], self._block[0]
         # Of the grids of all matrices, one below the other, the rows that are needed.
         at = torch.arange(first, last)
         lines = at // high * rows + at % high // tall
         begin, end = int(lines[0]), int(lines[-1]) + 1
         some = raw.read_flat(key, begin * columns, end * columns).reshape(end - begin, columns)
         found = some.float() if integers else scales_of(some)
-        return spread(found[lines - begin], wide, self.shape[-1])
+        return found[lines - begin]
 
 
 class ByRow(CodedTensor):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from roma_ds.checkpoint.raw_files import RawFiles
-from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit
+from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit, group_numbers, multiply, subtract
 from roma_ds.checkpoint.stored.codes import FOUR_BIT_NUMBERS, as_bytes, pairs
 from roma_ds.checkpoint.stored.declared import Declared
 
@@ -59,21 +59,19 @@ class TransposedIntegers(CodedTensor):
     def rows(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
         """The whole weight."""
         wide, high = self.shape
-        group = self._group_of_rows(raw, high)
         words = raw.read(self.parts["codes"])
         if self._by_rows:
             codes = self._ordered(words)
         else:
             codes = self._numbers(words[..., None]).transpose(1, 2).reshape(high, wide)
-        codes -= self._zero_points(raw)[group]
-        codes *= raw.read(self.parts[".scales"]).float()[group]
-        return codes.T.contiguous()[first:last]
-
-    def _group_of_rows(self, raw: RawFiles, high: int) -> torch.Tensor:
-        if ".g_idx" not in self.parts:
-            return torch.arange(high) // self._group
-        group = raw.read(self.parts[".g_idx"]).long()
-        return torch.where(group < 0, group + self._groups, group)
+        weight, zeros = codes.T, self._zero_points(raw).T
+        scales = raw.read(self.parts[".scales"]).float().T
+        if ".g_idx" in self.parts:
+            group = group_numbers(raw, self.parts[".g_idx"], self._groups)
+            weight = weight.sub_(zeros[:, group]).mul_(scales[:, group])
+        else:
+            multiply(subtract(weight, zeros, self._group), scales, self._group)
+        return weight[first:last]
 
     def _zero_points(self, raw: RawFiles) -> torch.Tensor:
         """float32 [groups, O]."""
