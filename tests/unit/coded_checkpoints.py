@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from coded_tensors import Format, blocks_of_experts, experts_by_library
 from safetensors.torch import load_file, save_file
+from unit.coded_tensors import Format, blocks_of_experts, experts_by_library
 
 WEIGHTS = r"\.(self_attn|experts\.\d+|shared_experts|mlp)\.(\w+_proj|\w+_proj_with_mqa|w\d)\.weight$"
 """Products in layers, but no router, norm, embedding or head."""
