@@ -29,6 +29,7 @@ from roma_ds.export.merge import merge
 from roma_ds.families import detect
 from roma_ds.network.routed import RoutedLM
 from roma_ds.sequences.batches import collate
+from roma_ds.testing.tiny_composites import save_composite
 from roma_ds.testing.tiny_models import save_tiny
 
 BLOCKS = "mxfp4 blocks"
@@ -215,6 +216,20 @@ def test_merging_leaves_codes_bit_for_bit(case: tuple[str, str], pairs: Any, tmp
     change(plain := shutil.copytree(plain, tmp_path / "plain"), routers)
     whole, dtype = Span.suffix(0, DEPTH), library_type(case[1])
     assert_equal(loaded(tmp_path / "out", whole, dtype), loaded(plain, whole, dtype))
+
+
+def test_the_text_part_of_several_is_decoded(tmp_path: Path) -> None:
+    """What is said of the codes lies in the config of that part."""
+    base = save_composite(tmp_path / "base", "kimi_k25")
+    coded, plain = in_codes(base, tmp_path / "pair", by_name("int4 groups"), r"\.experts\.\d+\.\w+\.weight$")
+    config = json.loads((coded / "config.json").read_text())
+    config["text_config"]["quantization_config"] = config.pop("quantization_config")
+    (coded / "config.json").write_text(json.dumps(config))
+    for span in (Span.suffix(0, DEPTH), Span.suffix(3, DEPTH)):
+        assert_equal(loaded(coded, span, "bfloat16"), loaded(plain, span, "bfloat16"))
+    files = check_checkpoint(configured(coded))
+    assert set(files.decoding.kinds()) == {"packed integers of compressed-tensors"}
+    assert all(key.startswith("language_model.") for key in files.decoding.keys if ".experts." in key)
 
 
 def trained(folder: Path, dtype: str) -> dict[str, torch.Tensor]:

@@ -144,9 +144,9 @@ def test_scales_of_matrices_that_lie_in_one_tensor(tmp_path: Path) -> None:
     grids = ((3, 2, 3), (3,), (3, 1, 1), (3, 20), (3, 20, 1), (1,))
     for number, shape in enumerate(grids):
         scale = floats(shape, dice)
-        decoding = stored(
-            tmp_path / str(number), {"": codes, "_scale_inv": scale}, said, "model.layers.0.experts.up"
-        )
+        parts = {"": codes, "_scale_inv": scale, "_activation_scale": torch.ones(3)}
+        decoding = stored(tmp_path / str(number), parts, said, "model.layers.0.experts.up")
+        assert list(decoding.keys) == ["model.layers.0.experts.up"]
         wide = {
             (3, 2, 3): lambda one: one.repeat_interleave(16, 1).repeat_interleave(16, 2)[:, :20, :40],
             (3, 20): lambda one: one[:, :, None],

@@ -38,9 +38,9 @@ class Declared:
     """Whether zero points are stored as they are, and not less one."""
 
     @staticmethod
-    def of(raw: RawFiles) -> Declared:
-        """Raises UserError that names what is not known."""
-        said = _said(raw)
+    def of(raw: RawFiles, coded: bool) -> Declared:
+        """Raises UserError that names what is not known. coded: whether there are tensors in codes."""
+        said = _in_config(raw.model) or (_in_other_file(raw) if coded else {})
         if not said:
             return Declared()
         problem = _problem(said)
@@ -99,15 +99,12 @@ def _in_config(model: ModelConfig) -> Mapping[str, Any]:
     return {}
 
 
-def _said(raw: RawFiles) -> Mapping[str, Any]:
-    """The settings, from whichever place has them; empty where there are none."""
-    found = _in_config(raw.model)
-    path = raw.path(_OTHER_FILE, required=False) if not found else None
-    if path is not None:
-        content = read_json(path)
-        other = content.get("quantization") if isinstance(content, dict) else None
-        return {"quant_method": "modelopt", **other} if isinstance(other, dict) else {}
-    return found
+def _in_other_file(raw: RawFiles) -> Mapping[str, Any]:
+    """The settings in ModelOpt's own file; empty where there are none."""
+    path = raw.path(_OTHER_FILE, required=False)
+    content = read_json(path) if path is not None else None
+    found = content.get("quantization") if isinstance(content, dict) else None
+    return {"quant_method": "modelopt", **found} if isinstance(found, dict) else {}
 
 
 def _problem(said: Mapping[str, Any]) -> str | None:

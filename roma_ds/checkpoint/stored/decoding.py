@@ -52,9 +52,9 @@ class Decoding:
     def __init__(self, raw: RawFiles) -> None:
         """Raises UserError for a format that is not known."""
         self._raw = raw
-        self.declared = Declared.of(raw)
-        """What is said of them."""
         self._parts = coded_parts(raw)
+        self.declared = Declared.of(raw, bool(self._parts))
+        """What is said of them."""
         self._found: dict[str, CodedTensor] = {}
         if self.declared.said and not self._parts:
             for key in raw.keys:
