@@ -24,7 +24,7 @@ from roma_ds.storage.raw_values import bytes_of, read_at
 WHOLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 COMPLETE = "complete the checkpoint"
 PLAIN_COPY = (
-    "use a copy in bfloat16: load it by transformers, call its dequantize(), and "
+    "use a copy in bfloat16: load it by a library that decodes this format, and "
     "save_pretrained(..., save_original_format=False)"
 )
 

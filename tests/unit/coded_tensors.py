@@ -85,6 +85,7 @@ def listed(
         "format": form,
         "config_groups": {"group_0": {"targets": ["Linear"], "weights": settings, "format": form}},
         "ignore": ["lm_head"],
+        "quantization_status": "compressed",
     }
 
     def decode(parts: Parts) -> torch.Tensor:

@@ -13,6 +13,7 @@ from coded_checkpoints import change, in_codes, with_blocks
 from coded_tensors import FORMATS, by_name
 from safetensors.torch import load_file, save_file
 from stream_setting import CPU, DEPTH, WORLD, Setting, assert_same
+from transformers import AutoModelForCausalLM
 
 from roma_ds.checkpoint.blueprint import check_checkpoint
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
@@ -230,6 +231,25 @@ def test_the_text_part_of_several_is_decoded(tmp_path: Path) -> None:
     files = check_checkpoint(configured(coded))
     assert set(files.decoding.kinds()) == {"packed integers of compressed-tensors"}
     assert all(key.startswith("language_model.") for key in files.decoding.keys if ".experts." in key)
+
+
+LIBRARY = [
+    ("gpt_oss", BLOCKS),
+    ("olmoe", "fp8 blocks"),
+    ("qwen3_moe", "int4 groups"),
+    ("qwen3_moe", "fp8 channel"),
+]
+
+
+@pytest.mark.parametrize("case", LIBRARY, ids="-".join)
+def test_a_copy_that_transformers_decodes_and_saves_has_the_same_weights(
+    case: tuple[str, str], pairs: Any, tmp_path: Path
+) -> None:
+    coded, _ = pairs(*case)
+    network = AutoModelForCausalLM.from_pretrained(coded, dtype=torch.bfloat16)
+    network.save_pretrained(tmp_path, save_original_format=False)
+    whole = Span.suffix(0, DEPTH)
+    assert_equal(loaded(coded, whole, "bfloat16"), loaded(tmp_path, whole, "bfloat16"))
 
 
 def trained(folder: Path, dtype: str) -> dict[str, torch.Tensor]:
