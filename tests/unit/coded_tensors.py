@@ -111,6 +111,19 @@ def block_float8(name: str, block: tuple[int, int], shape: tuple[int, int], dtyp
     return Format(name, said, draw, decode, shape)
 
 
+def with_exponents(shape: tuple[int, int]) -> Format:
+    """FP8 blocks whose scales are exponents of two."""
+
+    def draw(rows: int, columns: int, dice: torch.Generator) -> Parts:
+        scale = integers(117, 122, (up(rows, 128), up(columns, 128)), dice, torch.uint8)
+        return {".weight": float8((rows, columns), dice), ".scale": scale.view(torch.float8_e8m0fnu)}
+
+    def decode(parts: Parts) -> torch.Tensor:
+        return FP8.decode({".weight": parts[".weight"], ".weight_scale_inv": parts[".scale"].float()})
+
+    return Format("fp8 blocks with e8m0", FP8.said, draw, decode, shape)
+
+
 def _with_scale(scale: Callable[[int, int], tuple[int, ...]], dtype: torch.dtype) -> Any:
     def draw(rows: int, columns: int, dice: torch.Generator) -> Parts:
         return {
@@ -321,6 +334,7 @@ FORMATS = (
     FP8,
     block_float8("fp8 blocks of another size", (16, 24), (40, 50), torch.bfloat16),
     block_float8("fp8 576 rows", (128, 128), (576, 256), torch.float32),
+    with_exponents((200, 140)),
     listed(
         "fp8 tensor", "float-quantized", _with_scale(lambda rows, columns: (1,), torch.float32),
         num_bits=8, type="float", strategy="tensor",

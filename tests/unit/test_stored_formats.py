@@ -323,6 +323,15 @@ def test_formats_that_are_not_known_are_named(tmp_path: Path, said: dict[str, An
         assert named in caught.value.message and "save_original_format=False" in caught.value.fix
 
 
+def test_a_config_of_early_compressed_tensors_names_no_method(tmp_path: Path) -> None:
+    form = by_name("int4 groups")
+    said = {key: value for key, value in form.said.items() if key != "quant_method"}
+    stored(tmp_path, form.draw_with(0), None)
+    (tmp_path / "config.json").write_text(json.dumps({"compression_config": said}))
+    found = whole(Decoding(RawFiles(ModelConfig(path=str(tmp_path)))))
+    assert torch.equal(found.bfloat16(), form.decode(form.draw_with(0)))
+
+
 def test_a_file_of_modelopt_is_read_too(tmp_path: Path) -> None:
     form = by_name("nvfp4 of ModelOpt")
     stored(tmp_path, form.draw_with(0), None)

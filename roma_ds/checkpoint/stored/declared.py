@@ -53,7 +53,7 @@ class Declared:
         )
         return Declared(
             True,
-            said.get("quant_method"),
+            _method(said),
             frozenset(size for size in sizes if type(size) is int),
             frozenset((int(one[0]), int(one[1])) for one in blocks if one and _is_block(one)),
             said.get("checkpoint_format") == "gptq_v2",
@@ -109,8 +109,7 @@ def _in_other_file(raw: RawFiles) -> Mapping[str, Any]:
 
 def _problem(said: Mapping[str, Any]) -> str | None:
     """What keeps such codes from being decoded, in words; None where nothing does."""
-    method = said.get("quant_method")
-    form = said.get("format")
+    method, form = _method(said), said.get("format")
     if method == "compressed-tensors":
         parts = [form, *(one.get("format") for one in _groups(said))]
         other = [one for one in parts if one is not None and str(one) not in _OF_LISTS]
@@ -135,6 +134,11 @@ def _problem(said: Mapping[str, Any]) -> str | None:
     if said.get(name) not in known:
         return f"are stored by {method} with {name} {shown(said[name])}, which is not read"
     return None
+
+
+def _method(said: Mapping[str, Any]) -> Any:
+    """Name of the method; files of early compressed-tensors leave it out."""
+    return said.get("quant_method") or ("compressed-tensors" if "config_groups" in said else None)
 
 
 def _groups(said: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
