@@ -83,6 +83,7 @@ setup(
             "mypy>=1.18",
             "statsmodels>=0.14.5",
             "peft>=0.19",
+            "compressed-tensors>=0.20.1",
             "gguf>=0.17",
             "types-PyYAML>=6.0.12",
             "trl>=1.16",

@@ -74,14 +74,13 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _of_shard(
-    shard: Shard, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype
+    base: BaseFolder, shard: Shard, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype
 ) -> dict[str, torch.Tensor]:
-    """Those of the routers that a shard holds, in the type to write there."""
+    """Those of the routers that a shard is to hold, in the type to write there."""
     found = {}
-    for key, weight in routers.items():
-        if key not in shard.places:
-            continue
-        stored = shard.places[key].dtype
+    for key, weight in base.changes(shard, routers).items():
+        # For codes there is none: what others of its kind are published in takes their place.
+        stored = "BF16" if key in base.coded.homes else shard.places[key].dtype
         if gate_dtype == "stored" and stored not in TYPES:
             raise UserError(
                 f"{key} is stored as {stored} in {shard.path.name}, a type that no router is written in",
@@ -96,17 +95,20 @@ def _of_shard(
     return found
 
 
-def _rewrite(source: Path, target: Path, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype) -> None:
+def _rewrite(
+    base: BaseFolder, name: str, target: Path, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype
+) -> None:
+    source = base.folder / name
     shard = open_shard(source)
-    mine = _of_shard(shard, routers, gate_dtype)
+    mine = _of_shard(base, shard, routers, gate_dtype)
     for key, weight in mine.items():
-        if shard.places[key].shape != weight.shape:
+        if key not in base.coded.homes and shard.places[key].shape != weight.shape:
             raise UserError(
                 f"{key} has shape {shard.places[key].shape} in {source.name}, "
                 f"{tuple(weight.shape)} in the router file",
                 "merge with the base model that the routers were trained on",
             )
-    rewrite(shard, target, mine)
+    rewrite(shard, target, mine, base.coded.gone)
 
 
 def _verify(base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype) -> None:
@@ -114,18 +116,23 @@ def _verify(base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor], ga
         if os.path.samefile(base.folder / name, out / name):
             continue
         old = open_shard(base.folder / name)
-        key = differing(old, open_shard(out / name), _of_shard(old, routers, gate_dtype))
+        wanted = _of_shard(base, old, routers, gate_dtype)
+        key = differing(old, open_shard(out / name), wanted, base.coded.gone)
         if key is not None:
             raise UserError(f"{key} differs after writing {out / name}", "check the disk and merge again")
 
 
-def _settle_index(path: Path) -> None:
-    """Let an index say what is in the files that it names: which tensors, and their size in bytes."""
+def _settle_index(path: Path, new: Mapping[str, str]) -> None:
+    """Let an index say what is in the files that it names: which tensors, and their size in bytes.
+
+    new: files of tensors that it may not know, by key.
+    """
     index = read_json(path)
     placed = weight_map(index)
     if placed is None or not all((path.parent / name).is_file() for name in placed.values()):
         return
     held = {name: open_shard(path.parent / name).places for name in set(placed.values())}
+    placed |= {key: name for key, name in new.items() if key in held.get(name, ())}
     index["weight_map"] = {key: name for key, name in placed.items() if key in held[name]}
     metadata = index.get("metadata")
     size = sum(held[name][key].size for key, name in index["weight_map"].items())
@@ -142,13 +149,14 @@ def _fill(
         source, target = base.folder / name, out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name in base.changed:
-            _rewrite(source, target, routers, gate_dtype)
+            _rewrite(base, name, target, routers, gate_dtype)
         elif name in base.unchanged:
             linked += _link_or_copy(base.folder, name, target)
         else:
             _copy(source, target)
     for path in sorted(out.rglob(INDEX_NAMES)):
-        _settle_index(path)
+        _settle_index(path, base.coded.homes)
+    base.coded.settle(out)
     return linked, len(base.unchanged) - linked
 
 
