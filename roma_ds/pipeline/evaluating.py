@@ -125,8 +125,7 @@ def _evaluate_one(session: Session, name: str, rounded: Weights | None = None) -
             return _variant_scores(session, name, weights, prompts)
 
         def write(prompts: Sequence[Prompt]) -> list[Written | None] | None:
-            model = session.plain()
-            model.use_routers(weights)
+            model = session.decoder(weights)
             return written_answers(
                 model, run, session.tokenizer, samples, prompts, f"write {name}", session.chat
             )
