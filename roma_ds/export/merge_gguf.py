@@ -144,6 +144,12 @@ def _number(file: GgufFile, key: str) -> int | None:
     return value if type(value) is int else None
 
 
+def _numbers(text: str) -> set[int]:
+    """Numbers with commas between; none where it is anything else."""
+    parts = text.split(",")
+    return {int(part) for part in parts} if all(part.isdecimal() for part in parts) else set()
+
+
 def _targets(out: Path, count: int) -> list[Path]:
     """The files to write. Raises UserError where one is there."""
     if out.suffix != ".gguf":
@@ -198,14 +204,14 @@ def _gates(parts: Sequence[GgufFile], base: Path, router: RouterFile) -> dict[in
 def _refuse_other_layers(first: GgufFile, base: Path, found: Mapping[int, _Gate], router: RouterFile) -> None:
     """Raises UserError where the base of the router file has other layers."""
     architecture = first.metadata["general.architecture"]
-    stated, known = _number(first, f"{architecture}.block_count"), router.metadata.get("base_layers")
+    stated = _number(first, f"{architecture}.block_count")
     # Blocks behind the last layer predict further tokens. Not every converter keeps them.
     extra = _number(first, f"{architecture}.nextn_predict_layers") or 0
     depth = max(found) + 1 if stated is None else stated - extra
-    if known and stated is not None and int(known) != depth:
-        raise UserError(f"{base} has {depth} layers, the base of the router file {known}", _OTHER)
-    sparse = router.metadata.get("moe_layers")
-    layers = {int(layer) for layer in sparse.split(",")} if sparse else set(found)
+    known = _numbers(router.metadata.get("base_layers", ""))
+    if known and stated is not None and known != {depth}:
+        raise UserError(f"{base} has {depth} layers, the base of the router file {max(known)}", _OTHER)
+    layers = _numbers(router.metadata.get("moe_layers", "")) or set(found)
     own = {layer for layer in found if layer < depth or layer in layers}
     if own != layers:
         raise UserError(
