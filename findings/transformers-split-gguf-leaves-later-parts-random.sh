@@ -11,7 +11,7 @@
 #
 # Who is hit: whoever loads large published GGUF models, which come in parts, to convert, compare or fine-tune.
 # A way out: merge the parts by `llama-gguf-split --merge` first.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
