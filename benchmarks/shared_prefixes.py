@@ -27,7 +27,7 @@ from typing import Any
 
 import harness_agreement
 from comparison import write_result
-from harness_agreement import TASKS, TOLERANCE, Compared, prepare
+from harness_agreement import TASKS, TOLERANCE, Compared, listed, prepare
 from shared_writing import DIFFERENT, WritingSides, compared_writing
 from shared_writing import NAME as WRITTEN
 
@@ -170,8 +170,7 @@ class Sides:
             config.write_text(
                 f"model: {{path: {self.work / 'model'}, dtype: float32}}\n"
                 f"data: {{train: [{{path: {train}}}], max_tokens: 4000, decontaminate: 'off'}}\n"
-                f"eval: {{tasks: [{{name: {task.name}, scoring: {task.scoring}, shots: {task.shots}}}], "
-                f"data_root: {self.work / 'data'}}}\n"
+                f"eval: {{tasks: [{listed(self.work, task)}], data_root: {self.work / 'data'}}}\n"
                 f"roma: {{layers: last1}}\ndeepspeed: zero0\noutput_dir: {self.work / 'out'}\n"
             )
             if code := main(["data", str(config), "--ranks", "1"]):

@@ -15,7 +15,7 @@
 # filters such as "the last number" then read what stands behind the answer, more often the larger
 # the batch.
 # A way out: the token in the model's generation config as one of its `eos_token_id`.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from math import prod
 from typing import Any
 
 import torch
@@ -30,13 +29,19 @@ def sampled_keys(files: CheckpointFiles, layout: MoELayout) -> list[str]:
 
 
 def checksums(files: CheckpointFiles, keys: Iterable[str]) -> dict[str, str]:
-    """SHA-256 of the stored bytes of tensors by key, of the first SAMPLE_BYTES where there are more."""
+    """SHA-256 of the stored bytes of tensors by key, of the first SAMPLE_BYTES where there are more.
+
+    Of what is stored in codes these are the codes and all that decodes them, one after the other.
+    """
     found = {}
     for key in keys:
-        place = files.place(key)
-        values = files.read_flat(key, 0, min(prod(place.shape), SAMPLE_BYTES // place.dtype.itemsize))
-        content: Any = values.view(torch.uint8).numpy()
-        found[key] = _sha256(content)
+        digest = hashlib.sha256()
+        for stored in files.decoding.stored_keys(key):
+            place = files.raw.place(stored)
+            values = files.raw.read_flat(stored, 0, min(place.size, SAMPLE_BYTES) // place.dtype.itemsize)
+            content: Any = values.view(torch.uint8).numpy()
+            digest.update(content)
+        found[key] = digest.hexdigest()
     return found
 
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import torch
 
-from roma_ds.checkpoint.stored_tensor import StoredTensor
+from roma_ds.checkpoint.stored_tensor import Placed
 from roma_ds.families.composite import TextNetwork
 from roma_ds.families.unread_keys import UnreadKeys
 
@@ -30,8 +30,8 @@ Piece = tuple[str, int, torch.Tensor]
 class Stored(Protocol):
     """Stored tensors by checkpoint key."""
 
-    def place(self, key: str) -> StoredTensor:
-        """Type, shape and place of the tensor."""
+    def place(self, key: str) -> Placed:
+        """Type and shape of the tensor."""
 
     def read(self, key: str) -> torch.Tensor:
         """The tensor, in its stored type."""
@@ -170,11 +170,15 @@ class Conversion:
         """
         like, (rule, lists) = wanted[target.name], self._made_by(target)
         if rule is None:
-            key, step = target.sources[None][-1], READ_BYTES // like.itemsize
+            key = target.sources[None][-1]
+            grain = stored.place(key).grain
+            step = max(1, READ_BYTES // like.itemsize // grain) * grain
             for start, stop in spans:
-                for first in range(start, stop, step):
-                    values = stored.read_flat(key, first, min(first + step, stop))
-                    yield target.name, first, values.to(like.dtype)
+                while start < stop:
+                    # Up to where what is read together ends.
+                    end = min((start + step) // grain * grain, stop)
+                    yield target.name, start, stored.read_flat(key, start, end).to(like.dtype)
+                    start = end
             return
 
         def typed(key: str) -> torch.Tensor:

@@ -12,8 +12,8 @@ from huggingface_hub.errors import StrictDataclassError
 
 from roma_ds.config import ModelConfig
 from roma_ds.errors import EnvironmentFault, RomaError, UserError, full_disk, out_of_memory
-from roma_ds.families.composite import text_part, whole_config
-from roma_ds.families.config_values import settled
+from roma_ds.families.composite import TEXT, text_part, whole_config
+from roma_ds.families.config_values import STORED_AS, settled
 from roma_ds.families.own_models import register_own_models
 from roma_ds.families.unusable_config import UnusableConfig, mentioned, shown
 from roma_ds.storage import fingerprint
@@ -86,7 +86,8 @@ def reading_faults(model: ModelConfig) -> Iterator[None]:
 
 
 def load_config(model: ModelConfig) -> Any:
-    """The transformers config of the checkpoint, without weights, and without what says how to run it.
+    """The transformers config of the checkpoint, without weights, and without what says how to run it or how
+    weights are stored.
 
     Of a checkpoint of several parts it is that of the text part, which remembers the whole one. Raises
     UserError when it is not there, or has values of which no config can be made.
@@ -106,9 +107,13 @@ def load_config(model: ModelConfig) -> Any:
             raise ValueError(f"model_type is {shown(kind)} in its config.json, the name of a type is meant")
         own_code = model.trust_remote_code and "auto_map" in values
         if own_code or kind not in CONFIG_MAPPING:
-            return AutoConfig.from_pretrained(
+            config = AutoConfig.from_pretrained(
                 place, revision=model.revision, trust_remote_code=model.trust_remote_code
             )
+            for owner in filter(None, (config, getattr(config, TEXT, None))):
+                for name in STORED_AS:
+                    vars(owner).pop(name, None)
+            return config
         return text_part(_made(CONFIG_MAPPING[kind], values, _config_file(model), place))
 
 

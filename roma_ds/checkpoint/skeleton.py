@@ -10,17 +10,16 @@ import torch
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.families.causal_lm import causal_lm
-from roma_ds.families.unusable_config import making_faults, require_plain_weights
+from roma_ds.families.unusable_config import making_faults
 
 
 def blank_network(model: ModelConfig, config: Any) -> Any:
     """The causal LM of `config`: parameters on the meta device in the run's type, buffers computed.
 
-    Raises UserError for quantized weights, a tied head with a bias, a config that describes no network.
+    Raises UserError for a tied head with a bias, a config that describes no network.
     """
     from accelerate import init_empty_weights
 
-    require_plain_weights(config, model.path)
     dtype = getattr(torch, model.dtype)
     with making_faults(config), init_empty_weights(include_buffers=False):
         network = causal_lm(config, dtype, model.trust_remote_code)

@@ -84,6 +84,13 @@ def _weights(subject: Subject) -> Iterator[str]:
         return
     files = check_checkpoint(subject.run.model)
     yield f"{len(files.keys)} tensors in {len(set(files.keys.values()))} files fit the config"
+    coded = files.decoding.kinds()
+    if coded:
+        found = ", ".join(f"{count} as {kind}" for kind, count in sorted(coded.items()))
+        yield (
+            f"  {coded.total()} are stored in codes ({found}) and decoded to {subject.run.model.dtype}; "
+            f"{files.stored_bytes:,} bytes on disk"
+        )
 
 
 def _training_data(subject: Subject) -> Iterator[str]:

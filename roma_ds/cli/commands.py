@@ -37,9 +37,11 @@ def _worker_arguments(options: argparse.Namespace, goal: str) -> list[str]:
 
 def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     """`run` and the single stages: what needs no ranks here, the rest through the launcher."""
+    from roma_ds.cli.routers.evaluated import evaluated_router
+    from roma_ds.cli.routers.publishing import push, ready_destination
     from roma_ds.config import resolve_deepspeed
     from roma_ds.pipeline.data import make_data
-    from roma_ds.pipeline.plan_of_stages import ON_ALL_RANKS, VARIANTS, require_tasks, stages_until
+    from roma_ds.pipeline.plan_of_stages import GIVEN, ON_ALL_RANKS, VARIANTS, require_tasks, stages_until
     from roma_ds.pipeline.worker import finish, load_for
 
     goal = "report" if options.command == "run" else options.command
@@ -48,9 +50,13 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     variant = getattr(options, "variant", None)
     if variant is not None and variant not in VARIANTS:
         raise UserError(f"--variant {variant} is unknown", f"use one of {', '.join(VARIANTS)}")
+    router = evaluated_router(options)
+    if router is not None:
+        variant = options.variant = GIVEN
     _refuse_inside_ranks()
     run_config = load_for(options.config, options.overrides, options.ds)
     require_tasks(goal, run_config)
+    destination = ready_destination(options)
     flags = read_launcher_flags(launcher_flags, options.ranks)
     needed = stages_until(goal)
     folders = Folders(Path(run_config.output_dir))
@@ -77,7 +83,7 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
             from roma_ds.pipeline.worker import calm_libraries
 
             calm_libraries()
-            trains = variant != "base"
+            trains = variant not in ("base", GIVEN)
             accept_unread(
                 run_config, world_size, goal, trains and "embed" in needed, trains and "index" in needed
             )
@@ -87,6 +93,8 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
     if first:
         with locked(folders.root):
             make_data(run_config, folders, _say, accepted)
+            if router is not None:
+                router.place(folders.training(GIVEN))
     if on_ranks:
         last = [stage for stage in needed if stage in ON_ALL_RANKS][-1]
         code = _on_ranks(options, flags, ranks, last)
@@ -94,7 +102,9 @@ def run(options: argparse.Namespace, launcher_flags: Sequence[str] = ()) -> int:
             return code
     if first:
         with locked(folders.root):
-            finish(needed, run_config, folders)
+            finish(needed, run_config, folders, fetch=destination is not None and not options.dry_run)
+            if destination is not None:
+                push(destination, run_config, folders.stage("export"), options.dry_run, _say)
     return 0
 
 
@@ -236,24 +246,10 @@ def plan(options: argparse.Namespace) -> int:
 
 
 def merge(options: argparse.Namespace) -> int:
-    """Merge a router file into its base checkpoint."""
-    from roma_ds.checkpoint.loading import PACKAGED
-    from roma_ds.export.merge import merge as merge_checkpoint
+    """Merge a router file into its base checkpoint, or a GGUF file of it."""
+    from roma_ds.cli.routers.merging import merge_router
 
-    base = PACKAGED if str(options.model) == "demo" else options.model
-    facts = merge_checkpoint(base, options.router, options.out)
-    _say(
-        f"merged {facts['routers']} routers into {options.out}; {facts['tensors']} tensors verified, "
-        f"{facts['shards_rewritten']} files rewritten"
-    )
-    if facts["copies"]:
-        _say(f"the same routers were put into the second copy of the weights: {', '.join(facts['copies'])}")
-    if facts["linked"]:
-        _say(
-            f"{facts['linked']} unchanged weight files are hard links to those of the base, which "
-            "must not be changed in place; all other files are copies"
-        )
-    return 0
+    return merge_router(options)
 
 
 def doctor(options: argparse.Namespace) -> int:

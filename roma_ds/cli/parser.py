@@ -128,6 +128,41 @@ def _add_plan(commands: Any) -> None:
     plan.add_argument("--json", action="store_true", help="as JSON")
 
 
+def _add_router_arguments(command: argparse.ArgumentParser, stage: str) -> None:
+    """What `eval` and `export` take of router files trained elsewhere, or published."""
+    if stage == "eval":
+        command.add_argument(
+            "--router", metavar="ROUTER", help="this router file alone, or hub:OWNER/NAME; nothing is trained"
+        )
+    if stage == "export":
+        command.add_argument(
+            "--push", metavar="OWNER/NAME", help="upload router file and card to that repository on the hub"
+        )
+        command.add_argument("--public", action="store_true", help="with --push: for everybody to read")
+        command.add_argument(
+            "--dry-run", action="store_true", help="with --push: show what would be uploaded, and the card"
+        )
+
+
+def _add_merge(commands: Any) -> None:
+    merge = commands.add_parser(
+        "merge", help="base checkpoint or GGUF file with the routers of a router file"
+    )
+    merge.add_argument(
+        "model", metavar="MODEL", help="folder of the base checkpoint, a .gguf file of it, or `demo`"
+    )
+    merge.add_argument("router", metavar="ROUTER", help="router.safetensors, or hub:OWNER/NAME")
+    merge.add_argument(
+        "--out", type=Path, required=True, help="new folder for the merged checkpoint, or new .gguf file"
+    )
+    merge.add_argument(
+        "--gate-dtype",
+        choices=("stored", "float32"),
+        help="type of the merged routers: float32 (the default for a checkpoint), or as the base has them "
+        "(a .gguf file always keeps its own; float32 refuses one that rounds)",
+    )
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of every command."""
     parser = _Parser(
@@ -178,6 +213,7 @@ def build_parser() -> argparse.ArgumentParser:
         _add_run_arguments(command)
         if stage in ("train", "eval"):
             command.add_argument("--variant", metavar="NAME", help="this variant alone")
+        _add_router_arguments(command, stage)
         command.epilog = _LAUNCHER_FLAGS
         if stage == "report":
             command.epilog = (
@@ -193,10 +229,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--ranks", type=int, default=None, metavar="N", help="ranks on this host (default: one a device)"
     )
 
-    merge = commands.add_parser("merge", help="base checkpoint with the routers of a router file")
-    merge.add_argument("model", type=Path, metavar="MODEL", help="folder of the base checkpoint, or `demo`")
-    merge.add_argument("router", type=Path, metavar="ROUTER", help="router.safetensors")
-    merge.add_argument("--out", type=Path, required=True, help="new folder for the merged checkpoint")
+    _add_merge(commands)
 
     doctor = commands.add_parser("doctor", help="what this machine has and lacks")
     doctor.add_argument("--json", action="store_true", help="as JSON")

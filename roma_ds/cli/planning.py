@@ -66,6 +66,7 @@ def answer(options: argparse.Namespace) -> tuple[Subject, Any, Any]:
         activation_memory=parse_size(options.activation_memory, "--activation-memory"),
         rates=_rates(options),
         uncut=family.barrier("suffix"),
+        stored_bytes=stored_bytes(model),
         shared=family.shares_tokens,
     )
     found = {str(kind): number for kind, number in by_kind(counted(network)).items()}
@@ -97,6 +98,22 @@ def config_of(model: Any) -> Any:
         return load_config(model)
     except UserError as error:
         raise UserError(error.message, fix) from error
+
+
+def stored_bytes(model: Any) -> int | None:
+    """Bytes of a checkpoint here whose weights are stored in codes; None for any other.
+
+    model: a `ModelConfig`. Raises UserError where its weights are stored in a way that is not read, or are
+    not whole.
+    """
+    from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+    from roma_ds.checkpoint.raw_files import INDEX, WHOLE
+
+    place = Path(model.path)
+    if not any((place / name).is_file() for name in (WHOLE, INDEX)):
+        return None
+    files = CheckpointFiles(model)
+    return files.stored_bytes if files.decoding.kinds() else None
 
 
 def _problems(options: argparse.Namespace) -> Iterator[str]:

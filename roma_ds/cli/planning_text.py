@@ -52,6 +52,12 @@ def lines(subject: Subject, result: Forecast, question: Question) -> Iterator[st
     yield f"Frozen pass over {question.tokens:,} tokens, once"
     yield ""
     yield from table(PASS_HEAD, [pass_cells(row) for row in result.passes])
+    if question.stored_bytes is not None:
+        yield ""
+        yield (
+            f"checkpoint on disk: {decimal(question.stored_bytes)}B in codes, decoded to {setting.dtype} "
+            "while they are read"
+        )
     yield ""
     more = result.token_bytes != result.hidden_bytes
     token = (

@@ -48,6 +48,10 @@ class TrainConfig:
     """Fraction of the steps over which the learning rate rises linearly from 0."""
     weight_decay: NotNegative = 0.01
     """Decoupled weight decay of AdamW."""
+    gate_dtype: Literal["as_stored", "float32"] = "float32"
+    """What a forward pass sees of the routers that are trained: float32, or their values rounded to the type
+    in which the checkpoint stores its gates, so that the router file holds what a model served in that type
+    computes with. Masters and optimizer are float32 in both."""
     clip: NotNegative = 1.0
     """Largest norm of the whole gradient; 0 does not clip."""
     seed: Annotated[int, Range(at_least=0, below=2**32)] = 0

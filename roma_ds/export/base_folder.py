@@ -13,13 +13,15 @@ from typing import Any
 import torch
 from safetensors import safe_open
 
-from roma_ds.checkpoint.checkpoint_files import INDEX, WHOLE, CheckpointFiles
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.gate_keys import stored_layout
 from roma_ds.checkpoint.loading import load_config
+from roma_ds.checkpoint.raw_files import INDEX, WHOLE
 from roma_ds.checkpoint.span import skeleton
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
-from roma_ds.export.shard import open_shard
+from roma_ds.export.coded_gates import CodedGates, coded_gates
+from roma_ds.export.shard import Shard, open_shard
 from roma_ds.families import detect, family_of
 from roma_ds.storage.atomic import read_json
 
@@ -42,10 +44,22 @@ class BaseFolder:
     placement: Mapping[str, str]
     """Checkpoint key -> file that transformers reads it from."""
     changed: tuple[str, ...]
-    """Safetensors files that hold a router."""
+    """Safetensors files that hold a router, or a part of its codes."""
     unchanged: tuple[str, ...]
     """Other safetensors files."""
     others: tuple[str, ...]
+    coded: CodedGates
+    """Routers that are stored in codes."""
+
+    def changes(self, shard: Shard, routers: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Those of `routers` that belong in a file: in place of its own, or of its codes."""
+        name = shard.path.relative_to(self.folder).as_posix()
+        homes = self.coded.homes
+        return {
+            key: weight
+            for key, weight in routers.items()
+            if (homes[key] == name if key in homes else key in shard.places)
+        }
 
     @property
     def copies(self) -> tuple[str, ...]:
@@ -60,7 +74,8 @@ def base_folder(base: Path, routers: Mapping[str, torch.Tensor]) -> BaseFolder:
     the weights a second time in a way that cannot be changed, which would keep the routers of the base.
     """
     placement = _placement(base)
-    unknown = sorted(key for key in routers if key not in placement)
+    coded = coded_gates(base, routers)
+    unknown = sorted(key for key in routers if key not in placement and key not in coded.homes)
     if unknown:
         raise UserError(
             f"the router file has {unknown[0]}, which {base} does not have",
@@ -72,7 +87,8 @@ def base_folder(base: Path, routers: Mapping[str, torch.Tensor]) -> BaseFolder:
     foreign = [name for name in names if _may_hold_weights(name)]
     read = set(placement.values())
     shapes = {tuple(weight.shape) for weight in routers.values()}
-    held = {name: [key for key in routers if key in open_shard(base / name).places] for name in weights}
+    moved = routers.keys() | coded.gone
+    held = {name: [key for key in moved if key in open_shard(base / name).places] for name in weights}
     renamed = [
         name
         for name in weights
@@ -81,7 +97,8 @@ def base_folder(base: Path, routers: Mapping[str, torch.Tensor]) -> BaseFolder:
     other = [
         name
         for name in weights
-        if name not in read and any(_differs(base, name, placement[key], key) for key in held[name])
+        if name not in read
+        and any(key in coded.gone or _differs(base, name, placement[key], key) for key in held[name])
     ]
     if foreign or renamed or other:
         raise _second_copy(base, foreign, renamed, other)
@@ -91,6 +108,7 @@ def base_folder(base: Path, routers: Mapping[str, torch.Tensor]) -> BaseFolder:
         changed=tuple(name for name in weights if held[name]),
         unchanged=tuple(name for name in weights if not held[name]),
         others=tuple(name for name in names if name not in held),
+        coded=coded,
     )
 
 
@@ -120,7 +138,8 @@ def _placement(base: Path) -> dict[str, str]:
         return dict.fromkeys(open_shard(base / WHOLE).places, WHOLE)
     if not (base / INDEX).exists():
         raise UserError(
-            f"{base} has neither {WHOLE} nor {INDEX}", "give the folder of a safetensors checkpoint"
+            f"{base} has neither {WHOLE} nor {INDEX}",
+            "give the folder of a safetensors checkpoint, or a .gguf file",
         )
     placement = weight_map(read_json(base / INDEX))
     if placement is None:

@@ -8,17 +8,20 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TypedDict
+from typing import Literal, TypedDict
 
 import torch
 
 from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.errors import UserError
 from roma_ds.export.base_folder import BaseFolder, base_folder, weight_map
-from roma_ds.export.shard import differing, open_shard, rewrite
+from roma_ds.export.shard import Shard, differing, open_shard, rewrite
 from roma_ds.storage.atomic import make_folder, read_json
+from roma_ds.storage.gate_digest import TYPES
 
 INDEX_NAMES = "*.safetensors.index*.json"
+GateDtype = Literal["float32", "stored"]
+"""Type of the routers in a merged checkpoint: the router file's own, or what the base has them in."""
 
 
 class Merged(TypedDict):
@@ -70,36 +73,66 @@ def _copy(source: Path, target: Path) -> None:
     target.chmod(target.stat().st_mode | 0o200)
 
 
-def _rewrite(source: Path, target: Path, routers: Mapping[str, torch.Tensor]) -> None:
+def _of_shard(
+    base: BaseFolder, shard: Shard, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype
+) -> dict[str, torch.Tensor]:
+    """Those of the routers that a shard is to hold, in the type to write there."""
+    found = {}
+    for key, weight in base.changes(shard, routers).items():
+        # For codes there is none: what others of its kind are published in takes their place.
+        stored = "BF16" if key in base.coded.homes else shard.places[key].dtype
+        if gate_dtype == "stored" and stored not in TYPES:
+            raise UserError(
+                f"{key} is stored as {stored} in {shard.path.name}, a type that no router is written in",
+                "merge with --gate-dtype float32",
+            )
+        found[key] = weight.to(TYPES[stored]) if gate_dtype == "stored" else weight
+        if not found[key].isfinite().all():
+            raise UserError(
+                f"{key} is stored as {stored} in {shard.path.name}, and has a value too large for it",
+                "merge with --gate-dtype float32",
+            )
+    return found
+
+
+def _rewrite(
+    base: BaseFolder, name: str, target: Path, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype
+) -> None:
+    source = base.folder / name
     shard = open_shard(source)
-    mine = {key: weight for key, weight in routers.items() if key in shard.places}
+    mine = _of_shard(base, shard, routers, gate_dtype)
     for key, weight in mine.items():
-        if shard.places[key].shape != weight.shape:
+        if key not in base.coded.homes and shard.places[key].shape != weight.shape:
             raise UserError(
                 f"{key} has shape {shard.places[key].shape} in {source.name}, "
                 f"{tuple(weight.shape)} in the router file",
                 "merge with the base model that the routers were trained on",
             )
-    # Kept in float32: rounding a tuned router to bfloat16 could undo small updates.
-    rewrite(shard, target, mine)
+    rewrite(shard, target, mine, base.coded.gone)
 
 
-def _verify(base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor]) -> None:
+def _verify(base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype) -> None:
     for name in (*base.changed, *base.unchanged):
         if os.path.samefile(base.folder / name, out / name):
             continue
-        key = differing(open_shard(base.folder / name), open_shard(out / name), routers)
+        old = open_shard(base.folder / name)
+        wanted = _of_shard(base, old, routers, gate_dtype)
+        key = differing(old, open_shard(out / name), wanted, base.coded.gone)
         if key is not None:
             raise UserError(f"{key} differs after writing {out / name}", "check the disk and merge again")
 
 
-def _settle_index(path: Path) -> None:
-    """Let an index say what is in the files that it names: which tensors, and their size in bytes."""
+def _settle_index(path: Path, new: Mapping[str, str]) -> None:
+    """Let an index say what is in the files that it names: which tensors, and their size in bytes.
+
+    new: files of tensors that it may not know, by key.
+    """
     index = read_json(path)
     placed = weight_map(index)
     if placed is None or not all((path.parent / name).is_file() for name in placed.values()):
         return
     held = {name: open_shard(path.parent / name).places for name in set(placed.values())}
+    placed |= {key: name for key, name in new.items() if key in held.get(name, ())}
     index["weight_map"] = {key: name for key, name in placed.items() if key in held[name]}
     metadata = index.get("metadata")
     size = sum(held[name][key].size for key, name in index["weight_map"].items())
@@ -107,31 +140,35 @@ def _settle_index(path: Path) -> None:
     path.write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
 
 
-def _fill(base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor]) -> tuple[int, int]:
+def _fill(
+    base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype
+) -> tuple[int, int]:
     """Numbers of unchanged weight files that were linked and copied."""
     linked = 0
     for name in (*base.changed, *base.unchanged, *base.others):
         source, target = base.folder / name, out / name
         target.parent.mkdir(parents=True, exist_ok=True)
         if name in base.changed:
-            _rewrite(source, target, routers)
+            _rewrite(base, name, target, routers, gate_dtype)
         elif name in base.unchanged:
             linked += _link_or_copy(base.folder, name, target)
         else:
             _copy(source, target)
     for path in sorted(out.rglob(INDEX_NAMES)):
-        _settle_index(path)
+        _settle_index(path, base.coded.homes)
+    base.coded.settle(out)
     return linked, len(base.unchanged) - linked
 
 
-def merge(base: Path, router_file: Path, out: Path) -> Merged:
+def merge(base: Path, router_file: Path, out: Path, gate_dtype: GateDtype = "float32") -> Merged:
     """Write `out`: `base` with the routers of `router_file` in place, checked tensor by tensor.
 
     Subfolders come along, and a second copy of the weights in the same form is changed too. Safetensors files
     without a router are hard-linked where they are the user's own and in no cache, else copied; none is held
-    in memory. All other files are copied. `out` appears whole or not at all. Raises UserError when a key or
-    shape does not fit, when weights are there a second time in another form, or `out` exists and is not empty
-    or lies in `base`.
+    in memory. All other files are copied. `out` appears whole or not at all. gate_dtype: routers are written
+    in float32 whatever the base has, as rounding a tuned router could undo small updates; or rounded to the
+    type that the base has them in. Raises UserError when a key or shape does not fit, when weights are there
+    a second time in another form, or `out` exists and is not empty or lies in `base`.
     """
     if out.is_file():
         raise UserError(f"{out} exists and is a file", "choose another --out")
@@ -146,8 +183,8 @@ def merge(base: Path, router_file: Path, out: Path) -> Merged:
     make_folder(out.parent)
     temporary = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
     try:
-        linked, copied = _fill(found, temporary, routers)
-        _verify(found, temporary, routers)
+        linked, copied = _fill(found, temporary, routers, gate_dtype)
+        _verify(found, temporary, routers, gate_dtype)
         os.chmod(temporary, 0o755)
         if out.exists():
             out.rmdir()

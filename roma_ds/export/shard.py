@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -11,6 +11,8 @@ from typing import Any, BinaryIO
 import torch
 
 from roma_ds.errors import UserError
+from roma_ds.storage.gate_digest import TYPES
+from roma_ds.storage.raw_values import bytes_of
 from roma_ds.storage.tensor_header import Place, read_header
 
 PIECE_BYTES = 1 << 22
@@ -47,11 +49,14 @@ def open_shard(path: Path) -> Shard:
         raise UserError(f"{path} cannot be read: {error}", "complete the checkpoint") from error
 
 
-def rewrite(shard: Shard, target: Path, replaced: Mapping[str, torch.Tensor]) -> None:
-    """Write `target`: the tensors of `shard` with those of `replaced`, float32, in place of its own."""
-    places = {
-        key: _replacement(replaced[key]) if key in replaced else place for key, place in shard.places.items()
-    }
+def rewrite(
+    shard: Shard, target: Path, replaced: Mapping[str, torch.Tensor], gone: Collection[str] = ()
+) -> None:
+    """Write `target`: the tensors of `shard` without those of `gone`, and with those of `replaced`.
+
+    These are in place of its own where it has them, in their types.
+    """
+    places = _left(shard, gone) | {key: _replacement(weight) for key, weight in replaced.items()}
     # Wide values first, as safetensors itself does: each tensor then starts at a multiple of its width.
     order = sorted(places, key=lambda key: (-places[key].width, key))
     header: dict[str, Any] = {"__metadata__": {"format": "pt", **shard.metadata}}
@@ -71,10 +76,16 @@ def rewrite(shard: Shard, target: Path, replaced: Mapping[str, torch.Tensor]) ->
                 out.writelines(shard.pieces(source, key))
 
 
-def differing(old: Shard, new: Shard, replaced: Mapping[str, torch.Tensor]) -> str | None:
-    """The first key whose tensor in `new` is not that of `replaced`, or where there is none, of `old`."""
-    if old.places.keys() != new.places.keys():
-        return min(old.places.keys() ^ new.places.keys())
+def differing(
+    old: Shard, new: Shard, replaced: Mapping[str, torch.Tensor], gone: Collection[str] = ()
+) -> str | None:
+    """The first key whose tensor in `new` is not that of `replaced`, or where there is none, of `old`.
+
+    replaced: of this shard. gone: what `new` is to lack, where it is not replaced.
+    """
+    keys = _left(old, gone).keys() | replaced.keys()
+    if keys != new.places.keys():
+        return min(keys ^ new.places.keys())
     with open(old.path, "rb") as before, open(new.path, "rb") as after:
         for key, place in new.places.items():
             wanted = _replacement(replaced[key]) if key in replaced else old.places[key]
@@ -90,10 +101,14 @@ def differing(old: Shard, new: Shard, replaced: Mapping[str, torch.Tensor]) -> s
     return None
 
 
+def _left(shard: Shard, gone: Collection[str]) -> dict[str, Place]:
+    return {key: place for key, place in shard.places.items() if key not in gone}
+
+
 def _replacement(weight: torch.Tensor) -> Place:
-    return Place("F32", tuple(weight.shape), 0, weight.numel() * 4)
+    name = next(name for name, dtype in TYPES.items() if dtype == weight.dtype)
+    return Place(name, tuple(weight.shape), 0, weight.numel() * weight.itemsize)
 
 
 def _bytes(weight: torch.Tensor) -> bytes:
-    content: bytes = weight.float().contiguous().numpy().tobytes()
-    return content
+    return bytes(bytes_of(weight.contiguous()))

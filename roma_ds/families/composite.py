@@ -17,7 +17,7 @@ from roma_ds.families.unusable_config import making_faults
 
 TEXT, WHOLE = "text_config", "whole_config"
 """Names of the text part in a whole config, and of the whole one in the text part that `text_part` gives."""
-BELONGING = ("dtype", "eos_token_id", "bos_token_id", "pad_token_id", "quantization_config")
+BELONGING = ("dtype", "eos_token_id", "bos_token_id", "pad_token_id")
 """What a whole config may say of its text part, where that does not say it itself."""
 
 

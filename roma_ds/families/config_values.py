@@ -26,6 +26,9 @@ RUN_BY_US = {
 }
 """Keys that say how a network is run or what the outputs of a classifier are called. They are left out: what
 roma_ds computes does not depend on them."""
+STORED_AS = ("quantization_config", "compression_config")
+"""Keys that say how weights are stored. They are left out: weights are decoded while they are read, and
+transformers must make a network of plain ones."""
 READ_EVERYWHERE: dict[str, Any] = {
     "head_dim": int | None,
     "sliding_window": int | None,
@@ -55,7 +58,7 @@ def settled(kind: Any, values: Mapping[str, Any], file: str) -> dict[str, Any]:
     """`values` as the config class `kind` takes them. file: where they are from, for the message.
 
     A whole number where a fraction is meant and the other way round, `torch.bfloat16` or `auto` as a dtype
-    and an empty quantization_config are put right; what only says how the network is run is left out.
+    are put right; what says how the network is run, or how its weights are stored, is left out.
     Ranges are looked at for the types that a family describes.
     Raises UnusableConfig that names every key and value that cannot be used.
     """
@@ -78,8 +81,8 @@ def settled(kind: Any, values: Mapping[str, Any], file: str) -> dict[str, Any]:
             f"{file}, of model type '{kind.model_type}', cannot be used: {'; '.join(problems)}",
             "give the values that the checkpoint was saved with",
         )
-    empty = {name for name in (*_DTYPES, "quantization_config") if not found.get(name)}
-    left = {name for name in found if name in RUN_BY_US or _IMPLEMENTATION.match(name)}
+    empty = {name for name in _DTYPES if not found.get(name)}
+    left = {name for name in found if name in (*RUN_BY_US, *STORED_AS) or _IMPLEMENTATION.match(name)}
     left.update(name for name in found if _is_machinery(kind, name))
     return {name: value for name, value in found.items() if name not in empty | left}
 
@@ -152,7 +155,7 @@ def _taken(kind: Any, name: str, value: Any) -> Any:
     """The value as `kind` takes it. Raises TypeError or ValueError that goes on from "NAME must be "."""
     if name in _DTYPES:
         return _dtype(value)
-    if name == "quantization_config":
+    if name in STORED_AS:
         return _of(value, dict | None, "an object")
     if _IMPLEMENTATION.match(name):
         return _of(value, str | dict | bool | None, "a name")

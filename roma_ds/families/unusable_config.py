@@ -51,17 +51,6 @@ def making_faults(config: Any) -> Iterator[None]:
         ) from error
 
 
-def require_plain_weights(config: Any, path: str) -> None:
-    """Raises UserError where a checkpoint has quantized weights. path: of it, as the user named it."""
-    how = getattr(config, "quantization_config", None)
-    if how is not None:
-        raise UserError(
-            f"model.path: {path} has quantized weights, which cannot be read layer by layer "
-            f"(quantization_config is {shown(how)})",
-            "use the checkpoint in bfloat16 or float32",
-        )
-
-
 def _read_in(line: str | None) -> str:
     """The config attributes that a line of a model's source reads, as words."""
     return " ".join(re.findall(r"config\.(\w+)", line or ""))

@@ -9,23 +9,35 @@ from pathlib import Path
 
 from roma_ds.config import RunConfig
 from roma_ds.errors import UserError
-from roma_ds.export.card import model_card
+from roma_ds.export.card import model_card, survival_line
+from roma_ds.export.licence import base_licence
 from roma_ds.pipeline.folders import Folders
+from roma_ds.pipeline.plan_of_stages import AS_SERVED
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, read_json, write_text, writing
 
 Say = Callable[[str], None]
 
 
-def export(run: RunConfig, folders: Folders, say: Say) -> None:
-    """Copy the trained routers and write their card into `export/`. Raises UserError when none is trained."""
+def export(run: RunConfig, folders: Folders, say: Say, fetch: bool = False) -> None:
+    """Copy the trained routers and write their card into `export/`. Raises UserError when none is trained.
+
+    fetch: ask the hub for the licence of a base model that is there alone.
+    """
     router = folders.training("roma") / "router.safetensors"
     if not router.exists():
         raise UserError(f"{router} does not exist", "run roma-ds train first")
     record = folders.record("export")
     evaluations = _evaluations(run, folders)
     results = {name: fingerprint.of_file(path) for name, path in evaluations.items()}
-    inputs = {"router": fingerprint.of_file(router), "results": results}
+    licence = base_licence(run.model, fetch)
+    survival = folders.training_record("roma").extra().get("served")
+    inputs = {
+        "router": fingerprint.of_file(router),
+        "results": results,
+        "licence": licence,
+        "served": survival,
+    }
     if record.why_stale(inputs) is None:
         say("export: up to date")
         return
@@ -33,14 +45,18 @@ def export(run: RunConfig, folders: Folders, say: Say) -> None:
     folder = make_folder(folders.stage("export"))
     with writing(folder / router.name) as temporary:
         shutil.copyfile(router, temporary)
-    write_text(folder / "README.md", model_card(run, folder / router.name, evaluations))
+    write_text(folder / "README.md", model_card(run, folder / router.name, evaluations, licence, survival))
     record.finish(inputs, [router.name, "README.md"], time.monotonic() - started, {})
     say(f"export: {folder / router.name}")
+    if survival is not None:
+        say(f"export: {survival_line(survival)}")
+    if AS_SERVED in evaluations:
+        say(f"export: accuracy as served {100 * read_json(evaluations[AS_SERVED])['average']:.2f}%")
 
 
 def _evaluations(run: RunConfig, folders: Folders) -> dict[str, Path]:
     """What an earlier config of this folder measured is none of a run without tasks."""
-    names = ("base", "router_tuning", "roma") if run.eval.tasks else ()
+    names = ("base", "router_tuning", "roma", AS_SERVED) if run.eval.tasks else ()
     paths = {name: folders.root / "eval" / f"{name}.json" for name in names}
     return {name: path for name, path in paths.items() if path.exists()}
 

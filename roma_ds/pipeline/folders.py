@@ -55,8 +55,10 @@ class Folders:
         return self.places.get(f"eval/{variant}", self.stage("eval"))
 
     def training(self, variant: str) -> Path:
-        """Folder of one training: `train` for RoMA, `controls/NAME` for the others."""
-        return self.root / "train" if variant == "roma" else self.root / "controls" / variant
+        """Folder of one training: `train` for RoMA, `controls/NAME` for the others; `given` for a router file
+        that was trained elsewhere."""
+        own = {"roma": self.root / "train", "given": self.root / "given"}
+        return own.get(variant, self.root / "controls" / variant)
 
     @property
     def is_described(self) -> bool:

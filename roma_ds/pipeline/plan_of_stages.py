@@ -11,6 +11,11 @@ from roma_ds.errors import UserError
 ORDER = ("data", "embed", "collect", "index", "train", "eval", "export", "report")
 ON_ALL_RANKS = ("embed", "collect", "index", "train", "eval")
 VARIANTS: tuple[str, ...] = ("base", *get_args(Control), "roma")
+GIVEN = "given"
+"""The variant of a router file that was trained elsewhere, and is evaluated alone."""
+AS_SERVED = "roma_as_served"
+"""RoMA's routers as a model has them whose gates are in the types of its checkpoint; evaluated where these
+are other values than those of the variant itself."""
 _NEEDS = {
     "data": (),
     "embed": ("data",),

@@ -177,6 +177,9 @@ def _train_one(session: Session, name: str) -> None:
     settings = asdict(run.train)
     for without_effect in WITHOUT_EFFECT:
         settings.pop(without_effect)
+    if run.train.gate_dtype == "float32":
+        # As in run folders from before the key.
+        del settings["gate_dtype"]
     inputs = {
         "index": session.fingerprint(folders.record("index")),
         "collect": session.fingerprint(folders.record("collect")),

@@ -18,6 +18,7 @@ from roma_ds.errors import (
 )
 from roma_ds.pipeline.ending import end_on_signals, explain, leave, report
 from roma_ds.pipeline.plan_of_stages import (
+    GIVEN,
     ON_ALL_RANKS,
     evaluated_variants,
     require_tasks,
@@ -158,7 +159,7 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
     from roma_ds.pipeline.measuring import try_judges
 
     run = session.run
-    needed = stages_until(goal) if variant != "base" else ("data", "eval")
+    needed = stages_until(goal) if variant not in ("base", GIVEN) else ("data", "eval")
     embeds = False
     with agreement(world):
         if world.is_first and "embed" in needed:
@@ -198,15 +199,18 @@ def _run_session(world: World, session: Session, goal: str, variant: str | None)
             finish(needed, run, session.folders)
 
 
-def finish(stages: Sequence[str], run: RunConfig, folders: Folders) -> None:
-    """The stages after the last one that needs ranks, as far as they are among `stages`."""
+def finish(stages: Sequence[str], run: RunConfig, folders: Folders, fetch: bool = False) -> None:
+    """The stages after the last one that needs ranks, as far as they are among `stages`.
+
+    fetch: whether the hub may be asked for what a published card says.
+    """
     from roma_ds.pipeline import finishing
 
     def say(text: str) -> None:
         print(text, flush=True)
 
     if "export" in stages:
-        finishing.export(run, folders, say)
+        finishing.export(run, folders, say, fetch)
     if "report" in stages:
         finishing.write_report(run, folders, say)
 

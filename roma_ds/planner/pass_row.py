@@ -33,7 +33,7 @@ class PassRow:
 def pass_rows(model: ModelSizes, question: Question, operations: float) -> Iterator[PassRow]:
     """Both engines, the one that DeepSpeed runs below ZeRO-3 and at it. operations: of the whole pass."""
     rates, world = question.rates, question.setting.world_size
-    whole = model.total * question.setting.itemsize
+    whole = question.stored_bytes or model.total * question.setting.itemsize
     computing = operations / world / rates.matrix
     for stage in (0, 3):
         setting = replace(question.setting, zero_stage=stage)

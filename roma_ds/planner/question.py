@@ -67,6 +67,8 @@ class Question:
     rates: Rates
     uncut: str | None = None
     """Why no part of this model can be run alone; None where it can."""
+    stored_bytes: int | None = None
+    """Of a checkpoint whose weights are stored in codes; None where they are read as they are."""
     shared: bool = False
     """Whether what samples begin with in common is run and stored once; no number here counts on it."""
 

@@ -19,6 +19,7 @@ from roma_ds.network.buffers import exact_buffers
 from roma_ds.network.release import release, return_freed_memory
 from roma_ds.network.routed import RoutedLM, RoutedOutput
 from roma_ds.sequences.batches import Batch
+from roma_ds.training.gate_rounding import GateRounding
 
 MASTER = "master"
 MOMENTS = ("exp_avg", "exp_avg_sq")
@@ -29,13 +30,14 @@ def count_parameters(parameters: Any) -> int:
     return sum(getattr(parameter, "ds_numel", parameter.numel()) for parameter in parameters)
 
 
-def with_readable_masters(ds: Mapping[str, Any]) -> dict[str, Any]:
-    """A resolved config, at stage 1 where it asks for bf16 at stage 0.
+def with_readable_masters(ds: Mapping[str, Any], apart: bool = False) -> dict[str, Any]:
+    """A resolved config, at stage 1 where it asks for bf16 at stage 0, or `apart` asks for masters.
 
-    At stage 0 DeepSpeed keeps fp32 masters that cannot be read; stage 1 gives the same numbers.
+    At stage 0 DeepSpeed keeps fp32 masters that cannot be read, and in fp32 none; stage 1 gives the same
+    numbers.
     """
     zero = ds.get("zero_optimization", {})
-    if not ds.get("bf16", {}).get("enabled") or zero.get("stage"):
+    if not (apart or ds.get("bf16", {}).get("enabled")) or zero.get("stage"):
         return dict(ds)
     # Its own default is a buffer of 1 GB for the gradients of routers that take a few MB.
     bucket = {"reduce_bucket_size": AUTO["zero_optimization.reduce_bucket_size"]}
@@ -51,12 +53,15 @@ class RouterEngine:
 
         self.world = world
         self.partitioned = is_zero3(ds)
-        config = with_readable_masters(ds)
+        config = with_readable_masters(ds, run.train.gate_dtype != "float32")
         with agreement(world):
             whole = blueprint(run.model)
             self.layers = whole.layout.choose(run.roma.layers)
+            self.depth, self.sparse_layers = whole.depth, whole.layout.layers
         zero3 = config if self.partitioned else None
         network, self.layout = load_part(world, run.model, whole.depth, first, zero3)
+        with agreement(world):
+            self._rounding = GateRounding.asked(run, self.layout)
         self.routed = RoutedLM(network, self.layout, self.layers, first or 0)
         self.routers = self.routed.routers()
         for weight in self.routers.values():
@@ -126,7 +131,16 @@ class RouterEngine:
             found = self.engine.get_global_grad_norm()
             norm = float(found) if found is not None else float("nan")
         self.updates += math.isfinite(norm)
+        self._round()
         return norm
+
+    def _round(self) -> None:
+        if self._rounding is not None:
+            self._rounding.apply(self.routers)
+
+    def as_seen(self, masters: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+        """What a forward pass sees of router weights by layer, float32 [experts, hidden]."""
+        return dict(masters) if self._rounding is None else self._rounding.rounded(masters)
 
     def _own_norm(self) -> float:
         norms = [torch.linalg.vector_norm(weight.grad.float()) for weight in self._with_gradient()]
@@ -215,6 +229,7 @@ class RouterEngine:
                 self._set_full(name, weight, value)
             elif name != MASTER:
                 self.adamw.state[weight][name].copy_(value)
+        self._round()
 
     def _set_full(self, name: str, weight: Any, value: torch.Tensor) -> None:
         """The counterpart of `_full` under DeepSpeed's optimizers; value: float32, whole on every rank."""

@@ -125,7 +125,7 @@ class Training:
     def routers(self) -> dict[int, torch.Tensor]:
         """What training made, float32 [experts, hidden] by layer. A collective."""
         best = self.checkpoints.best() if self.run.train.result == "best" else None
-        return self.engine.masters() if best is None else best
+        return self.engine.as_seen(self.engine.masters() if best is None else best)
 
     def _try_first_batch(self) -> None:
         try_longest(

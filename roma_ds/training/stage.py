@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.stored_gates import Survival, stored_dtypes, survival
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig, config_hash
 from roma_ds.prefix.feed import Feed
@@ -16,6 +18,7 @@ from roma_ds.prefix.prefix_cache import PrefixCache
 from roma_ds.sequences.encoding import Prompt
 from roma_ds.sequences.request_set import requests_of
 from roma_ds.storage.atomic import make_folder, writing
+from roma_ds.storage.gate_digest import gate_digests
 from roma_ds.training.batch_order import BatchOrder, chosen_rows
 from roma_ds.training.callbacks import Callback
 from roma_ds.training.engine import RouterEngine
@@ -36,6 +39,32 @@ def write_router_file(
     tensors = {keys[layer]: weight.contiguous() for layer, weight in weights.items()}
     with writing(path) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt", **facts})
+
+
+def _base_gates(files: CheckpointFiles, engine: RouterEngine) -> dict[int, torch.Tensor]:
+    """Those of the trained layers by number, where the checkpoint has all of them."""
+    keys = {layer: engine.layout.gate_key(layer) for layer in engine.layers}
+    return {
+        layer: files.read(key)
+        for layer, key in keys.items()
+        if all(map(files.keys.__contains__, keys.values()))
+    }
+
+
+def _about_the_base(files: CheckpointFiles, engine: RouterEngine) -> dict[str, str]:
+    """Metadata of a router file by which a merge tells its base from another model."""
+    base = _base_gates(files, engine)
+    sparse = ",".join(map(str, engine.sparse_layers))
+    facts = {"base_layers": str(engine.depth), "moe_layers": sparse}
+    return {**facts, **(gate_digests(base) if base else {})}
+
+
+def _served(
+    files: CheckpointFiles, engine: RouterEngine, weights: Mapping[int, torch.Tensor]
+) -> Survival | None:
+    """What a model with its gates in the checkpoint's types sees of the update; None without its gates."""
+    base = {layer: weight.float() for layer, weight in _base_gates(files, engine).items()}
+    return survival(base, weights, stored_dtypes(files, engine.layout)) if base else None
 
 
 def train(
@@ -69,6 +98,9 @@ def train(
         rows = chosen_rows(len(prompts), run.train.samples, run.train.seed)
         make_folder(folder)
     engine = RouterEngine(world, run, ds, cache.plan.first_layer if cache is not None else None)
+    with agreement(world):
+        files = CheckpointFiles(run.model)
+        base = _about_the_base(files, engine) if world.is_first else {}
     order = BatchOrder(len(rows), run.train.epochs, global_batch, run.train.seed, rows)
     training = Training(
         world=world,
@@ -102,7 +134,9 @@ def train(
                     "layers": ",".join(map(str, engine.layers)),
                     "method": method,
                     "config_hash": config_hash(run),
+                    **base,
                 },
             )
+            facts = {**facts, "served": _served(files, engine, weights)}
     engine.close()
     return facts

@@ -18,6 +18,7 @@ from torch import nn
 from roma_ds.checkpoint.loaded_weights import refuse_not_finite
 from roma_ds.checkpoint.loading import checkpoint, load_config, load_generation_config, loading_faults
 from roma_ds.checkpoint.span import Span, load_span
+from roma_ds.checkpoint.stored.declared import require_plain_weights
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
@@ -131,6 +132,7 @@ class PlainModel:
             # transformers partitions what it loads as long as this object lives.
             partitioning = HfDeepSpeedConfig(zero3)
         with agreement(self.world), loading_faults(model):
+            require_plain_weights(model)
             kind = AutoModelForCausalLM if model.trust_remote_code else library_class(config)
             network, report = kind.from_pretrained(
                 checkpoint(model),

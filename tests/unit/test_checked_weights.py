@@ -7,6 +7,9 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+from coded_checkpoints import in_codes
+from coded_tensors import by_name
+from safetensors.torch import load_file
 
 from roma_ds.checkpoint.loading import PACKAGED, load_config
 from roma_ds.cli.checking import LOOKS
@@ -41,3 +44,14 @@ def test_a_path_that_is_not_there_is_not_on_the_hub(
 
 def test_a_hub_id_is_not_looked_at() -> None:
     assert weights("nobody/no-such-model") == "not looked at: they are on the hub"
+
+
+def test_what_is_stored_in_codes_is_counted(tiny_qwen3: Path, tmp_path: Path) -> None:
+    coded, plain = in_codes(tiny_qwen3, tmp_path, by_name("int4 groups"))
+    assert weights(plain).endswith(" tensors in 1 files fit the config")
+    size = sum(tensor.nbytes for tensor in load_file(coded / "model.safetensors").values())
+    products = 4 * 4 + 4 * 3 * 8
+    assert weights(coded) == weights(plain) + (
+        f"\n  {products} are stored in codes ({products} as packed integers of compressed-tensors) and "
+        f"decoded to bfloat16; {size:,} bytes on disk"
+    )

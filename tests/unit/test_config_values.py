@@ -71,7 +71,7 @@ HARMFUL: list[tuple[str, Any]] = [
     ("torch_dtype", 16),
     ("_attn_implementation", 2),
     ("quantization_config", "gptq"),
-    ("quantization_config", {"quant_method": "gptq", "bits": 4}),
+    ("compression_config", ["pack-quantized"]),
     ("rope_theta", "10000"),
     ("rope_theta", -1),
     ("rope_scaling", "linear"),
@@ -130,6 +130,12 @@ def test_what_is_harmless_gives_the_same_network(model_type: str, tmp_path: Path
     harmless = dict(HARMLESS)
     found = run(suffix_of(changed(model_type, tmp_path, **harmless)), batch)
     assert torch.equal(found.logits, wanted.logits) and torch.equal(found.routing, wanted.routing)
+
+
+def test_how_weights_are_stored_is_left_out(tmp_path: Path) -> None:
+    wanted = settings(changed("olmoe", tmp_path))
+    said = {"quantization_config": {"quant_method": "fp8"}, "compression_config": {"format": "dense"}}
+    assert settings(changed("olmoe", tmp_path, **said)) == wanted
 
 
 def test_a_whole_number_where_a_fraction_is_meant_is_that_number(tmp_path: Path) -> None:

@@ -332,8 +332,8 @@ def test_a_written_router_that_reads_back_changed_is_noticed(
 ) -> None:
     router = router_file(tmp_path)
 
-    def spoil(shard: Shard, target: Path, replaced: Any) -> None:
-        rewrite(shard, target, replaced)
+    def spoil(shard: Shard, target: Path, replaced: Any, gone: Any) -> None:
+        rewrite(shard, target, replaced, gone)
         values = load_file(target)
         save_file({**values, "lm_head.weight": values["lm_head.weight"] + 1e-3}, target)
 

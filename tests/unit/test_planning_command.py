@@ -7,6 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
+from coded_checkpoints import in_codes
+from coded_tensors import by_name
+from safetensors.torch import load_file
 
 from roma_ds.cli import planning
 from roma_ds.cli.main import main
@@ -51,3 +54,29 @@ def test_a_measured_rate_is_that_of_the_products_training_takes(
     assert main(["plan", "olmoe-1b-7b", "--device", "cpu", "--matrix-rate", "measure", "--json"]) == 0
     assert sizes == ([torch.Size([64, 64])] * 2 if lacks else [])
     assert json.loads(capsys.readouterr().out)["rates"]["matrix"] > 0
+
+
+def test_a_checkpoint_in_codes_is_read_in_the_bytes_that_it_has(
+    tiny_qwen3: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    coded, plain = in_codes(tiny_qwen3, tmp_path, by_name("int4 groups"))
+    found = []
+    for folder in (coded, plain):
+        assert main(["plan", str(folder), "--layers", "last2", "--json"]) == 0
+        found.append(json.loads(capsys.readouterr().out))
+    size = sum(tensor.nbytes for tensor in load_file(coded / "model.safetensors").values())
+    assert [one["stored_bytes"] for one in found] == [size, None]
+    read = [{(row["engine"], row["zero_stage"]): row["read_bytes"] for row in one["passes"]} for one in found]
+    assert read[0]["zero3", 0] == read[0]["stream", 0] == size < read[1]["zero3", 0]
+    for one in found:
+        for row in one["passes"]:
+            del row["read_bytes"], row["seconds"]
+    differ = {key for key in found[0] if found[0][key] != found[1][key]}
+    assert differ <= {"name", "stored_bytes", "recommendation"}
+    assert main(["plan", str(coded), "--layers", "last2"]) == 0
+    assert "B in codes, decoded to bfloat16 while they are read" in capsys.readouterr().out
+    (coded / "config.json").write_text(
+        (coded / "config.json").read_text().replace("compressed-tensors", "unheard-of")
+    )
+    assert main(["plan", str(coded), "--layers", "last2"]) == 2
+    assert "unheard-of" in capsys.readouterr().err

@@ -234,15 +234,6 @@ def test_a_model_that_is_nowhere_is_a_user_error() -> None:
         CheckpointFiles(configured(Path("nobody/nothing")))
 
 
-def test_quantized_weights_are_refused(tiny_olmoe: Path, tmp_path: Path) -> None:
-    folder = shutil.copytree(tiny_olmoe, tmp_path / "model")
-    config = json.loads((folder / "config.json").read_text())
-    config["quantization_config"] = {"quant_method": "fp8"}
-    (folder / "config.json").write_text(json.dumps(config))
-    with pytest.raises(UserError, match="quantized"):
-        skeleton(configured(folder))
-
-
 def test_a_tied_head_with_a_bias_is_refused_for_what_it_is(tmp_path: Path) -> None:
     folder = save_tiny(tmp_path / "model", "phimoe")
     skeleton(configured(folder))

@@ -223,13 +223,19 @@ def test_the_manifold_terms_value_and_gradient_are_those_of_equation_7(
 
 
 def plain_router_tuning(
-    folder: Path, run: RunConfig, prompts: list[Prompt], order: BatchOrder, steps: int
+    folder: Path, run: RunConfig, prompts: list[Prompt], order: BatchOrder, steps: int, seen: Any = None
 ) -> list[torch.Tensor]:
-    """Router tuning as anyone would write it: padded batches, cross-entropy, AdamW."""
+    """Router tuning as anyone would write it: padded batches, cross-entropy, AdamW.
+
+    seen: the type that forward passes see the routers in.
+    """
     model = load_stock(folder)
     config = run.train
     optimizer = torch.optim.AdamW(gates(model), lr=config.lr, weight_decay=config.weight_decay)
     for step in range(steps):
+        masters = [gate.detach().clone() for gate in gates(model)]
+        for gate in gates(model) if seen is not None else ():
+            gate.data.copy_(gate.data.to(seen))
         rows = order.rows(step)
         for start in range(0, len(rows), config.micro_batch):
             part = [prompts[row] for row in rows[start : start + config.micro_batch]]
@@ -246,6 +252,8 @@ def plain_router_tuning(
             loss.backward()
         for group in optimizer.param_groups:
             group["lr"] = learning_rate_at(step, order.steps, config.lr, config.warmup, config.lr_schedule)
+        for gate, master in zip(gates(model), masters, strict=True):
+            gate.data.copy_(master)
         optimizer.step()
         optimizer.zero_grad()
     return [gate.detach() for gate in gates(model)]
@@ -264,6 +272,31 @@ def test_lambda_zero_is_plain_router_tuning(
     found = one.engine.masters()
     for layer, gate in zip(LAYERS, wanted, strict=True):
         torch.testing.assert_close(found[layer], gate, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_through_the_rounding_it_is_plain_router_tuning_through_it(
+    bench: Any, tiny_olmoe: Path, tmp_path: Path, prompts: list[Prompt], stage: int
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    stored = tmp_path / "stored"
+    AutoModelForCausalLM.from_pretrained(tiny_olmoe, dtype=torch.bfloat16).save_pretrained(stored)
+    one = bench("train.gate_dtype=as_stored", "train.epochs=4", f"deepspeed=zero{stage}", model=stored)
+    train = one.run.train
+    for step in range(10):
+        rate = learning_rate_at(step, one.order.steps, train.lr, train.warmup, train.lr_schedule)
+        one.step(step, 0.0, rate)
+    rounded, exact = (
+        plain_router_tuning(stored, one.run, prompts, one.order, 10, seen) for seen in (torch.bfloat16, None)
+    )
+    masters = one.engine.masters()
+    for layer, gate, other in zip(LAYERS, rounded, exact, strict=True):
+        torch.testing.assert_close(masters[layer], gate, rtol=0, atol=1e-6)
+        assert float((masters[layer] - other).abs().max()) > 1e-5
+        assert torch.equal(one.engine.as_seen(masters)[layer], masters[layer].bfloat16().float())
+        if stage == 0:
+            assert torch.equal(one.engine.routers[layer], masters[layer].bfloat16().float())
 
 
 def test_all_but_the_chosen_routers_stay_bit_for_bit(bench: Any, tiny_model: Path) -> None:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from lm_eval.api.instance import Instance
@@ -35,6 +34,7 @@ from roma_ds.families.own_models import register_own_models
 from roma_ds.network.router_weights import RouterWeights
 from roma_ds.progress import Progress
 from roma_ds.storage import fingerprint
+from roma_ds.storage.published_router import local_router
 
 ENGINES = ("packed", "hf")
 AUTO = 32
@@ -48,11 +48,11 @@ eval_logger = logging.getLogger(__name__)
 class RoutedHarnessModel(HFLM):
     """The harness's own model of transformers checkpoints, with tuned routers put in place.
 
-    router: a router file of `pretrained`; without one it is the base model. template: the chat template for
-    `--apply_chat_template`, as `data.chat.template` names it. engine: `packed` (default) answers requests for
-    log-likelihoods and greedy texts by packed trees, where the model's family allows it; `hf` as the harness
-    itself does.
-    Everything else is as for the harness's `hf`: dtype, batch_size, max_length, chat_template_args, ...
+    router: a router file of `pretrained`, or hub:OWNER/NAME of a published one; without one it is the base
+    model. template: the chat template for `--apply_chat_template`, as `data.chat.template` names it. engine:
+    `packed` (default) answers requests for log-likelihoods and greedy texts by packed trees, where the
+    model's family allows it; `hf` as the harness itself does. Everything else is as for the harness's `hf`:
+    dtype, batch_size, max_length, chat_template_args, ...
     """
 
     def __init__(
@@ -67,12 +67,13 @@ class RoutedHarnessModel(HFLM):
         if engine not in ENGINES:
             raise UserError(f"engine={engine} is unknown", f"set engine to {' or '.join(ENGINES)}")
         register_own_models()
-        weights = {} if router is None else read_router_file(Path(router)).by_layer()
+        file = None if router is None else local_router(router)
+        weights = {} if file is None else read_router_file(file).by_layer()
         super().__init__(pretrained, **options)
         if template is not None:
             chosen = chosen_templates(self.tokenizer, ChatConfig(template=template))
             self.tokenizer.chat_template = chosen["default"]
-        self.router = router
+        self.router, self._router_file = router, file
         if weights:
             part = text_network(text_part(self._config))
             sites = detect(self.model if part is None else part.text).sites
@@ -205,6 +206,6 @@ class RoutedHarnessModel(HFLM):
     def get_model_info(self) -> dict[str, Any]:
         """What the harness writes beside its results; also which router file was used."""
         info: dict[str, Any] = super().get_model_info()
-        if self.router is not None:
-            info |= {"router": self.router, "router_sha256": fingerprint.of_file(Path(self.router))}
+        if self._router_file is not None:
+            info |= {"router": self.router, "router_sha256": fingerprint.of_file(self._router_file)}
         return info

@@ -1,0 +1,1 @@
+"""Commands on a router file: merging it into a model, publishing it."""
