@@ -59,7 +59,7 @@ class RouterEngine:
             self.layers = whole.layout.choose(run.roma.layers)
             self.depth, self.sparse_layers = whole.depth, whole.layout.layers
         zero3 = config if self.partitioned else None
-        network, self.layout = load_part(world, run.model, whole.depth, first, zero3)
+        network, self.layout = load_part(world, run.model, whole.depth, first, zero3, stored=True)
         with agreement(world):
             self._rounding = GateRounding.asked(run, self.layout)
         self.routed = RoutedLM(network, self.layout, self.layers, first or 0)

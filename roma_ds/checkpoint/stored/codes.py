@@ -43,3 +43,21 @@ def scales_of(stored: torch.Tensor) -> torch.Tensor:
     """Stored scales in float32: floats as they are, bytes and E8M0 as exponents of two."""
     bytewise = stored.dtype in (torch.uint8, torch.float8_e8m0fnu)
     return powers(stored) if bytewise else stored.float()
+
+
+def eight_bit_numbers(codes: torch.Tensor) -> torch.Tensor:
+    """float32 of codes of eight bits, float8 or int8, which torch converts one by one."""
+    if codes.dtype == torch.float8_e5m2:
+        # The upper half of a float16.
+        wide = as_bytes(codes).short().bitwise_left_shift_(8)
+        return wide.view(torch.float16).float().reshape(codes.shape)
+    if codes.dtype != torch.float8_e4m3fn:
+        return codes.float()
+    plain = as_bytes(codes)
+    # Sign, exponent and mantissa where float16 has them; its exponent counts from 8 lower.
+    wide = plain.view(torch.int8).short().bitwise_left_shift_(7).bitwise_and_(-0x4001)
+    found = wide.view(torch.float16).float().mul_(256)
+    nothing = plain.bitwise_and(0x7F) == 0x7F
+    if nothing.any():
+        found.masked_fill_(nothing, float("nan"))
+    return found.reshape(codes.shape)

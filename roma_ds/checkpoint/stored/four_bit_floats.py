@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 
-from roma_ds.checkpoint.raw_files import RawFiles
+from roma_ds.checkpoint.raw_files import RawTensors
 from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit, multiply, rows_of
 from roma_ds.checkpoint.stored.codes import FOUR_BIT_FLOATS, as_bytes, pairs, powers, scales_of
 from roma_ds.checkpoint.stored.declared import Declared
@@ -24,7 +24,7 @@ class FourBitFloats(CodedTensor):
 
     kind = "4-bit floats"
 
-    def _settle(self, raw: RawFiles, declared: Declared) -> None:
+    def _settle(self, raw: RawTensors, declared: Declared) -> None:
         codes = raw.place(self.parts["codes"])
         self._scale = ".scale" if ".scale" in self.parts else "_scale"
         self.need(self._scale)
@@ -45,7 +45,7 @@ class FourBitFloats(CodedTensor):
         if "_zero_point" in self.parts:
             raise Misfit("is stored in 4-bit floats with zero points, which is not read")
 
-    def rows(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
+    def rows(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """Rows of the weight."""
         scale = scales_of(rows_of(raw, self.parts[self._scale], first, last))
         if self._wide in self.parts:
@@ -63,7 +63,7 @@ class ExpertBlocks(CodedTensor):
 
     kind = "MXFP4 blocks of experts"
 
-    def _settle(self, raw: RawFiles, declared: Declared) -> None:
+    def _settle(self, raw: RawTensors, declared: Declared) -> None:
         self.need("_scales")
         codes, scales = raw.place(self.parts["codes"]), raw.place(self.parts["_scales"])
         fits = len(codes.shape) == 4 and codes.shape[3] == 16 and scales.shape == codes.shape[:3]
@@ -76,7 +76,7 @@ class ExpertBlocks(CodedTensor):
         self.shape = (experts, 32 * groups, wide)
         self.unit = 32 * groups
 
-    def rows(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
+    def rows(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """Rows of whole experts."""
         _, high, wide = self.shape
         begin, end, groups = first // high, last // high, high // 32
