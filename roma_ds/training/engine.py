@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from roma_ds.checkpoint.blueprint import blueprint
+from roma_ds.checkpoint.stored.kept_experts import hidden_weights
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.config.deepspeed_keys import AUTO
@@ -68,7 +69,7 @@ class RouterEngine:
             weight.requires_grad_(True)
         self.trainable_parameters = count_parameters(self.routers.values())
         self.cached = first is not None
-        self.held_parameters = count_parameters(network.parameters())
+        self.held_parameters = count_parameters(network.parameters()) + hidden_weights(network)
         self.total_parameters = whole.total_parameters
         self.adamw = torch.optim.AdamW(
             list(self.routers.values()), lr=run.train.lr, weight_decay=run.train.weight_decay

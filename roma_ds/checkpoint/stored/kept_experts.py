@@ -235,3 +235,9 @@ def _aligned(start: int) -> int:
 def runs_by_interface(module: Any) -> bool:
     """Whether a module is a layer's fused experts, which transformers runs by an implementation of choice."""
     return hasattr(module, "_is_expert_parallel") and hasattr(module, "is_transposed")
+
+
+def hidden_weights(network: nn.Module) -> int:
+    """By how many the weights of a network are more than the numbers in its parameters."""
+    kept = [one for module in network.modules() for one in getattr(module, KEPT, {}).values()]
+    return sum(prod(one.shape) - one.shape[0] * one.bytes for one in kept)
