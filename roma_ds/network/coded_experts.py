@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from roma_ds.checkpoint.stored.kept_experts import KEPT, KeptExperts
+from roma_ds.network.products import is_slow
 
 
 class Decoded:
@@ -25,7 +26,11 @@ class Decoded:
         return self.kept.shape[0]
 
     def __getitem__(self, expert: int) -> torch.Tensor:
-        return self.kept.expert(self.rows.detach(), expert)
+        found = self.kept.expert(self.rows.detach(), expert)
+        if found.is_contiguous() or (found.dtype == torch.bfloat16 and not is_slow(found)):
+            # oneDNN orders every weight in its own way first, and sums alike whichever way it comes.
+            return found
+        return found.contiguous()
 
 
 def decoded(module: Any, name: str) -> torch.Tensor | Decoded:

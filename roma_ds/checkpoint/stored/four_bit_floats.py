@@ -79,8 +79,16 @@ class ExpertBlocks(CodedTensor):
     def rows(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """Rows of whole experts."""
         _, high, wide = self.shape
-        begin, end, groups = first // high, last // high, high // 32
-        codes = raw.read_flat(self.parts["codes"], begin * wide * high // 2, end * wide * high // 2)
-        scales = raw.read_flat(self.parts["_scales"], begin * wide * groups, end * wide * groups)
+        found = torch.empty((last - first) // high, high, wide)
+        for expert, values in enumerate(found, first // high):
+            # Two dimensions at a time, which torch transposes block by block.
+            values.copy_(self.columns(raw, expert * wide, (expert + 1) * wide).t())
+        return found.reshape(last - first, wide)
+
+    def columns(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
+        """float32 [last - first, I] of columns, those of all experts one after the other: as they lie."""
+        groups = self.shape[1] // 32
+        codes = raw.read_flat(self.parts["codes"], first * groups * 16, last * groups * 16)
+        scales = raw.read_flat(self.parts["_scales"], first * groups, last * groups)
         values = pairs(as_bytes(codes).reshape(-1, 16), FOUR_BIT_FLOATS).mul_(powers(scales)[:, None])
-        return values.reshape(-1, wide, high).transpose(1, 2).reshape(last - first, wide)
+        return values.reshape(last - first, -1)

@@ -15,13 +15,14 @@ from torch import nn
 from roma_ds.checkpoint.raw_files import RawFiles
 from roma_ds.checkpoint.stored.coded_tensor import CodedTensor
 from roma_ds.checkpoint.stored.codes import as_bytes
+from roma_ds.checkpoint.stored.four_bit_floats import ExpertBlocks
 from roma_ds.config import ModelConfig
 
 KEPT = "kept_experts"
 """Attribute of a module of fused experts: `KeptExperts` by the name of the parameter."""
 ALIGNED = 16
 """Bytes, at a multiple of which each stored tensor of an expert begins."""
-DECODED_AT_ONCE = 1 << 18
+DECODED_AT_ONCE = 1 << 19
 """Values: what they take in float32 stays in a processor's cache."""
 
 
@@ -156,8 +157,10 @@ class KeptExperts:
         setattr(module, name, nn.Parameter(rows, requires_grad=False))
 
     def decode(self, row: torch.Tensor) -> torch.Tensor:
-        """[a, b] of an expert's bytes."""
+        """[a, b] of an expert's bytes; where columns lie one after the other, a transposed view."""
         memory = _InMemory(self._raw.model, self._parts, row)
+        if isinstance(self._weights[0], ExpertBlocks):
+            return self._by_columns(self._weights[0], memory)
         found = torch.empty(self.shape[1:], dtype=self.dtype, device=row.device)
         begin = 0
         for weight in self._weights:
@@ -168,6 +171,15 @@ class KeptExperts:
                 found[begin + first : begin + last] = weight.rows(memory, first, last)
             begin += count
         return found
+
+    def _by_columns(self, weight: ExpertBlocks, memory: _InMemory) -> torch.Tensor:
+        high, wide = self.shape[1:]
+        found = torch.empty(wide, high, dtype=self.dtype, device=memory.row.device)
+        step = max(1, DECODED_AT_ONCE // high)
+        for first in range(0, wide, step):
+            last = min(wide, first + step)
+            found[first:last] = weight.columns(memory, first, last)
+        return found.t()
 
     def expert(self, rows: torch.Tensor, number: int) -> torch.Tensor:
         """[a, b] of one expert, to be read only. rows: uint8 [E, bytes]."""
