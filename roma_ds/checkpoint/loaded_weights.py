@@ -16,7 +16,7 @@ import torch
 
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.expert_keys import expert_keys, stack_shape
-from roma_ds.checkpoint.stored.kept_experts import KEPT, KeptExperts
+from roma_ds.checkpoint.stored.kept_experts import kept_in
 from roma_ds.checkpoint.stored.refusals import not_finite
 from roma_ds.comm import World
 from roma_ds.errors import RomaError
@@ -110,11 +110,7 @@ def _sampled(
     expert = min(layout.networks - 1, -(-layout.networks * world.rank // world.size))
     fused = []
     layer = network.get_submodule(f"{layout.family.layers}.{site.layer}")
-    kept: dict[str, KeptExperts] = {
-        f"{path}.{name}": one
-        for path, module in layer.named_modules()
-        for name, one in getattr(module, KEPT, {}).items()
-    }
+    kept = kept_in(layer)
     as_stored = {key for one in kept.values() for key in one.keys}
     for name, parameter in layer.named_parameters():
         held = _Held.of(parameter, world.rank)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.loading import checkpoint
+from roma_ds.checkpoint.span import Span, SpanLoader
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
+from roma_ds.families import family_of
 
 
 def keeps_codes(model: ModelConfig, zero3: Mapping[str, Any] | None, device: torch.device) -> bool:
@@ -24,6 +29,21 @@ def keeps_codes(model: ModelConfig, zero3: Mapping[str, Any] | None, device: tor
             f"model.frozen: stored is not possible {problem}", "set model.frozen to decoded or auto"
         )
     return problem is None
+
+
+def kept_bytes(model: ModelConfig, zero3: Mapping[str, Any] | None, device: torch.device) -> dict[str, int]:
+    """Bytes of the parameters that stay in codes, by name, of a checkpoint here; no code is read.
+
+    Raises UserError as `keeps_codes` does, and where no experts can stay that must.
+    """
+    if not Path(checkpoint(model)).is_dir() or not keeps_codes(model, zero3, device):
+        return {}
+    files = CheckpointFiles(model)
+    if not files.decoding.kinds() and model.frozen == "auto":
+        return {}
+    whole = Span.suffix(0, family_of(files.config).depth(files.config))
+    kept = SpanLoader(model, whole, torch.device("cpu"), files, stored=True).kept
+    return {name: one.shape[0] * one.bytes for name, one in kept.items()}
 
 
 def _problem(zero3: Mapping[str, Any] | None, device: torch.device) -> str | None:

@@ -58,5 +58,5 @@ def test_training_is_that_with_decoded_experts(model_type: str, trained: Trained
         assert found.keys() == wanted.keys() and len(found) == 2
         for name, values in found.items():
             assert values.tobytes() == wanted[name].tobytes(), (stage, name)
-        one, other = (project.metrics()[-1].get("gathered_bytes", 0) for project in (stored, decoded))
-        assert (one < other) if stage == 3 else (one == other), (one, other)
+        one, other = (project.metrics()[-1]["gathered_bytes"] for project in (stored, decoded))
+        assert (one < 0.7 * other) if stage == 3 else (one == other), (one, other)

@@ -18,14 +18,19 @@ from stream_setting import CPU, DEPTH, WORLD, Setting
 
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.loaded_weights import check_loaded
-from roma_ds.checkpoint.span import Span, SpanLoader, load_span
+from roma_ds.checkpoint.span import Span, SpanLoader, load_span, skeleton
 from roma_ds.checkpoint.stored.codes import eight_bit_numbers
-from roma_ds.checkpoint.stored.kept_experts import KEPT, KeptExperts
+from roma_ds.checkpoint.stored.kept_experts import KeptExperts, kept_in
 from roma_ds.config import ModelConfig
 from roma_ds.errors import RomaError, UserError
+from roma_ds.families import detect
 from roma_ds.frozen_pass.frozen_model import load_part
-from roma_ds.frozen_pass.kept_codes import keeps_codes
+from roma_ds.frozen_pass.kept_codes import keeps_codes, kept_bytes
 from roma_ds.network.routed import RoutedLM
+from roma_ds.planner import memory
+from roma_ds.planner.model_sizes import sizes_of
+from roma_ds.planner.step_traffic import gathered_bytes
+from roma_ds.planner.zero3_fetches import Zero3Limits
 from roma_ds.sequences.batches import collate
 from roma_ds.testing.tiny_models import save_tiny
 
@@ -58,14 +63,6 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Coded:
 
 def configured(folder: Path, dtype: str = "float32", **more: Any) -> ModelConfig:
     return ModelConfig(path=str(folder), dtype=dtype, **more)  # type: ignore[arg-type]
-
-
-def kept_in(network: Any) -> dict[str, KeptExperts]:
-    return {
-        f"{path}.{name}": one
-        for path, module in network.named_modules()
-        for name, one in getattr(module, KEPT, {}).items()
-    }
 
 
 def trained(model: ModelConfig, stored: bool, folder: Path) -> tuple[list[float], dict[str, torch.Tensor]]:
@@ -263,3 +260,35 @@ def test_every_code_of_eight_bits(dtype: torch.dtype) -> None:
     assert torch.equal(found.isnan(), wanted.isnan())
     assert torch.equal(found[numbers].view(torch.int32), wanted[numbers].view(torch.int32))
     assert torch.equal(eight_bit_numbers(codes[:7]).nan_to_num(3.0), wanted[:7].nan_to_num(3.0))
+
+
+@pytest.mark.parametrize("case", FEW, ids="-".join)
+def test_forecasts_count_the_codes(case: tuple[str, str], coded: Coded) -> None:
+    model = configured(coded(*case), "bfloat16")
+    kept = kept_bytes(model, None, CPU)
+    network = load_span(model, WHOLE, None, CPU, stored=True)
+    assert kept == {name: network.get_parameter(name).nbytes for name in kept_in(network)} and kept
+    assert kept_bytes(replace(model, frozen="decoded"), None, CPU) == {}
+    assert kept_bytes(model, None, torch.device("cuda")) == {}
+    layout = detect(network)
+    sizes, plain = (sizes_of(skeleton(model), layout, found) for found in (kept, None))
+    assert sizes.total == plain.total and sizes.expert_width == plain.expert_width
+    assert sizes.held * 2 == sum(one.nbytes for one in network.parameters())
+    for stage, ranks in ((0, 1), (3, 2)):
+        setting = memory.Setting(
+            zero_stage=stage, world_size=ranks, device="cpu", limits=Zero3Limits(persistence=0)
+        )
+        found, other = (memory.training_bytes(one.training((2, 3)), setting) for one in (sizes, plain))
+        saved = 2 * plain.total - 2 * sizes.held
+        assert abs(other.weights - found.weights - saved / ranks) < 100
+        assert found.activations == other.activations and found.routers == other.routers
+        assert (found.gathered < other.gathered) == (stage == 3)
+        assert (
+            gathered_bytes(sizes.training((2, 3)), setting) < gathered_bytes(plain.training((2, 3)), setting)
+        ) == (stage == 3)
+
+
+def test_a_forecast_of_a_checkpoint_whose_experts_cannot_stay(tiny_qwen3: Path) -> None:
+    assert kept_bytes(configured(tiny_qwen3), None, CPU) == {}
+    with pytest.raises(UserError, match=r"model\.frozen: stored is not possible"):
+        kept_bytes(configured(tiny_qwen3, frozen="stored"), None, CPU)

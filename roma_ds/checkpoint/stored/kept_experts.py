@@ -251,5 +251,13 @@ def runs_by_interface(module: Any) -> bool:
 
 def hidden_weights(network: nn.Module) -> int:
     """By how many the weights of a network are more than the numbers in its parameters."""
-    kept = [one for module in network.modules() for one in getattr(module, KEPT, {}).values()]
-    return sum(prod(one.shape) - one.shape[0] * one.bytes for one in kept)
+    return sum(prod(one.shape) - one.shape[0] * one.bytes for one in kept_in(network).values())
+
+
+def kept_in(network: nn.Module) -> dict[str, KeptExperts]:
+    """What decodes the parameters of a network, or of a part of one, that are kept as they are stored."""
+    return {
+        f"{path}.{name}": one
+        for path, module in network.named_modules()
+        for name, one in getattr(module, KEPT, {}).items()
+    }
