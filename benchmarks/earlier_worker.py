@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import sys
@@ -16,7 +17,10 @@ def resident(name: str) -> int:
 
 def main() -> int:
     """Run `roma-ds COMMAND CONFIG --ranks 1` and print what was measured as the last line."""
-    command, config = sys.argv[1:]
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("command", help="of roma-ds")
+    parser.add_argument("config", help="of a run")
+    options = parser.parse_args()
     # Both versions import these sooner or later.
     import deepspeed  # noqa: F401
     import faiss  # noqa: F401
@@ -29,7 +33,7 @@ def main() -> int:
     Path("/proc/self/clear_refs").write_text("5")
     before = resident("VmRSS")
     with contextlib.redirect_stdout(sys.stderr):
-        code = roma_ds_main([command, config, "--ranks", "1"])
+        code = roma_ds_main([options.command, options.config, "--ranks", "1"])
     package = str(Path(roma_ds.__file__ or "").parent)
     print(json.dumps({"memory": resident("VmHWM") - before, "package": package}))
     return code

@@ -2,13 +2,14 @@
 
     python benchmarks/shared_prefixes.py --data DATA --out results
     python benchmarks/shared_prefixes.py --data DATA --out results --tasks arc_challenge --shots 25 --rows 100
+    python benchmarks/shared_prefixes.py --data DATA --out results --tasks gsm8k --rows 64
 
 DATA holds the benchmark files (`NAME/SPLIT.jsonl.gz`) and `tokenizers/olmoe_tokenizer.json.gz`. One model of
 random weights, in OLMoE's proportions, in which matrix products dominate. The same rows are answered by the
 harness's own class `hf`, at the fastest of several batch sizes, chosen on a few rows; by `lm_eval --model
 roma_ds`; and by what `roma-ds eval` runs. Each side is timed from texts to log-likelihoods, tokenising
 included and loading left out, in turns. Exits with 1 where a log-likelihood differs by more than the
-tolerance. Needs the extra `eval`.
+tolerance, or more than a few texts do. Needs the extra `eval`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from typing import Any
 import harness_agreement
 from comparison import write_result
 from harness_agreement import TASKS, TOLERANCE, Compared, listed, prepare
+from shared_writing import DIFFERENT, WritingSides, compared_writing
+from shared_writing import NAME as WRITTEN
 
 from roma_ds.testing.tiny_models import tiny_config
 
@@ -216,6 +219,21 @@ def chosen_tasks(names: Sequence[str], shots: int | None) -> list[Compared]:
     return [task if shots is None else replace(task, shots=shots) for task in TASKS if task.name in names]
 
 
+def _write(options: argparse.Namespace) -> bool:
+    """The task whose answers are generated; whether the texts are the same."""
+    shots = 8 if options.shots is None else options.shots
+    work = options.work.resolve() / f"{WRITTEN}-{shots}"
+    work.mkdir(parents=True)
+    sides = WritingSides(work, options.rows, shots, options.new)
+    sides.prepare(options.data.resolve(), Wide().save)
+    found = compared_writing(sides, options.repeats, options.size)
+    name = f"shared-prefixes-{WRITTEN}-{shots}-shots"
+    write_result(options.out, name, {"threads": options.threads, "our_batch_size": options.size, **found})
+    for way in ("bridge", "eval"):
+        print(f"{WRITTEN}, {shots} shots, {way}: {found[way]['ratio']:.2f} times as fast as hf")
+    return bool(found["different_texts"] <= DIFFERENT * sides.rows)
+
+
 def main() -> int:
     """Compare, print and write one JSON a task."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -223,6 +241,7 @@ def main() -> int:
     parser.add_argument("--tasks", nargs="+", default=[task.name for task in TASKS], metavar="NAME")
     parser.add_argument("--shots", type=int, help="solved examples, in place of the task's own number")
     parser.add_argument("--rows", type=int, default=300, help="rows of each task")
+    parser.add_argument("--new", type=int, default=64, help="new tokens of each generated answer")
     parser.add_argument("--size", type=int, default=32, help="our batches hold the tokens of so many")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--repeats", type=int, default=3)
@@ -234,6 +253,8 @@ def main() -> int:
     torch.set_num_threads(options.threads)
     harness_agreement.save_with_vocabulary = Wide().save
     good = True
+    if WRITTEN in options.tasks:
+        good &= _write(options)
     for task in chosen_tasks(options.tasks, options.shots):
         work = options.work.resolve() / f"{task.name}-{task.shots}"
         work.mkdir(parents=True)

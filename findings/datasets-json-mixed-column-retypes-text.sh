@@ -13,7 +13,7 @@
 # Who is hit: question and answer sets with a few numeric or list answers: reference answers lose
 # their zeros, "null" is a missing answer, and a string comparison fails on some rows only.
 # A way out: write the field as a text in every row; on_mixed_types=None gives the error.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

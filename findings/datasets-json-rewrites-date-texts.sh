@@ -15,7 +15,7 @@
 # Who is hit: sets with short answers or labels split over files: what is trained on, or compared
 # with a prediction, depends on which rows share a file and on the order of the files.
 # A way out: read the lines with the json module and build the set with Dataset.from_list.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -12,7 +12,7 @@
 # the ranks' variable names devices that the user had hidden, so CUDA may use
 # them (this script needs no GPU).
 # A way out: hide the devices in the script itself, before torch is imported.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

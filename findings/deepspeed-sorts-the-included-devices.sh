@@ -10,7 +10,7 @@
 # Who is hit: whoever orders devices on purpose, such as keeping rank 0 (which saves, logs and
 # evaluates) off a device that another job shares, or matching ranks to network cards.
 # A way out: map the ranks to devices in the script, by LOCAL_RANK.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

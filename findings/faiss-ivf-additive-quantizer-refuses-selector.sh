@@ -11,7 +11,7 @@
 # Who is hit: retrieval that picks its index by a factory string from a configuration, and filters
 # (by owner, by date, without removed documents) with a selector: isinstance(index, IndexIVF) is
 # no test for it; a small trial search is.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -13,7 +13,7 @@
 # Who is hit: whoever serves a model of these types that was trained with the other setting, as a Qwen3-MoE
 # with transformers' default `norm_topk_prob=False`: it loads, runs, and routes with other weights.
 # A way out: compare a few logits with the library's before a GGUF file is served.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -12,7 +12,7 @@
 # Who is hit: code that scores each response as it arrives (rewards, a server, a progress view):
 # 1000 responses cost minutes of processor time in place of milliseconds.
 # A way out: collect the responses and call apply once.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

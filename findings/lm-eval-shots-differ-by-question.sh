@@ -15,7 +15,7 @@
 # of a task; and caches of shared prefixes, which find nothing common to two questions: a 25-shot run costs what
 # all its tokens cost.
 # A way out: `sampler: first_n` in the task's file, as MMLU's has it.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -12,7 +12,7 @@
 # Who is hit: trainers and evaluations that bound a reward, a batch or a whole step by SIGALRM
 # (pytest-timeout does so too); the first graded answer removes the bound without a word.
 # A way out: parsing_timeout=None and timeout_seconds=None, with a limit of your own.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

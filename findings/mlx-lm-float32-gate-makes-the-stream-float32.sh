@@ -12,7 +12,7 @@
 # Who is hit: whoever serves a checkpoint with float32 routers by MLX (some publishers and tools keep them
 # so): twice the memory for keys and values of the later layers, and slower layers, with no word.
 # A way out: store the routers in bfloat16, or pass the checkpoint through mlx_lm.convert --dtype bfloat16.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -12,7 +12,7 @@
 # Who is hit: retrieval with models that were trained with prefixes but whose folder names no
 # prompts: queries and passages are embedded without their prefixes and only the ranks get worse.
 # A way out: check that model.prompts["query"] is not empty, or pass prompt="query: " itself.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -12,7 +12,7 @@
 # Who is hit: whoever forgets to save or copy the tokenizer beside a checkpoint. Training then runs
 # on padding only, or evaluation scores empty prompts, and nothing says why.
 # A way out: check len(tokenizer) and the encoding of a short text after loading.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

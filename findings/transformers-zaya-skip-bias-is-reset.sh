@@ -13,7 +13,7 @@
 #
 # Who is hit: whoever trains or edits the biases of such routers, or balances the skip class, and
 # loads the checkpoint again; engines that read the file itself disagree with the library.
-set -eu
+set -euo pipefail
 unset PYTHONPATH
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

@@ -138,7 +138,8 @@ def _placement(base: Path) -> dict[str, str]:
         return dict.fromkeys(open_shard(base / WHOLE).places, WHOLE)
     if not (base / INDEX).exists():
         raise UserError(
-            f"{base} has neither {WHOLE} nor {INDEX}", "give the folder of a safetensors checkpoint"
+            f"{base} has neither {WHOLE} nor {INDEX}",
+            "give the folder of a safetensors checkpoint, or a .gguf file",
         )
     placement = weight_map(read_json(base / INDEX))
     if placement is None:

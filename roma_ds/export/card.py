@@ -9,6 +9,7 @@ from typing import Any
 import yaml
 
 from roma_ds.checkpoint.router_file import RouterFile, read_router_file
+from roma_ds.checkpoint.stored_gates import Survival
 from roma_ds.config import RunConfig
 from roma_ds.evaluation.uncertainty import wilson_interval
 from roma_ds.storage.atomic import read_json
@@ -17,11 +18,16 @@ TAGS = ("mixture-of-experts", "routing-manifold-alignment", "router")
 
 
 def model_card(
-    run: RunConfig, router: Path, evaluations: Mapping[str, Path], licence: str | None = None
+    run: RunConfig,
+    router: Path,
+    evaluations: Mapping[str, Path],
+    licence: str | None = None,
+    survival: Survival | None = None,
 ) -> str:
     """Markdown behind a front matter for the hub: what the routers are, how to use them, what they scored.
 
-    licence: of the base model, where it is known. Evaluations that were not run are left out.
+    licence: of the base model, where it is known. survival: what the base's own types leave of the update.
+    Evaluations that were not run are left out.
     """
     file = read_router_file(router)
     found = {name: read_json(path) for name, path in evaluations.items() if path.exists()}
@@ -30,7 +36,7 @@ def model_card(
             *_front_matter(run, licence),
             *_description(run, file, licence),
             *_use(run, router.name),
-            *_results(run, found),
+            *_results(run, found, survival),
         ]
     )
 
@@ -89,7 +95,7 @@ def _use(run: RunConfig, name: str) -> Iterator[str]:
     yield ""
 
 
-def _results(run: RunConfig, found: Mapping[str, Any]) -> Iterator[str]:
+def _results(run: RunConfig, found: Mapping[str, Any], survival: Survival | None) -> Iterator[str]:
     if not found:
         yield "Not evaluated" + ("." if run.eval.tasks else ": `eval.tasks` of the run is empty.")
         yield ""
@@ -105,8 +111,21 @@ def _results(run: RunConfig, found: Mapping[str, Any]) -> Iterator[str]:
     asked = "; ".join(filter(None, (_asked(task, found) for task in tasks)))
     if asked:
         yield f"Asked: {asked}."
-    yield _as_served(run)
+    yield _as_served(run, found)
+    if survival is not None:
+        yield f"{survival_line(survival).capitalize()}."
     yield ""
+
+
+def survival_line(survival: Survival) -> str:
+    """What is left of the update where routers are stored in the types of the base, in words."""
+    name = survival["dtype"]
+    if survival["exact"]:
+        return f"all values of these routers are values of {name}, in which the base has its own"
+    return (
+        f"rounded to {name}, in which the base has its own, {100 * survival['changed']:.1f}% of the routers' "
+        f"entries differ from it, and {100 * survival['kept']:.1f}% of the update's size is left"
+    )
 
 
 def _asked(task: str, found: Mapping[str, Any]) -> str:
@@ -118,12 +137,16 @@ def _asked(task: str, found: Mapping[str, Any]) -> str:
     return f"{task}: {', '.join(told)}" if told else ""
 
 
-def _as_served(run: RunConfig) -> str:
-    if run.model.dtype == "float32":
-        return "Measured in float32; a checkpoint that is loaded in bfloat16 has its routers rounded."
+def _as_served(run: RunConfig, found: Mapping[str, Any]) -> str:
+    if "roma_as_served" in found:
+        return (
+            f"Measured in {run.model.dtype}, with the routers as they are (roma) and rounded to the types in "
+            "which the base has its own, as programs have them that load a checkpoint in its types "
+            "(roma_as_served)."
+        )
     return (
-        f"Measured as a merged checkpoint is served that is loaded in {run.model.dtype}: with routers "
-        "rounded to it, as all other weights are."
+        f"Measured in {run.model.dtype}, where the routers have the values that rounding to the types of the "
+        "base leaves them."
     )
 
 

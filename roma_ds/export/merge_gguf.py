@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,7 +16,8 @@ from roma_ds import __version__
 from roma_ds.checkpoint.router_file import RouterFile, read_router_file
 from roma_ds.errors import EnvironmentFault, UserError
 from roma_ds.export.gguf_copy import difference, write_copy
-from roma_ds.export.gguf_header import GgufFile, read_gguf
+from roma_ds.export.gguf_header import GgufFile
+from roma_ds.export.gguf_parts import number_in, parts_of, targets_of
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, sync_folder
 from roma_ds.storage.free_disk import free_bytes
@@ -27,7 +27,6 @@ from roma_ds.storage.raw_values import bytes_of
 PROVENANCE = "roma_ds."
 """What the keys begin with that a merged file has in its metadata."""
 _FACTS = ("base_model", "revision", "layers", "method", "config_hash")
-_PART = re.compile(r"(.+)-(\d{5})-of-(\d{5})\.gguf")
 _OTHER = "merge with a GGUF file of the base model that the routers were trained on"
 
 
@@ -65,8 +64,8 @@ def merge_gguf(base: Path, router_file: Path, out: Path, exact: bool = False) ->
     """
     router = read_router_file(router_file)
     weights = {layer: weight.float() for layer, weight in router.by_layer().items()}
-    parts = _parts(base)
-    targets = _targets(out, len(parts))
+    parts = parts_of(base)
+    targets = targets_of(out, len(parts))
     gates = _gates(parts, base, router)
     kinds = {layer: parts[gate.part].tensors[gate.name].kind for layer, gate in gates.items()}
     values = {layer: _rounded(weights[layer], layer, kinds[layer], exact) for layer in weights}
@@ -106,57 +105,10 @@ def _require_room(folder: Path, parts: Sequence[GgufFile]) -> None:
         )
 
 
-def _parts(base: Path) -> list[GgufFile]:
-    """All files of a model, the first first."""
-    named = read_gguf(base)
-    count = _number(named, "split.count") or 1
-    if count <= 1:
-        return [named]
-    match = _PART.fullmatch(base.name)
-    if match is None or int(match[3]) != count:
-        raise UserError(
-            f"{base} is one of {count} parts, and is not named so",
-            f"give it the name that it was written under, as model-00001-of-{count:05d}.gguf",
-        )
-    paths = [base.with_name(f"{match[1]}-{number + 1:05d}-of-{count:05d}.gguf") for number in range(count)]
-    absent = [path for path in paths if not path.is_file()]
-    if absent:
-        raise UserError(f"{absent[0]}, a part of {base.name}, is not there", "put all parts into one folder")
-    parts = [named if path == base else read_gguf(path) for path in paths]
-    for number, part in enumerate(parts):
-        found = (part.metadata.get("split.no"), part.metadata.get("split.count"))
-        if found != (number, count):
-            raise UserError(
-                f"{part.path} says that it is part {found[0]} of {found[1]}, not {number} of {count}",
-                "restore the names that the parts were written under",
-            )
-    tensors, stated = sum(len(part.tensors) for part in parts), parts[0].metadata.get("split.tensors.count")
-    if stated is not None and stated != tensors:
-        raise UserError(
-            f"the parts of {base.name} hold {tensors} tensors, {stated} belong to it", "fetch all parts anew"
-        )
-    return parts
-
-
-def _number(file: GgufFile, key: str) -> int | None:
-    """A whole number of the metadata; None without one."""
-    value = file.metadata.get(key)
-    return value if type(value) is int else None
-
-
-def _targets(out: Path, count: int) -> list[Path]:
-    """The files to write. Raises UserError where one is there."""
-    if out.suffix != ".gguf":
-        raise UserError(f"{out} does not end in .gguf", "name a .gguf file with --out")
-    match = _PART.fullmatch(out.name)
-    stem = match[1] if match and int(match[3]) == count else out.name.removesuffix(".gguf")
-    numbers = range(1, count + 1)
-    names = [f"{stem}-{number:05d}-of-{count:05d}.gguf" for number in numbers] if count > 1 else [out.name]
-    targets = [out.with_name(name) for name in names]
-    for target in targets:
-        if target.exists():
-            raise UserError(f"{target} exists", "choose another --out")
-    return targets
+def _numbers(text: str) -> set[int]:
+    """Numbers with commas between; none where it is anything else."""
+    parts = text.split(",")
+    return {int(part) for part in parts} if all(part.isdecimal() for part in parts) else set()
 
 
 def _gates(parts: Sequence[GgufFile], base: Path, router: RouterFile) -> dict[int, _Gate]:
@@ -198,14 +150,14 @@ def _gates(parts: Sequence[GgufFile], base: Path, router: RouterFile) -> dict[in
 def _refuse_other_layers(first: GgufFile, base: Path, found: Mapping[int, _Gate], router: RouterFile) -> None:
     """Raises UserError where the base of the router file has other layers."""
     architecture = first.metadata["general.architecture"]
-    stated, known = _number(first, f"{architecture}.block_count"), router.metadata.get("base_layers")
+    stated = number_in(first, f"{architecture}.block_count")
     # Blocks behind the last layer predict further tokens. Not every converter keeps them.
-    extra = _number(first, f"{architecture}.nextn_predict_layers") or 0
+    extra = number_in(first, f"{architecture}.nextn_predict_layers") or 0
     depth = max(found) + 1 if stated is None else stated - extra
-    if known and stated is not None and int(known) != depth:
-        raise UserError(f"{base} has {depth} layers, the base of the router file {known}", _OTHER)
-    sparse = router.metadata.get("moe_layers")
-    layers = {int(layer) for layer in sparse.split(",")} if sparse else set(found)
+    known = _numbers(router.metadata.get("base_layers", ""))
+    if known and stated is not None and known != {depth}:
+        raise UserError(f"{base} has {depth} layers, the base of the router file {max(known)}", _OTHER)
+    layers = _numbers(router.metadata.get("moe_layers", "")) or set(found)
     own = {layer for layer in found if layer < depth or layer in layers}
     if own != layers:
         raise UserError(

@@ -106,6 +106,11 @@ class FrozenModel:
         """
         self._weights.use(weights)
 
+    def forward(self, **inputs: Any) -> RoutedOutput:
+        """One pass, as `RoutedLM.forward`. A collective under ZeRO-3."""
+        output: RoutedOutput = self._call(**inputs)
+        return output
+
     def outputs(
         self, feed: Feed, batches: Sequence[Sequence[int]], title: str
     ) -> Iterator[tuple[Sequence[int], Batch, RoutedOutput]]:
@@ -122,7 +127,7 @@ class FrozenModel:
                 numbers = mine[turn] if turn < len(mine) else ()
                 batch = feed.batch(numbers)
                 with torch.no_grad():
-                    output = self._call(**batch.inputs(self.world.device))
+                    output = self.forward(**batch.inputs(self.world.device))
                 if numbers:
                     yield numbers, batch, output
                     progress.advance(len(numbers))

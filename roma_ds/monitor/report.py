@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from roma_ds.evaluation import alignment as geometry
+from roma_ds.monitor.as_served import served_cautions
 from roma_ds.monitor.comparison import Comparison, cautions, compare_all, unread_training, verdict
 from roma_ds.monitor.figures import draw_all, routing_pair
 from roma_ds.monitor.page import render
@@ -38,7 +39,11 @@ def build_report(run_dir: Path) -> dict[str, Any]:
         "alignment": aligned,
         "training": _training(run),
         "verdict": [f"{NOT_EVALUATED}."] if names_no_task(run.config) else verdict(run.variants, comparisons),
-        "cautions": [*cautions(run.variants, comparisons), *unread_training(run.extra("collect"))],
+        "cautions": [
+            *cautions(run.variants, comparisons),
+            *served_cautions(run.variants, run.extra("train").get("served")),
+            *unread_training(run.extra("collect")),
+        ],
         "notes": [*run.notes, *alignment_notes, *picture_notes],
         "commands": commands(run),
         "environment": dict(run.environment),

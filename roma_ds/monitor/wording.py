@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-VARIANT_ORDER = ("base", "router_tuning", "random_neighbours", "roma", "oracle")
+VARIANT_ORDER = ("base", "router_tuning", "random_neighbours", "roma", "roma_as_served", "oracle")
 """The order of variants in every table and picture; others follow by name."""
 
 _TITLES = {
@@ -10,6 +10,7 @@ _TITLES = {
     "router_tuning": "router tuning",
     "random_neighbours": "random neighbours",
     "roma": "RoMA",
+    "roma_as_served": "RoMA as served",
     "oracle": "oracle (uses test labels)",
 }
 

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from roma_ds.network.decoding_attention import decoding_attention
 from roma_ds.sequences.packing import Packing
 from roma_ds.sequences.shared_attention import Sharing
 
@@ -151,8 +152,8 @@ def packed_attention(
 
     transformers' attention interface, and its scaled-dot-product implementation inside: length by length
     on a CPU, where padding costs more than calls, else padded and all at once. Where the module has the
-    attribute `ROWS_ONLY`, rows that are not needed give 0. Where `packing.past` keeps earlier tokens, they
-    are seen too.
+    attribute `ROWS_ONLY`, rows that are not needed give 0. Where `packing.past` or `packing.cache` keeps
+    earlier tokens, they are seen too.
 
     sliding_window: most keys that a query sees, where the module or its config's `layer_types` has one.
     s_aux: [h], attention sinks: what one more key without a value would score.
@@ -176,6 +177,12 @@ def packed_attention(
         found: torch.Tensor = sdpa_attention_forward(module, query, key, value, mask, **options)[0]
         return found
 
+    if packing.cache is not None:
+        if packing.cache.begun:
+            scaling = options.get("scaling")
+            found = decoding_attention(module, query, key, value, packing.cache, window, s_aux, scaling)
+            return found[None], None
+        packing.cache.keep(module, key, value)
     if packing.past is not None:
         key, value = packing.past.with_earlier(module, key, value)
         if packing.past.again is not None:

@@ -89,6 +89,7 @@ def evaluate_base(world: World, run: RunConfig, ds: Mapping[str, Any]) -> None:
             return model.score(prompts, run.eval.batch_size, "eval base")
 
         def write(prompts: Sequence[Prompt]) -> list[Written | None] | None:
+            say("write: by the library's own forward pass, as this model has no routers that are found")
             return written_answers(model, run, tokenizer, samples, prompts, "write base", chat)
 
         facts = evaluate(

@@ -9,12 +9,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.gate_keys import stored_layout
 from roma_ds.checkpoint.router_file import read_router_file
+from roma_ds.checkpoint.stored_gates import as_stored, stored_dtypes
 from roma_ds.comm import agreement
 from roma_ds.data.learned import generated_datasets
 from roma_ds.errors import UserError
 from roma_ds.evaluation.stage import evaluate, outputs
 from roma_ds.pipeline.measuring import evaluated_rows, say_accuracies, scoring_inputs, written_answers
+from roma_ds.pipeline.plan_of_stages import AS_SERVED
 from roma_ds.pipeline.prefixes import Part
 from roma_ds.pipeline.session import Session
 from roma_ds.sequences.encoding import Prompt
@@ -36,6 +40,25 @@ def eval_stage(session: Session, variants: Sequence[str]) -> None:
         variants = ("base", *variants)
     for name in variants:
         _evaluate_one(session, name)
+        if name == "roma" and not session.is_cell:
+            _evaluate_as_served(session)
+
+
+def _evaluate_as_served(session: Session) -> None:
+    """RoMA's routers rounded to the types that the checkpoint has its gates in, where that changes them."""
+    router = session.folders.training("roma") / ROUTER_FILE
+    with agreement(session.world):
+        weights = read_router_file(router).by_layer()
+        files = CheckpointFiles(session.run.model)
+        rounded = as_stored(weights, stored_dtypes(files, stored_layout(session.whole.layout, files)))
+        dtype = getattr(torch, session.run.model.dtype)
+        same = all(torch.equal(rounded[layer].to(dtype), weights[layer].to(dtype)) for layer in weights)
+    if not same:
+        _evaluate_one(session, AS_SERVED, rounded)
+    elif session.world.is_first:
+        # Of an earlier training.
+        for name in (*outputs(AS_SERVED), f"{AS_SERVED}.stage.json"):
+            (session.folders.evaluation(AS_SERVED) / name).unlink(missing_ok=True)
 
 
 def _scored(session: Session, part: Part, weights: Weights, prompts: Sequence[Prompt], title: str) -> Scored:
@@ -73,9 +96,11 @@ def _successful_now(session: Session, weights: Weights) -> int:
     return count
 
 
-def _evaluate_one(session: Session, name: str) -> None:
+def _evaluate_one(session: Session, name: str, rounded: Weights | None = None) -> None:
+    """Measure one variant; rounded: in place of what its router file has."""
     folders, run = session.folders, session.run
-    router = None if name == "base" else folders.training(name) / ROUTER_FILE
+    trained = "roma" if name == AS_SERVED else name
+    router = None if name == "base" else folders.training(trained) / ROUTER_FILE
     with agreement(session.world):
         if router is not None and not router.exists():
             raise UserError(f"{router} does not exist", f"train the variant {name} first: roma-ds train")
@@ -90,7 +115,7 @@ def _evaluate_one(session: Session, name: str) -> None:
     def work() -> Mapping[str, Any]:
         samples = session.samples("eval.parquet")
         with agreement(session.world):
-            weights = {} if router is None else read_router_file(router).by_layer()
+            weights = rounded or ({} if router is None else read_router_file(router).by_layer())
             prompts = session.prompts("eval.parquet")
             rows = evaluated_rows(folders)
 
@@ -100,8 +125,7 @@ def _evaluate_one(session: Session, name: str) -> None:
             return _variant_scores(session, name, weights, prompts)
 
         def write(prompts: Sequence[Prompt]) -> list[Written | None] | None:
-            model = session.plain()
-            model.use_routers(weights)
+            model = session.decoder(weights)
             return written_answers(
                 model, run, session.tokenizer, samples, prompts, f"write {name}", session.chat
             )

@@ -9,9 +9,10 @@ from pathlib import Path
 
 from roma_ds.config import RunConfig
 from roma_ds.errors import UserError
-from roma_ds.export.card import model_card
+from roma_ds.export.card import model_card, survival_line
 from roma_ds.export.licence import base_licence
 from roma_ds.pipeline.folders import Folders
+from roma_ds.pipeline.plan_of_stages import AS_SERVED
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, read_json, write_text, writing
 
@@ -30,7 +31,13 @@ def export(run: RunConfig, folders: Folders, say: Say, fetch: bool = False) -> N
     evaluations = _evaluations(run, folders)
     results = {name: fingerprint.of_file(path) for name, path in evaluations.items()}
     licence = base_licence(run.model, fetch)
-    inputs = {"router": fingerprint.of_file(router), "results": results, "licence": licence}
+    survival = folders.training_record("roma").extra().get("served")
+    inputs = {
+        "router": fingerprint.of_file(router),
+        "results": results,
+        "licence": licence,
+        "served": survival,
+    }
     if record.why_stale(inputs) is None:
         say("export: up to date")
         return
@@ -38,14 +45,18 @@ def export(run: RunConfig, folders: Folders, say: Say, fetch: bool = False) -> N
     folder = make_folder(folders.stage("export"))
     with writing(folder / router.name) as temporary:
         shutil.copyfile(router, temporary)
-    write_text(folder / "README.md", model_card(run, folder / router.name, evaluations, licence))
+    write_text(folder / "README.md", model_card(run, folder / router.name, evaluations, licence, survival))
     record.finish(inputs, [router.name, "README.md"], time.monotonic() - started, {})
     say(f"export: {folder / router.name}")
+    if survival is not None:
+        say(f"export: {survival_line(survival)}")
+    if AS_SERVED in evaluations:
+        say(f"export: accuracy as served {100 * read_json(evaluations[AS_SERVED])['average']:.2f}%")
 
 
 def _evaluations(run: RunConfig, folders: Folders) -> dict[str, Path]:
     """What an earlier config of this folder measured is none of a run without tasks."""
-    names = ("base", "router_tuning", "roma") if run.eval.tasks else ()
+    names = ("base", "router_tuning", "roma", AS_SERVED) if run.eval.tasks else ()
     paths = {name: folders.root / "eval" / f"{name}.json" for name in names}
     return {name: path for name, path in paths.items() if path.exists()}
 

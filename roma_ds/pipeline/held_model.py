@@ -7,6 +7,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from roma_ds.checkpoint.blueprint import blueprint, check_checkpoint
 from roma_ds.checkpoint.checksums import checksums, refuse_changed, sampled_keys
 from roma_ds.checkpoint.loading import checkpoint_hash, load_config, load_tokenizer
@@ -24,7 +26,9 @@ from roma_ds.pipeline.data import chat_of
 from roma_ds.pipeline.folders import Folders
 from roma_ds.sequences.encoding import Prompt, encode, require_user_ends
 from roma_ds.storage.stage import StageRecord
+from roma_ds.writing.decoding import Decoder
 from roma_ds.writing.plain import PlainModel
+from roma_ds.writing.tree_decoding import TreeDecoder
 
 EVALUATED = "eval.parquet"
 """The data stage's file of evaluation samples."""
@@ -136,6 +140,20 @@ class HeldModel:
             self.release_frozen()
             self._plain = PlainModel(self.world, self.run.model, self.ds)
         return self._plain
+
+    def decoder(self, weights: Mapping[int, torch.Tensor]) -> Decoder:
+        """What writes answers, with these routers and the others' own: packed trees where the family can."""
+        if self.family.shares_tokens:
+            frozen = self.frozen()
+            frozen.use_routers(weights)
+            return TreeDecoder(frozen, self.run.model)
+        self.say(
+            f"write: by the library's own forward pass, since layers of {self.family.name} models mix tokens "
+            "otherwise than by attention"
+        )
+        plain = self.plain()
+        plain.use_routers(weights)
+        return plain
 
     def release_frozen(self) -> None:
         """Give back the memory of the frozen networks before another one is loaded."""

@@ -169,8 +169,7 @@ def generated_answers(
     ]
     texts = {key: value for key, value in inputs.items() if key not in ("judges", "right_share", "tokens")}
     kept = KeptAnswers(kept_folder(session), fingerprint.of_json(texts), run.collect.save_every)
-    model = session.plain()
-    model.use_routers({})
+    model = session.decoder({})
     ends = session.chat.end_tokens if session.chat is not None else ()
     writer = Writer(model, session.tokenizer, run.collect.max_new_tokens, ends, run.collect.temperature)
     found = writer.write(asked, run.eval.batch_size, "answers", kept)

@@ -12,6 +12,7 @@ import torch
 
 from roma_ds.sequences.shared_attention import Sharing
 from roma_ds.sequences.token_tree import TokenTree
+from roma_ds.sequences.tree_cache import TreeCache
 
 
 class Past:
@@ -61,6 +62,8 @@ class Packing:
     """What an earlier pass over the same sequences kept, or where this one keeps it."""
     sharing: Sharing | None = None
     """Where sequences share tokens: who sees whom. Lengths, slots and masks are then of no use."""
+    cache: TreeCache | None = None
+    """What keeps keys and values of sequences that are gone on with."""
 
     def to(self, device: torch.device) -> Packing:
         """The same on `device`."""
@@ -97,10 +100,21 @@ def pack(lengths: Sequence[int], needed: torch.Tensor) -> Packing:
     )
 
 
-def pack_shared(tree: TokenTree, needed: torch.Tensor) -> Packing:
-    """The packing of sequences that share tokens; `needed`: int64 indices into T, in any order."""
+def pack_shared(tree: TokenTree, needed: torch.Tensor, cache: TreeCache | None = None) -> Packing:
+    """The packing of sequences that share tokens; `needed`: int64 indices into T, in any order.
+
+    cache: what keeps the keys and values.
+    """
     rows = torch.unique(needed)
     row_of = torch.full((len(tree.ids),), -1, dtype=torch.long)
     row_of[rows] = torch.arange(len(rows))
     none = torch.zeros(0, dtype=torch.long)
-    return Packing((), none, (), rows, none, row_of, none.bool(), sharing=Sharing(tree, rows))
+    sharing = Sharing(tree, rows)
+    return Packing((), none, (), rows, none, row_of, none.bool(), sharing=sharing, cache=cache)
+
+
+def pack_newest(cache: TreeCache) -> Packing:
+    """The packing of one further token of each sequence that a cache keeps what was before of."""
+    every = torch.arange(len(cache.positions))
+    none = torch.zeros(0, dtype=torch.long)
+    return Packing((), none, (), every, none, every, none.bool(), cache=cache)

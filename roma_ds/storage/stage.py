@@ -24,6 +24,13 @@ class StageRecord:
         """Where the record lies. Stages that share a folder have one record each."""
         return self.folder / ("stage.json" if self.folder.name == self.name else f"{self.name}.stage.json")
 
+    def extra(self) -> dict[str, Any]:
+        """Facts that the stage recorded; none before its end."""
+        try:
+            return dict(read_json(self.path).get("extra") or {})
+        except (UserError, AttributeError, TypeError, ValueError):
+            return {}
+
     def why_stale(self, inputs: Mapping[str, Any]) -> str | None:
         """None when up to date, otherwise the reason to run the stage again, in words."""
         if not self.path.exists():

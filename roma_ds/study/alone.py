@@ -199,7 +199,7 @@ class Alone:
             "inference": sum(requests_of(prompts).lengths) / plain,
             "rows": rows,
         }
-        return self._with_written(rows, prompts, scores, self.session.plain, facts)
+        return self._with_written(rows, prompts, scores, lambda: self.session.decoder({}), facts)
 
     def _with_written(
         self,

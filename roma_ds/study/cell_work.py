@@ -22,7 +22,6 @@ from roma_ds.study.shared import TEXT_TASK, chosen_prompts, part_of
 from roma_ds.study.work import Work
 from roma_ds.study.writing import with_written_answers
 from roma_ds.training.stage import ROUTER_FILE
-from roma_ds.writing.plain import PlainModel
 
 OUTCOME = "outcome.parquet"
 
@@ -111,13 +110,10 @@ def _score(work: Work, weights: Mapping[int, Any]) -> tuple[Scores | None, dict[
         routing[:, [everywhere.index(layer) for layer in model.layout.layers]] = scores.routing
         scores = replace(scores, routing=routing)
 
-    def decoder() -> PlainModel:
-        whole = session.plain()
-        whole.use_routers(weights)
-        return whole
-
     samples = [work.tasks.samples[row] for row in work.rows]
-    return with_written_answers(session, samples, prompts, scores, decoder, work.cell.title)
+    return with_written_answers(
+        session, samples, prompts, scores, lambda: session.decoder(weights), work.cell.title
+    )
 
 
 def _routers(work: Work) -> tuple[Scores | None, dict[str, Any]]:

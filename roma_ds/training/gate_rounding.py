@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.stored_gates import as_stored, stored_dtypes
 from roma_ds.config import RunConfig
 from roma_ds.families import MoELayout
 
@@ -32,7 +33,7 @@ class GateRounding:
 
     def rounded(self, weights: Mapping[int, torch.Tensor]) -> dict[int, torch.Tensor]:
         """`weights` by layer, with values that the stored type has, in their own type."""
-        return {layer: self._round(layer, weight) for layer, weight in weights.items()}
+        return as_stored(weights, self._dtypes)
 
     def apply(self, routers: Mapping[int, Any]) -> None:
         """Round parameters in place, of those that ZeRO-3 cut this rank's share; not their masters."""
@@ -40,13 +41,4 @@ class GateRounding:
             held = [parameter.data] if parameter.data.numel() else []
             share = getattr(parameter, "ds_tensor", None)
             for values in held if share is None else [*held, share.data]:
-                values.copy_(self._round(layer, values))
-
-    def _round(self, layer: int, values: torch.Tensor) -> torch.Tensor:
-        return values.to(self._dtypes[layer]).to(values.dtype)
-
-
-def stored_dtypes(files: CheckpointFiles, layout: MoELayout) -> dict[int, torch.dtype]:
-    """Types of the gates in a checkpoint by layer, of `layout` with its stored names. Opens headers alone."""
-    keys = {layer: layout.gate_key(layer) for layer in layout.layers}
-    return {layer: files.place(key).dtype for layer, key in keys.items() if key in files.keys}
+                values.copy_(self.rounded({layer: values})[layer])

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import save_file
 
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
+from roma_ds.checkpoint.stored_gates import Survival, stored_dtypes, survival
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig, config_hash
 from roma_ds.prefix.feed import Feed
@@ -40,14 +41,30 @@ def write_router_file(
         save_file(tensors, temporary, metadata={"format": "pt", **facts})
 
 
-def _base_gates(run: RunConfig, engine: RouterEngine) -> dict[str, str]:
-    """Metadata of a router file by which a merge tells its base from another model."""
-    files = CheckpointFiles(run.model)
+def _base_gates(files: CheckpointFiles, engine: RouterEngine) -> dict[int, torch.Tensor]:
+    """Those of the trained layers by number, where the checkpoint has all of them."""
     keys = {layer: engine.layout.gate_key(layer) for layer in engine.layers}
-    known = all(key in files.keys for key in keys.values())
-    digests = gate_digests({layer: files.read(key) for layer, key in keys.items()}) if known else {}
+    return {
+        layer: files.read(key)
+        for layer, key in keys.items()
+        if all(map(files.keys.__contains__, keys.values()))
+    }
+
+
+def _about_the_base(files: CheckpointFiles, engine: RouterEngine) -> dict[str, str]:
+    """Metadata of a router file by which a merge tells its base from another model."""
+    base = _base_gates(files, engine)
     sparse = ",".join(map(str, engine.sparse_layers))
-    return {"base_layers": str(engine.depth), "moe_layers": sparse, **digests}
+    facts = {"base_layers": str(engine.depth), "moe_layers": sparse}
+    return {**facts, **(gate_digests(base) if base else {})}
+
+
+def _served(
+    files: CheckpointFiles, engine: RouterEngine, weights: Mapping[int, torch.Tensor]
+) -> Survival | None:
+    """What a model with its gates in the checkpoint's types sees of the update; None without its gates."""
+    base = {layer: weight.float() for layer, weight in _base_gates(files, engine).items()}
+    return survival(base, weights, stored_dtypes(files, engine.layout)) if base else None
 
 
 def train(
@@ -82,7 +99,8 @@ def train(
         make_folder(folder)
     engine = RouterEngine(world, run, ds, cache.plan.first_layer if cache is not None else None)
     with agreement(world):
-        base = _base_gates(run, engine) if world.is_first else {}
+        files = CheckpointFiles(run.model)
+        base = _about_the_base(files, engine) if world.is_first else {}
     order = BatchOrder(len(rows), run.train.epochs, global_batch, run.train.seed, rows)
     training = Training(
         world=world,
@@ -119,5 +137,6 @@ def train(
                     **base,
                 },
             )
+            facts = {**facts, "served": _served(files, engine, weights)}
     engine.close()
     return facts

@@ -1,4 +1,4 @@
-"""Greedy decoding step by step: what a writer asks of a network, and the steps of one with a key-value cache.
+"""Decoding step by step: what a writer asks of a network, and the steps of one with a key-value cache.
 
 Shapes: B sequences of a batch, L tokens of the longest so far, n newest tokens, V vocabulary.
 """
@@ -6,7 +6,7 @@ Shapes: B sequences of a batch, L tokens of the longest so far, n newest tokens,
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import torch
 
@@ -19,6 +19,17 @@ CachedLogits = Callable[[torch.Tensor, torch.Tensor, Any], torch.Tensor]
 """From the newest tokens int64 [B, n], the mask of all tokens [B, L] and a cache: logits float32 [B, V]."""
 
 
+@runtime_checkable
+class Leaving(Protocol):
+    """A `Step` that can go on with some of its answers alone."""
+
+    def __call__(self, chosen: torch.Tensor | None) -> torch.Tensor:
+        """As `Step`, of the answers that are left."""
+
+    def stay(self, rows: Sequence[int]) -> None:
+        """Keep these answers, by their numbers among those that were left, ascending; at least one."""
+
+
 class Decoder(Protocol):
     """A network that answers can be written with."""
 
@@ -28,8 +39,10 @@ class Decoder(Protocol):
     """Whether every pass is a collective of these ranks."""
     generation_config: Any
     """As transformers has it; its `eos_token_id` ends an answer."""
-    batching: Batching
-    """Which prompts may be in one batch."""
+
+    @property
+    def batching(self) -> Batching | Literal["shared"]:
+        """Which prompts may be in one batch; `shared`: any, and what they begin with counts once."""
 
     def decoding(self, numbers: Sequence[int], prompts: Sequence[Sequence[int]]) -> Step:
         """Begin a batch; numbers: of these prompts among those that are written, none where it stands in."""

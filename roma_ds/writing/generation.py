@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,12 +12,16 @@ from roma_ds.comm import agreement
 from roma_ds.prefix.feed import FILLER
 from roma_ds.progress import Progress
 from roma_ds.sequences.batches import in_batches
-from roma_ds.writing.decoding import Decoder
+from roma_ds.sequences.prompt_batches import Room, in_prompt_batches
+from roma_ds.writing.decoding import Decoder, Leaving, Step
 from roma_ds.writing.kept import KeptAnswers, Saver, Written
 from roma_ds.writing.sampling import Choice
 from roma_ds.writing.thinking import is_thinking, stop_place
 
 __all__ = ["Asked", "Writer", "Written"]
+
+LEAVING = 1 / 8
+"""Share of a batch's answers that have ended, from which on they leave it: keys of the others are moved."""
 
 
 @dataclass(frozen=True)
@@ -60,7 +64,7 @@ class Writer:
         kept: where answers are saved, and those of a killed writing of the same prompts are taken from.
         """
         world = self.model.world
-        batches = self._batches([len(one.prompt) for one in asked], batch_size)
+        batches = self._batches([one.prompt for one in asked], batch_size)
         before: dict[int, Written] = {}
         if kept is not None:
             with agreement(world):
@@ -89,8 +93,11 @@ class Writer:
         everything = before | {number: one for part in gathered for number, one in part.items()}
         return [everything[number] for number in range(len(asked))]
 
-    def _batches(self, lengths: Sequence[int], batch_size: int) -> list[list[int]]:
-        """Numbers of prompts by their lengths, as far as the model can have them in one batch."""
+    def _batches(self, prompts: Sequence[tuple[int, ...]], batch_size: int) -> list[list[int]]:
+        """Numbers of prompts in batches, as far as the model can have them in one."""
+        if self.model.batching == "shared":
+            return in_prompt_batches(prompts, self.limit, Room.of_longest(prompts, self.limit, batch_size))
+        lengths = [len(prompt) for prompt in prompts]
         if self.model.batching == "alone":
             return [[number] for batch in in_batches(lengths, 1) for number in batch]
         if self.model.batching == "padded":
@@ -108,18 +115,12 @@ class Writer:
         """One batch; without any prompt, as many forward passes as the other ranks need."""
         step = self.model.decoding(numbers, [one.prompt for one in asked] or [FILLER.prompt])
         choose = Choice(self.temperature, [one.draw for one in asked] or [""])
-        chosen: torch.Tensor | None = None
-        new: list[list[int]] = [[] for _ in asked]
         thinking = [is_thinking(self._text(one.prompt)) for one in asked]
-        open_rows = set(range(len(asked)))
-        for _ in range(self.limit):
-            chosen = choose(step(chosen))
-            for row in sorted(open_rows):
-                new[row].append(int(chosen[row]))
-                if self._is_over(new[row], asked[row], thinking[row]):
-                    open_rows.discard(row)
-            if not self._anyone(bool(open_rows)):
-                break
+
+        def over(row: int, tokens: Sequence[int]) -> bool:
+            return self._is_over(tokens, asked[row], thinking[row])
+
+        new = new_tokens(step, len(asked), self.limit, choose, over, self._anyone)
         return [self._written(*one) for one in zip(new, asked, thinking, strict=True)]
 
     def _anyone(self, busy: bool) -> bool:
@@ -147,6 +148,40 @@ class Writer:
         said = text if place is None else text[:place]
         stopped = place is not None and bool(said.strip())
         return Written(said, len(tokens), stopped or (bool(tokens) and tokens[-1] in self._ends))
+
+
+def new_tokens(
+    step: Step,
+    count: int,
+    limit: int,
+    choose: Callable[[torch.Tensor, Sequence[int]], torch.Tensor],
+    over: Callable[[int, Sequence[int]], bool],
+    anyone: Callable[[bool], bool] = bool,
+) -> list[list[int]]:
+    """The tokens of each of `count` answers of a batch, at most `limit`; without any, another is run.
+
+    choose: int64 [B] from logits [B, V] of answers by number; over: whether an answer with such tokens has
+    ended; anyone: whether there is another pass, told whether an answer here needs one.
+    """
+    new: list[list[int]] = [[] for _ in range(count)]
+    going = set(range(count))
+    rows = list(range(max(1, count)))
+    chosen: torch.Tensor | None = None
+    for _ in range(limit):
+        chosen = choose(step(chosen), rows)
+        for row, token in zip(rows, chosen.tolist(), strict=True):
+            if row in going:
+                new[row].append(token)
+                if over(row, new[row]):
+                    going.discard(row)
+        if not anyone(bool(going)):
+            break
+        if len(going) <= (1 - LEAVING) * len(rows) and len(rows) > 1 and isinstance(step, Leaving):
+            # Where other ranks need further passes one answer is run with them, though all have ended.
+            staying = [place for place, row in enumerate(rows) if row in going] or [0]
+            step.stay(staying)
+            rows, chosen = [rows[place] for place in staying], chosen[staying]
+    return new
 
 
 def _stop(text: str, asked: Asked, thinking: bool) -> int | None:

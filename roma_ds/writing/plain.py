@@ -1,4 +1,4 @@
-"""A causal LM by the library's own forward pass: for generated answers, and for models without routers.
+"""A causal LM by the library's own forward pass: for models without routers, or that cannot be packed.
 
 Sequences that are scored are padded on the right, where padding changes no real token; those that are gone on
 with on the left, or not at all where a model cannot have that.

@@ -24,13 +24,14 @@ class Choice:
         self._temperature = temperature
         self._numbers = [random.Random(draw) for draw in draws]
 
-    def __call__(self, logits: torch.Tensor) -> torch.Tensor:
-        """int64 [B] on the CPU, from logits float32 [B, V]."""
+    def __call__(self, logits: torch.Tensor, answers: Sequence[int] | None = None) -> torch.Tensor:
+        """int64 [B] on the CPU, from logits float32 [B, V] of these answers, of all where none are named."""
         if not self._temperature:
             return logits.argmax(dim=-1).cpu()
         likely = torch.softmax(logits.double() / self._temperature, dim=-1).cpu()
         sums = likely.cumsum(dim=-1)
-        drawn = torch.tensor([[numbers.random()] for numbers in self._numbers], dtype=torch.float64)
+        own = self._numbers if answers is None else [self._numbers[answer] for answer in answers]
+        drawn = torch.tensor([[numbers.random()] for numbers in own], dtype=torch.float64)
         places = torch.searchsorted(sums, drawn * sums[:, -1:], right=True)[:, 0]
         return places.clamp(max=logits.shape[1] - 1)
 

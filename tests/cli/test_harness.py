@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 import os
@@ -157,6 +158,24 @@ def test_the_bridge_runs_base_and_router_file(agreement: Any, work: Path, router
         for theirs, mine in zip(found["arc_easy"], scores.option_loglikelihoods, strict=True):
             assert mine.tolist() == pytest.approx(theirs, abs=1e-3)
     assert base["arc_easy"][0] != pytest.approx(tuned["arc_easy"][0], abs=1e-2)
+
+
+def test_the_bridge_takes_a_published_router(
+    work: Path, router: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from roma_ds.checkpoint.router_file import read_router_file
+    from roma_ds.evaluation import harness
+
+    files = {"hub:somebody/routers": router}
+    monkeypatch.setattr(harness, "local_router", files.__getitem__)
+    model = harness.RoutedHarnessModel(
+        str(work / "model"), router="hub:somebody/routers", dtype="float32", device="cpu"
+    )
+    for key, weight in read_router_file(router).weights.items():
+        assert bool((model.model.get_parameter(key) == weight).all())
+    info = model.get_model_info()
+    assert info["router"] == "hub:somebody/routers"
+    assert info["router_sha256"] == hashlib.sha256(router.read_bytes()).hexdigest()
 
 
 def test_the_bridge_takes_a_chat_template(work: Path, tmp_path: Path) -> None:

@@ -161,6 +161,13 @@ def test_without_a_digest_shapes_and_layers_alone_are_compared_and_that_is_said(
     assert facts["compared"] == "the router file was written without a digest of its base's gates"
 
 
+def test_metadata_that_say_nothing_are_left_out(tmp_path: Path) -> None:
+    base = TINY.write(tmp_path / "model.gguf")
+    facts = {"base_layers": "many", "moe_layers": "1,,x", "base_model": ""}
+    write_router_file(tmp_path / "r.safetensors", tuned((2,)), {2: "model.layers.2.mlp.gate.weight"}, facts)
+    assert merge_gguf(base, tmp_path / "r.safetensors", tmp_path / "tuned.gguf")["routers"] == 1
+
+
 def test_blocks_that_predict_further_tokens_are_no_layers(tmp_path: Path) -> None:
     """They have a router too, behind those of the network."""
     trained = Tiny(4, (1, 2, 3))

@@ -69,7 +69,7 @@ def test_a_base_model_on_the_hub_is_linked(tmp_path: Path) -> None:
     front = yaml.safe_load(card.split("---")[1])
     assert front["base_model"] == "OWNER/base" and front["base_model_relation"] == "adapter"
     assert "license" not in front and "licence of the base model: not found with it" in card
-    assert "loaded in bfloat16: with routers rounded to it" in card
+    assert "Measured in bfloat16, where the routers have the values that rounding" in card
 
 
 def test_accuracies_have_intervals_where_the_number_of_questions_is_known(tmp_path: Path) -> None:

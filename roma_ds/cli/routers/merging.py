@@ -19,7 +19,7 @@ def merge_router(options: argparse.Namespace) -> int:
             "download it first, as `hf download OWNER/NAME --local-dir FOLDER` does, and give that folder",
         )
     router = local_router(options.router)
-    if base.suffix == ".gguf":
+    if base.suffix.lower() == ".gguf":
         return _into_gguf(base, router, options.out, options.gate_dtype)
     return _into_checkpoint(base, router, options.out, options.gate_dtype or "float32")
 

@@ -11,10 +11,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
+from lm_eval.api.instance import Instance
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
+from lm_eval.models.utils import handle_stop_sequences, postprocess_generated_text
 
 from roma_ds.checkpoint.router_file import read_router_file
 from roma_ds.comm import World
@@ -23,6 +26,7 @@ from roma_ds.config.chat import ChatConfig
 from roma_ds.data.chat.source import chosen_templates
 from roma_ds.errors import UserError
 from roma_ds.evaluation.harness.packed_scoring import PackedScoring
+from roma_ds.evaluation.harness.packed_writing import Ending, PackedWriting
 from roma_ds.families import detect
 from roma_ds.families.composite import text_network, text_part
 from roma_ds.families.library_network import library_class
@@ -35,6 +39,8 @@ from roma_ds.storage.published_router import local_router
 ENGINES = ("packed", "hf")
 AUTO = 32
 """Sequences of the longest length whose tokens make a batch under `--batch_size auto`."""
+CPU_AUTO = 8
+"""The harness's own batch size under `--batch_size auto` on a CPU."""
 eval_logger = logging.getLogger(__name__)
 
 
@@ -44,9 +50,9 @@ class RoutedHarnessModel(HFLM):
 
     router: a router file of `pretrained`, or hub:OWNER/NAME of a published one; without one it is the base
     model. template: the chat template for `--apply_chat_template`, as `data.chat.template` names it. engine:
-    `packed` (default) answers requests for log-likelihoods by packed trees, where the model's family allows
-    it; `hf` as the harness itself does. Everything else is as for the harness's `hf`: dtype, batch_size,
-    max_length, chat_template_args, ...
+    `packed` (default) answers requests for log-likelihoods and greedy texts by packed trees, where the
+    model's family allows it; `hf` as the harness itself does. Everything else is as for the harness's `hf`:
+    dtype, batch_size, max_length, chat_template_args, ...
     """
 
     def __init__(
@@ -78,16 +84,26 @@ class RoutedHarnessModel(HFLM):
             RouterWeights(World(Ranks(), self.device), routers, sites, partitioned=False).use(weights)
 
         self._packed = self._packed_scoring() if engine == "packed" else None
+        self._writing = None
+        if self._packed is not None:
+            network, device = self._packed.routed, self._packed.device
+            self._writing = PackedWriting(network, device, self.tokenizer, self.world_size)
+            if self._writing.unusual:
+                settings = ", ".join(self._writing.unusual)
+                eval_logger.info(f"texts as the harness itself has them: the model sets {settings}")
+                self._writing = None
 
     def _packed_scoring(self) -> PackedScoring | None:
         # `cuda` of the harness is `cuda:0` of the weights: what counts is that they lie in one place.
-        if self.backend != "causal" or len({weight.device for weight in self.model.parameters()}) != 1:
+        if self.backend != "causal" or self.mixed_precision_dtype is not None:
+            return None
+        if len({weight.device for weight in self.model.parameters()}) != 1:
             return None
         part = text_network(text_part(self._config))
         try:
             return PackedScoring(self.model) if part is None else None
         except UserError as reason:
-            eval_logger.info(f"log-likelihoods as the harness itself has them: {reason}")
+            eval_logger.info(f"log-likelihoods and texts as the harness itself has them: {reason}")
             return None
 
     def _loglikelihood_tokens(
@@ -113,6 +129,73 @@ class RoutedHarnessModel(HFLM):
             if texts is not None:
                 self.cache_hook.add_partial("loglikelihood", texts, score)
         return scores
+
+    def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
+        """A text for each request: up to its first stop sequence, an end token, or its most new tokens.
+
+        Requests for more than the likeliest tokens are left to the harness's own class.
+        """
+        prompts, groups = self._prompts(requests)
+        texts: dict[int, str] = {}
+        shown = not disable_tqdm and self.rank == 0 and bool(prompts)
+        with Progress(len(prompts), "write", enabled=shown) as progress:
+            for ending, numbers in groups.items():
+                assert self._writing is not None
+                asked = [prompts[number] for number in numbers]
+                for number, tokens in zip(
+                    numbers, self._writing.write(asked, ending, progress.advance), strict=True
+                ):
+                    texts[number] = self._text(tokens, ending)
+                    self.cache_hook.add_partial("generate_until", requests[number].args, texts[number])
+        left = [number for number in range(len(requests)) if number not in texts]
+        if left:
+            if self._writing is not None:
+                eval_logger.info(f"{len(left)} of {len(requests)} texts as the harness itself has them")
+            others = super().generate_until([requests[number] for number in left], disable_tqdm=disable_tqdm)
+            texts.update(zip(left, others, strict=True))
+        return [texts[number] for number in range(len(requests))]
+
+    def _prompts(self, requests: Sequence[Instance]) -> tuple[dict[int, list[int]], dict[Ending, list[int]]]:
+        """Token ids by request that is written here, and these requests by where their texts end."""
+        prompts: dict[int, list[int]] = {}
+        groups: dict[Ending, list[int]] = {}
+        eos = self.tok_decode(self.eot_token_id, skip_special_tokens=False)
+        if self._writing is None:
+            return prompts, groups
+        for number, request in enumerate(requests):
+            context, settings = request.args
+            ending = Ending.of(settings, self.max_gen_toks)
+            if ending is None or self.max_length <= ending.limit:
+                continue
+            ids, _ = self.tok_batch_encode(
+                [context], left_truncate_len=self.max_length - ending.limit, truncation=self.truncation
+            )
+            ending = replace(ending, until=tuple(handle_stop_sequences(list(ending.until), eos=eos)))
+            if self._writing.fits(ids[0], ending):
+                prompts[number] = ids[0].tolist()
+                groups.setdefault(ending, []).append(number)
+        return prompts, groups
+
+    def _text(self, tokens: list[int], ending: Ending) -> str:
+        """What new tokens say outside of their thinking, up to the first stop sequence."""
+        end = self.think_end_token
+        if isinstance(end, int) and end in tokens:
+            tokens = tokens[len(tokens) - tokens[::-1].index(end) :]
+        text: str = self.tok_decode(tokens)
+        if isinstance(end, int):
+            text = text.lstrip()
+        stated = end if isinstance(end, str) else None
+        return str(postprocess_generated_text(text, list(ending.until), think_end_token=stated))
+
+    def _detect_batch_size(self, requests: Any = None, pos: int = 0) -> int:
+        """As the harness's own, by trying larger batches until memory is too small; not on a CPU.
+
+        There nothing is raised that could be caught: the system ends the process.
+        """
+        if self.device.type == "cpu":
+            return CPU_AUTO
+        size: int = super()._detect_batch_size(requests, pos)
+        return size
 
     def _create_model(self, pretrained: str, **options: Any) -> None:
         """As the harness's own, by the class of the checkpoint: its table of them lacks some."""

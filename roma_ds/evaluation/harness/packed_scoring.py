@@ -33,8 +33,9 @@ class PackedScoring:
                 f"layers of a {layout.family.name} model mix tokens otherwise than by attention",
                 "set engine=hf",
             )
-        self._routed = RoutedLM(own, layout, ())
-        self._device = network.device
+        self.routed = RoutedLM(own, layout, ())
+        """The packed network."""
+        self.device: torch.device = network.device
 
     def loglikelihoods(
         self,
@@ -55,7 +56,7 @@ class PackedScoring:
         for numbers in in_shared_batches(sequences, batch_size):
             batch = collate([sequences[number] for number in numbers], "last1", shared=True)
             with torch.no_grad():
-                logits = self._routed(**batch.inputs(self._device)).logits
+                logits = self.routed(**batch.inputs(self.device)).logits
             counts = [len(sequences[number].continuation) for number in numbers]
             chosen, rivals = token_scores(logits, batch.answer_ids.to(logits.device))
             parts = zip(numbers, chosen.split(counts), rivals.split(counts), strict=True)
