@@ -110,7 +110,12 @@ class Shape:
         return PERIODS.get(self.model_type, 1)
 
     def _hybrid(self) -> dict[str, int]:
-        """Sizes of linear attention, which three of four layers have, in the proportions of Qwen3-Next."""
+        """What some types need beside: how their experts are counted, or sizes of linear attention.
+
+        That is in three of four layers, in the proportions of Qwen3-Next.
+        """
+        if self.model_type == "gpt_oss":
+            return {"num_local_experts": self.experts}
         if self.model_type != "qwen3_next":
             return {}
         return {

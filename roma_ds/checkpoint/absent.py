@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from roma_ds.families import Family
+
 
 class AbsentLayer(nn.Module):
     """A decoder layer without weights: what comes in goes out, in the form that the layer returns."""
@@ -53,3 +55,23 @@ class AbsentEmbedding(nn.Module):
     def forward(self, input_ids: torch.Tensor) -> torch.Tensor:
         """int64 [B, L] -> [B, L, width]"""
         return torch.zeros(*input_ids.shape, self.width, dtype=self.dtype, device=input_ids.device)
+
+
+def leave_out(
+    network: Any, family: Family, kept: range, embedding: bool, head: bool, dtype: torch.dtype
+) -> None:
+    """Put modules without weights in the places of all decoder layers but `kept`, and of absent ends."""
+    layers = network.get_submodule(family.layers)
+    for number, layer in enumerate(layers):
+        if number not in kept:
+            layers[number] = AbsentLayer(layer, family.returned)
+    if not embedding:
+        width = network.get_submodule(family.embedding).embedding_dim
+        _replace(network, family.embedding, AbsentEmbedding(width, dtype))
+    if not head:
+        _replace(network, family.head, nn.Identity())
+
+
+def _replace(network: Any, path: str, module: nn.Module | None) -> None:
+    parent, _, name = path.rpartition(".")
+    setattr(network.get_submodule(parent), name, module)

@@ -126,6 +126,18 @@ class Conversion:
                 return [self._inner(name.replace(outputs[0], output)) for output in outputs]
         return [target.name]
 
+    def below(self, target: Target) -> list[list[str]] | None:
+        """Keys of the weights that lie one below the other in each expert of `target`, each list by expert.
+
+        A single key where all experts lie in one tensor. None where they are made in another way.
+        """
+        rule, lists = self._made_by(target)
+        if rule is None:
+            return [[target.sources[None][-1]]]
+        if not _piecewise(rule) or any(other.dim != 1 for other in rule.operations[1:]):
+            return None
+        return [lists[pattern] for pattern in rule.source_patterns if pattern in lists]
+
     def _rule(self, pattern: str) -> Any:
         return next(rule for rule in self.converters if pattern in rule.source_patterns)
 

@@ -16,15 +16,14 @@ import torch
 
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.expert_keys import expert_keys, stack_shape
+from roma_ds.checkpoint.stored.kept_experts import kept_in
+from roma_ds.checkpoint.stored.refusals import not_finite
 from roma_ds.comm import World
-from roma_ds.errors import RomaError, UserError
+from roma_ds.errors import RomaError
 from roma_ds.families import MoELayout, RouterSite
 
 LAYERS = 4
 """In which an expert is compared."""
-
-NAMED = 4
-"""Parameters that a message names."""
 
 
 @dataclass(frozen=True)
@@ -97,11 +96,7 @@ def refuse_not_finite(network: Any, rank: int) -> None:
         if not all(math.isfinite(float(end)) for end in held.values.aminmax()):
             bad.append(name)
     if bad:
-        more = f" and {len(bad) - NAMED} more" if len(bad) > NAMED else ""
-        raise UserError(
-            f"values of the checkpoint are not finite (NaN or infinity): {', '.join(bad[:NAMED])}{more}",
-            "fetch or save the checkpoint anew; a merge or a conversion to another type may have made them",
-        )
+        raise not_finite(bad)
 
 
 def _sampled(
@@ -109,17 +104,26 @@ def _sampled(
 ) -> Iterator[tuple[str, torch.Tensor, list[_Held], int]]:
     """(key of a stored tensor, its values for one expert, where they may lie, number of that expert).
 
-    The first expert that lies whole in this rank's share.
+    The first expert that lies whole in this rank's share. Of experts that are kept as they are stored, their
+    bytes.
     """
     expert = min(layout.networks - 1, -(-layout.networks * world.rank // world.size))
     fused = []
     layer = network.get_submodule(f"{layout.family.layers}.{site.layer}")
+    kept = kept_in(layer)
+    as_stored = {key for one in kept.values() for key in one.keys}
     for name, parameter in layer.named_parameters():
         held = _Held.of(parameter, world.rank)
+        if name in kept:
+            if held is not None:
+                yield min(kept[name].keys), kept[name].read(expert)[None], [held], expert
+            continue
         shape = None if held is None else stack_shape(name, held.shape, layout)
         if held is not None and shape is not None:
             fused.append(replace(held, shape=shape))
     for key in expert_keys(files, layout, site.layer) if fused else ():
+        if key in as_stored:
+            continue
         shape = stack_shape(key, files.place(key).shape, layout)
         if shape is not None:
             # All experts in one tensor, as in memory.

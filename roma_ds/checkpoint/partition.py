@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from copy import deepcopy
 from typing import Any
 
 import torch
 from torch import nn
+
+from roma_ds.families import Family
 
 
 class Partition:
@@ -47,3 +50,23 @@ class Partition:
         partitioned: Any = parameter
         with torch.no_grad():
             partitioned.partition()
+
+
+def gather_whole(layers: Iterable[nn.Module], family: Family) -> None:
+    """Mark the modules whose weights ZeRO-3 gathers at once, in decoder layers.
+
+    It fetches module by module, in an order that all ranks must share. What mixes tokens row by row may leave
+    modules out where sequences are short: of such families all parts of a layer are marked that hold no
+    router.
+    """
+    from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
+
+    for layer in layers:
+        # A dense layer has no experts.
+        modules = dict(layer.named_modules())
+        marked = [modules[path] for path in family.gathered_whole if path in modules]
+        for child in layer.children() if family.mixing == "rows" else ():
+            parts = child if isinstance(child, nn.ModuleList) else (child,)
+            marked += [part for part in parts if not any(map(family.is_router, part.modules()))]
+        for module in marked:
+            set_z3_leaf_module(module, True)

@@ -10,11 +10,12 @@ import os
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
+from typing import Protocol
 
 import torch
 
 from roma_ds.checkpoint.loading import ask_hub, checkpoint, not_found
-from roma_ds.checkpoint.stored_tensor import StoredTensor, UnreadType, stored_tensors
+from roma_ds.checkpoint.stored_tensor import Placed, StoredTensor, UnreadType, stored_tensors
 from roma_ds.config import ModelConfig
 from roma_ds.errors import UserError
 from roma_ds.storage.atomic import read_json
@@ -27,6 +28,23 @@ PLAIN_COPY = (
     "use a copy in bfloat16: load it by a library that decodes this format, and "
     "save_pretrained(..., save_original_format=False)"
 )
+
+
+class RawTensors(Protocol):
+    """Stored tensors by key, in their stored types, in files or in memory."""
+
+    @property
+    def model(self) -> ModelConfig:
+        """Whose they are."""
+
+    def place(self, key: str) -> Placed:
+        """Type and shape of a tensor."""
+
+    def read(self, key: str) -> torch.Tensor:
+        """The tensor of that key."""
+
+    def read_flat(self, key: str, start: int, stop: int) -> torch.Tensor:
+        """Values `start` to `stop` - 1 of the flattened tensor; not to be changed."""
 
 
 class RawFiles:

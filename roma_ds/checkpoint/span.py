@@ -11,13 +11,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from roma_ds.checkpoint.absent import AbsentEmbedding, AbsentLayer
+from roma_ds.checkpoint.absent import leave_out
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.conversion import Target
 from roma_ds.checkpoint.load_report import LoadReport
 from roma_ds.checkpoint.loading import load_config, memory_faults
-from roma_ds.checkpoint.partition import Partition
+from roma_ds.checkpoint.partition import Partition, gather_whole
 from roma_ds.checkpoint.skeleton import blank_network, initial_values
+from roma_ds.checkpoint.stored.kept_experts import DecodedRoom, KeptExperts, kept_experts, runs_by_interface
+from roma_ds.checkpoint.stored.refusals import none_kept, not_finite
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.families import Family, family_of
@@ -61,25 +63,13 @@ def skeleton(model: ModelConfig, span: Span | None = None, config: Any = None) -
         family.require_parts()
     network = blank_network(model, config)
     if span is not None:
-        _leave_out(network, family, span, getattr(torch, model.dtype))
+        layers = range(span.first, span.last)
+        leave_out(network, family, layers, span.embedding, span.head, getattr(torch, model.dtype))
     for parameter in network.parameters():
         parameter.requires_grad_(False)
     network.config.use_cache = False
     network.config.output_router_logits = False
     return network.eval()
-
-
-def _leave_out(network: Any, family: Family, span: Span, dtype: torch.dtype) -> None:
-    """Put modules without weights in the places of what a span has not."""
-    layers = network.get_submodule(family.layers)
-    for number, layer in enumerate(layers):
-        if not span.first <= number < span.last:
-            layers[number] = AbsentLayer(layer, family.returned)
-    if not span.embedding:
-        embedding = network.get_submodule(family.embedding)
-        _replace(network, family.embedding, AbsentEmbedding(embedding.embedding_dim, dtype))
-    if not span.head:
-        _replace(network, family.head, nn.Identity())
 
 
 def total_parameters(model: ModelConfig) -> int:
@@ -93,11 +83,13 @@ def load_span(
     zero3: dict[str, Any] | None,
     device: torch.device,
     world: World | None = None,
+    stored: bool = False,
 ) -> Any:
     """A transformers causal LM of the span alone, frozen, in eval mode, under the whole model's numbers.
 
-    With `zero3`, a resolved DeepSpeed config of stage 3, the network is partitioned over the ranks while it
-    is read, and each rank reads its own share alone. A collective where `world` is given: an error on one
+    stored: experts that can stay as they are stored do (`SpanLoader`). With `zero3`, a resolved DeepSpeed
+    config of stage 3, the network is partitioned over the ranks while it is read, and each rank reads its own
+    share alone. A collective where `world` is given: an error on one
     rank is raised on every rank.
 
     Raises UserError when tensors are missing, have other shapes or cannot be read, EnvironmentFault when
@@ -105,7 +97,7 @@ def load_span(
     """
     partition = Partition(zero3) if zero3 is not None else None
     with agreement(world) if world is not None else nullcontext():
-        loader = SpanLoader(model, span, device)
+        loader = SpanLoader(model, span, device, stored=stored)
         sizes = {part: loader.size(part) for part in loader.parts()}
         shown = (world is None or world.is_first) and sum(sizes.values()) >= SHOWN_BYTES
         with Progress(sum(sizes.values()) // MB, "load", "MB", enabled=shown) as progress:
@@ -113,28 +105,9 @@ def load_span(
                 loader.fill(part, partition)
                 progress.advance(size // MB)
     if zero3 is not None:
-        _gather_whole(loader.network, loader.family, span)
+        layers = loader.network.get_submodule(loader.family.layers)
+        gather_whole(layers[span.first : span.last], loader.family)
     return loader.network
-
-
-def _gather_whole(network: Any, family: Family, span: Span) -> None:
-    """Mark the modules whose weights ZeRO-3 gathers at once, in the layers of a span.
-
-    It fetches module by module, in an order that all ranks must share. What mixes tokens row by row may leave
-    modules out where sequences are short: of such families all parts of a layer are marked that hold no
-    router.
-    """
-    from deepspeed.utils.z3_leaf_module import set_z3_leaf_module
-
-    for layer in network.get_submodule(family.layers)[span.first : span.last]:
-        # A dense layer has no experts.
-        modules = dict(layer.named_modules())
-        marked = [modules[path] for path in family.gathered_whole if path in modules]
-        for child in layer.children() if family.mixing == "rows" else ():
-            parts = child if isinstance(child, nn.ModuleList) else (child,)
-            marked += [part for part in parts if not any(map(family.is_router, part.modules()))]
-        for module in marked:
-            set_z3_leaf_module(module, True)
 
 
 class SpanLoader:
@@ -144,9 +117,18 @@ class SpanLoader:
     """
 
     def __init__(
-        self, model: ModelConfig, span: Span, device: torch.device, files: CheckpointFiles | None = None
+        self,
+        model: ModelConfig,
+        span: Span,
+        device: torch.device,
+        files: CheckpointFiles | None = None,
+        stored: bool = False,
     ) -> None:
-        """files: of the same model, to open them once for several spans. Raises as `load_span` does."""
+        """files: of the same model, to open them once for several spans. Raises as `load_span` does.
+
+        stored: where a parameter of fused experts can be kept as it is stored, it is uint8 [E, bytes], and
+        its module has what decodes it under its name in a dict `kept_experts`.
+        """
         self.model, self.span, self.device = model, span, device
         self.files = files or CheckpointFiles(model)
         self.network = skeleton(model, span, self.files.config)
@@ -154,9 +136,30 @@ class SpanLoader:
         self.conversion = self.files.conversion
         self._stored = self.files.by_part(lambda key: self._part_of(self.conversion.name_of(key)))
         self.report().refuse(model.path, sizes_in(self.files.config))
+        self.kept: dict[str, KeptExperts] = {}
+        """By name of the parameter."""
+        if stored:
+            self._keep_experts()
         for module in self.network.modules():
             for name, buffer in module.named_buffers(recurse=False):
                 module._buffers[name] = buffer.to(device)
+
+    def _keep_experts(self) -> None:
+        room = DecodedRoom(int(self.model.decoded_cache * 2**30))
+        for part in self.parts():
+            wanted = self._wanted(part)
+            for target in self._targets(part, wanted):
+                path, _, name = target.name.rpartition(".")
+                module, like = self.network.get_submodule(path), wanted[target.name]
+                lists = (
+                    self.conversion.below(target) if like.ndim == 3 and runs_by_interface(module) else None
+                )
+                found = kept_experts(lists, like, self.files.decoding) if lists else None
+                if found is not None:
+                    self.kept[target.name] = found
+                    found.put(module, name, room)
+        if self.model.frozen == "stored" and not self.kept:
+            raise none_kept(self.model.path)
 
     def load(self) -> Any:
         """The network with all its weights. Raises as `load_span` does."""
@@ -254,6 +257,9 @@ class SpanLoader:
         partition: Partition | None,
     ) -> None:
         """Put in place what a target's sources give."""
+        if target.name in self.kept:
+            self._make_kept(target.name, wanted[target.name], partition)
+            return
         made, spans = {}, {}
         for name in self.conversion.names(target):
             like = wanted[name]
@@ -271,6 +277,16 @@ class SpanLoader:
             put = self._put(name, tensor)
             if partition is not None and isinstance(put, nn.Parameter):
                 partition.take(put)
+
+    def _make_kept(self, name: str, like: torch.Tensor, partition: Partition | None) -> None:
+        """Put experts in place as they are stored."""
+        made = nn.Parameter(torch.empty_like(like, device=self.device), requires_grad=False)
+        spans = partition.spans(like.numel()) if partition else [(0, like.numel())]
+        if not self.kept[name].fill(made.data.view(-1), spans):
+            raise not_finite([name])
+        self._put(name, made)
+        if partition is not None:
+            partition.take(made)
 
     def _optional(self, names: Iterable[str]) -> set[str]:
         """Those of `names`, buffers, that some checkpoints of the model's class go without."""
@@ -292,8 +308,3 @@ class SpanLoader:
             tensor = nn.Parameter(tensor, requires_grad=False)
         setattr(module, own, tensor)
         return tensor
-
-
-def _replace(network: Any, path: str, module: nn.Module | None) -> None:
-    parent, _, name = path.rpartition(".")
-    setattr(network.get_submodule(parent), name, module)

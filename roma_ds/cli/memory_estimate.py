@@ -19,6 +19,9 @@ def memory_lines(subject: Subject) -> Iterator[str]:
     """Training with and without prefix cache, and the frozen pass by each engine; estimates."""
     import torch
 
+    from roma_ds.frozen_pass.frozen_model import is_zero3
+    from roma_ds.frozen_pass.kept_codes import kept_bytes
+
     run = subject.run
     longest = max(prompt_tokens(prompt) for prompt in subject.prompts)
     device: Literal["cpu", "cuda"] = "cuda" if torch.cuda.is_available() else "cpu"
@@ -26,7 +29,11 @@ def memory_lines(subject: Subject) -> Iterator[str]:
     def setting(samples: int) -> Setting:
         return setting_of(run, subject.ds, subject.world_size, samples * longest, device)
 
-    sizes = sizes_of(subject.network, subject.layout)
+    zero3 = subject.ds if is_zero3(subject.ds) else None
+    kept = kept_bytes(run.model, zero3, torch.device(device))
+    sizes = sizes_of(subject.network, subject.layout, kept)
+    if kept:
+        yield f"experts are held in codes: {gibibytes(sum(kept.values()))} of the whole model (model.frozen)"
     marked, first = sizes.training(subject.layers), min(subject.layers)
     yield f"estimates of one rank on {device}, for prompts of {longest} tokens"
     training = setting(run.train.split(subject.world_size).micro_batch)

@@ -37,10 +37,13 @@ def plan_model(options: argparse.Namespace) -> int:
 
 def answer(options: argparse.Namespace) -> tuple[Subject, Any, Any]:
     """(the model, its `Forecast`, the `Question` asked). Raises UserError where the model is not usable."""
+    import torch
+
     from roma_ds.checkpoint.span import skeleton
     from roma_ds.config import ModelConfig
     from roma_ds.families import detect
     from roma_ds.families.counting import active_parameters, by_kind, counted
+    from roma_ds.frozen_pass.kept_codes import kept_bytes
     from roma_ds.planner.forecast import forecast
     from roma_ds.planner.memory import Setting
     from roma_ds.planner.model_sizes import sizes_of
@@ -51,6 +54,8 @@ def answer(options: argparse.Namespace) -> tuple[Subject, Any, Any]:
     layout = detect(network)
     family = layout.family
     length = min(options.length, options.tokens)
+    on_disk = stored_bytes(model)
+    kept = {} if on_disk is None else kept_bytes(model, None, torch.device(options.device))
     question = Question(
         setting=Setting(
             zero_stage=0,
@@ -66,14 +71,15 @@ def answer(options: argparse.Namespace) -> tuple[Subject, Any, Any]:
         activation_memory=parse_size(options.activation_memory, "--activation-memory"),
         rates=_rates(options),
         uncut=family.barrier("suffix"),
-        stored_bytes=stored_bytes(model),
+        stored_bytes=on_disk,
+        in_codes=bool(kept),
         shared=family.shares_tokens,
     )
     found = {str(kind): number for kind, number in by_kind(counted(network)).items()}
     subject = Subject(
         model.path, family.name, family.support, family.reason, found, active_parameters(network)
     )
-    return subject, forecast(sizes_of(network, layout), question), question
+    return subject, forecast(sizes_of(network, layout, kept), question), question
 
 
 def config_of(model: Any) -> Any:

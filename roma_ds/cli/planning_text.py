@@ -56,7 +56,11 @@ def lines(subject: Subject, result: Forecast, question: Question) -> Iterator[st
         yield ""
         yield (
             f"checkpoint on disk: {decimal(question.stored_bytes)}B in codes, decoded to {setting.dtype} "
-            "while they are read"
+            + (
+                "at each use of an expert, all else while it is read"
+                if question.in_codes
+                else "while they are read"
+            )
         )
     yield ""
     more = result.token_bytes != result.hidden_bytes

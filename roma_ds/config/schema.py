@@ -44,6 +44,12 @@ class ModelConfig:
     """Type of the frozen weights and of the forward pass; routers keep float32 masters either way."""
     trust_remote_code: bool = False
     """Run model code that comes with the checkpoint."""
+    frozen: Literal["auto", "stored", "decoded"] = "auto"
+    """What training and the zero3 engine hold of experts that the checkpoint stores in codes. stored: the
+    codes, decoded expert by expert at each use; an error where that cannot be done. auto: the codes where
+    that can be done and saves memory. Numbers are the same."""
+    decoded_cache: NotNegative = 0.0
+    """GiB a rank in which experts stay decoded that are held in codes, those used first."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from roma_ds.checkpoint.span import Span, load_span
 from roma_ds.comm import World, agreement
 from roma_ds.config import ModelConfig
 from roma_ds.families import MoELayout, detect
+from roma_ds.frozen_pass.kept_codes import keeps_codes
 from roma_ds.network.buffers import exact_buffers
 from roma_ds.network.release import release, return_freed_memory
 from roma_ds.network.routed import RoutedLM, RoutedOutput
@@ -41,15 +42,23 @@ def is_zero3(ds: Mapping[str, Any]) -> bool:
 
 
 def load_part(
-    world: World, model: ModelConfig, depth: int, first: int | None, zero3: dict[str, Any] | None
+    world: World,
+    model: ModelConfig,
+    depth: int,
+    first: int | None,
+    zero3: dict[str, Any] | None,
+    stored: bool = False,
 ) -> tuple[Any, MoELayout]:
     """The whole network, or with `first` the part from that layer on, and its routers. A collective.
 
-    depth: layers of the whole.
+    depth: layers of the whole. stored: experts stay as they are stored where model.frozen lets them. Raises
+    UserError where it asks for that and none can.
     """
     # What is fed with hidden states needs no embedding, from layer 0 on neither.
     span = Span.suffix(0, depth) if first is None else Span(first, depth, embedding=False, head=True)
-    network = load_span(model, span, zero3, world.device, world)
+    with agreement(world):
+        stored = stored and keeps_codes(model, zero3, world.device)
+    network = load_span(model, span, zero3, world.device, world, stored)
     with agreement(world):
         files = CheckpointFiles(model)
         layout = stored_layout(detect(network, range(first or 0, depth)), files)
@@ -70,7 +79,7 @@ class FrozenModel:
         with agreement(world):
             whole = blueprint(model)
         zero3 = dict(ds) if self.partitioned else None
-        network, self.layout = load_part(world, model, whole.depth, first, zero3)
+        network, self.layout = load_part(world, model, whole.depth, first, zero3, stored=True)
         self.routed = RoutedLM(network, self.layout, self.layout.layers, first or 0)
         self._call: Any = self.routed
         if self.partitioned:

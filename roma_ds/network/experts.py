@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
+from roma_ds.network.coded_experts import Decoded, decoded, with_stand_ins
 from roma_ds.network.products import by_float32, is_slow, sums_dtype
 
 FROZEN_EXPERTS = "roma_ds_frozen"
@@ -78,8 +79,8 @@ class _FrozenExperts(torch.autograd.Function):
         hidden: torch.Tensor,
         weights: torch.Tensor,
         index: torch.Tensor,
-        gate_up: torch.Tensor,
-        down: torch.Tensor,
+        gate_up: torch.Tensor | Decoded,
+        down: torch.Tensor | Decoded,
     ) -> torch.Tensor:
         through, routed = ctx.needs_input_grad[:2]
         total = torch.zeros_like(hidden, dtype=sums_dtype(hidden))
@@ -95,6 +96,7 @@ class _FrozenExperts(torch.autograd.Function):
             total.index_add_(0, tokens, scaled.to(total.dtype))
         ctx.groups, ctx.shares, ctx.kept, ctx.shape = groups, shares, kept, weights.shape
         # The parameters themselves: under ZeRO-3 they are gathered again when the backward pass comes here.
+        # Experts in codes are decoded again there.
         ctx.parameters = (gate_up, down)
         return total.to(hidden.dtype)
 
@@ -153,15 +155,21 @@ def frozen_experts(
 ) -> torch.Tensor:
     """transformers' experts interface: [T, H], [T, k], [T, k] -> [T, H], of the same dtype.
 
-    Experts of another kind, or on another device, go to transformers' grouped product.
+    Experts of another kind, or on another device, go to transformers' grouped product. Those that are held in
+    codes are decoded at their use, with the same numbers.
     """
     from transformers.integrations.moe import grouped_mm_experts_forward
 
     if not _fits(module, hidden_states):
+        module = with_stand_ins(module)
         grouped: torch.Tensor = grouped_mm_experts_forward(module, hidden_states, top_k_index, top_k_weights)
         return grouped
     result: torch.Tensor = _FrozenExperts.apply(
-        hidden_states, top_k_weights, top_k_index, module.gate_up_proj, module.down_proj
+        hidden_states,
+        top_k_weights,
+        top_k_index,
+        decoded(module, "gate_up_proj"),
+        decoded(module, "down_proj"),
     )
     return result
 

@@ -44,6 +44,7 @@ def setting_of(
 def training_estimate(session: Session, engine: RouterEngine) -> RankBytes:
     """Of the training that `engine` is about to do, for a micro-batch of average size. No collective."""
     from roma_ds.checkpoint.span import skeleton
+    from roma_ds.checkpoint.stored.kept_experts import kept_in
 
     run = session.run
     lengths = [
@@ -51,7 +52,8 @@ def training_estimate(session: Session, engine: RouterEngine) -> RankBytes:
     ]
     samples = run.train.split(session.world.size).micro_batch
     tokens = max(max(lengths), samples * sum(lengths) // len(lengths))
-    sizes = sizes_of(skeleton(run.model), session.whole.layout).training(engine.layers)
+    kept = {name: one.shape[0] * one.bytes for name, one in kept_in(engine.routed.network).items()}
+    sizes = sizes_of(skeleton(run.model), session.whole.layout, kept).training(engine.layers)
     if engine.cached:
         sizes = sizes.suffix(engine.routed.first)
     device: Literal["cpu", "cuda"] = "cpu" if session.world.device.type == "cpu" else "cuda"

@@ -69,7 +69,7 @@ def training_bytes(sizes: ModelSizes, setting: Setting) -> RankBytes:
     item, world = setting.itemsize, setting.world_size
     activations = training_activations(sizes, setting)
     if setting.stage < 3:
-        weights = sizes.total * item
+        weights = sizes.held * item
         return RankBytes(weights, 0, _router_states(sizes, setting), activations, weights)
     shares, whole = held(sizes, setting.limits, world)
     found = fetches(sizes, setting.limits, world, backward=True)
@@ -137,7 +137,7 @@ def frozen_pass_bytes(sizes: ModelSizes, setting: Setting) -> RankBytes:
     item, world = setting.itemsize, setting.world_size
     working = working_bytes(sizes, setting)
     if setting.zero_stage < 3 or world == 1:
-        return RankBytes(sizes.total * item, 0, 0, working, sizes.total * item)
+        return RankBytes(sizes.held * item, 0, 0, working, sizes.held * item)
     shares, whole = held(sizes, setting.limits, world)
     found = fetches(sizes, setting.limits, world, backward=False)
     return RankBytes((shares + whole) * item, _gathered(found, setting), 0, working, shares * item)

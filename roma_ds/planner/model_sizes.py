@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,20 @@ class Weight:
     kind: Kind
     trained: bool = False
     """Whether it learns: a router of a chosen layer."""
+    stored_bytes: int | None = None
+    """Of experts that are held in codes, as a parameter of bytes; None for values of the network's type."""
+    itemsize: int = 1
+    """Bytes of a value of the network's type."""
+
+    @property
+    def numbers(self) -> int:
+        """As DeepSpeed counts them."""
+        return self.numel if self.stored_bytes is None else self.stored_bytes
+
+    @property
+    def held(self) -> int:
+        """Values of the network's type that take as much memory."""
+        return self.numel if self.stored_bytes is None else -(-self.stored_bytes // self.itemsize)
 
 
 @dataclass(frozen=True)
@@ -75,6 +89,11 @@ class ModelSizes:
     def total(self) -> int:
         """Number of parameters."""
         return sum(weight.numel for weight in self.weights)
+
+    @property
+    def held(self) -> int:
+        """Values of the network's type that take as much memory as all weights."""
+        return sum(weight.held for weight in self.weights)
 
     @property
     def trained(self) -> int:
@@ -150,10 +169,10 @@ class ModelSizes:
         return replace(self, modules=modules)
 
 
-def sizes_of(network: Any, layout: MoELayout) -> ModelSizes:
+def sizes_of(network: Any, layout: MoELayout, kept: Mapping[str, int] | None = None) -> ModelSizes:
     """The sizes of a transformers causal LM whose weights need not be there (the meta device).
 
-    layout: its routers.
+    layout: its routers. kept: bytes of the parameters that are held in codes, by name.
     """
     from torch import nn
 
@@ -165,9 +184,13 @@ def sizes_of(network: Any, layout: MoELayout) -> ModelSizes:
         # A list of modules is never called.
         if isinstance(module, nn.ModuleList):
             continue
-        own = [f"{path}.{name}" for name, _ in module.named_parameters(recurse=False)]
+        own = {f"{path}.{name}": one.itemsize for name, one in module.named_parameters(recurse=False)}
         # A tied weight is listed once, under the name that comes first.
-        weights = tuple(Weight(known[name].numel, known[name].kind) for name in own if name in known)
+        weights = tuple(
+            Weight(known[name].numel, known[name].kind, stored_bytes=(kept or {}).get(name), itemsize=item)
+            for name, item in own.items()
+            if name in known
+        )
         found = in_layer.match(path)
         layer = None if found is None else int(found[1])
         rows = () if layer is None else family.row_modules_in(config, layer)

@@ -69,6 +69,8 @@ class Question:
     """Why no part of this model can be run alone; None where it can."""
     stored_bytes: int | None = None
     """Of a checkpoint whose weights are stored in codes; None where they are read as they are."""
+    in_codes: bool = False
+    """Whether training and the zero3 engine hold experts in these codes."""
     shared: bool = False
     """Whether what samples begin with in common is run and stored once; no number here counts on it."""
 

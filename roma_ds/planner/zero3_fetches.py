@@ -54,10 +54,10 @@ class Fetches:
 
 def held(sizes: ModelSizes, limits: Zero3Limits, world_size: int) -> tuple[int, int]:
     """(values of this rank's shares, of the persistent weights that it holds whole besides)."""
-    shares = sum(-(-weight.numel // world_size) for weight in sizes.weights)
+    shares = sum(-(-weight.held // world_size) for weight in sizes.weights)
     if world_size == 1:
         return shares, 0
-    return shares, sum(weight.numel for weight in sizes.weights if weight.numel <= limits.persistence)
+    return shares, sum(weight.held for weight in sizes.weights if weight.numbers <= limits.persistence)
 
 
 def fetches(sizes: ModelSizes, limits: Zero3Limits, world_size: int, backward: bool) -> Fetches:
@@ -65,9 +65,11 @@ def fetches(sizes: ModelSizes, limits: Zero3Limits, world_size: int, backward: b
     if world_size == 1:
         return Fetches(0, 0, 0, 0)
     times, peak, arriving = _simulated(sizes, limits, backward)
-    padded = [-(-weight.numel // world_size) * world_size for weight in sizes.weights]
+    padded = [-(-weight.held // world_size) * world_size for weight in sizes.weights]
     persistent = sum(
-        size for size, weight in zip(padded, sizes.weights, strict=True) if weight.numel <= limits.persistence
+        size
+        for size, weight in zip(padded, sizes.weights, strict=True)
+        if weight.numbers <= limits.persistence
     )
     return Fetches(sum(map(mul, times, padded)), persistent, peak, arriving)
 
@@ -141,6 +143,9 @@ class _Coordinator:
     calls: list[int] = field(default_factory=list)
     """Values of each call."""
     _numel: list[int] = field(default_factory=list)
+    """As DeepSpeed counts, by weight."""
+    _held: list[int] = field(default_factory=list)
+    """Values of the network's type that take as much memory, by weight."""
     _before: list[int] = field(default_factory=list)
     """By step, values of the weights that the steps before it use."""
     _there: set[int] = field(default_factory=set)
@@ -149,7 +154,8 @@ class _Coordinator:
     _available: int = 0
 
     def run(self, visits: Sequence[Module]) -> None:
-        self._numel = [weight.numel for weight in self.sizes.weights]
+        self._numel = [weight.numbers for weight in self.sizes.weights]
+        self._held = [weight.held for weight in self.sizes.weights]
         self.times = [0] * len(self._numel)
         numbers: dict[str, list[int]] = {}
         count = 0
@@ -185,7 +191,7 @@ class _Coordinator:
             return
         call = _Call(weights, set(weights))
         self._calls.update(dict.fromkeys(weights, call))
-        self.calls.append(sum(self._numel[number] for number in weights))
+        self.calls.append(sum(self._held[number] for number in weights))
         for number in weights:
             self._available += self._numel[number]
             self.times[number] += 1
@@ -230,14 +236,14 @@ class _Coordinator:
         self._available -= self._numel[number]
 
     def _note(self, arriving: _Call | None = None) -> None:
-        there = sum(self._numel[number] for number in self._there if not self._persists(self._numel[number]))
+        there = sum(self._held[number] for number in self._there if not self._persists(self._numel[number]))
         calls = {id(call): call for call in self._calls.values()}
         if arriving is not None:
             calls[id(arriving)] = arriving
         for call in calls.values():
-            whole = sum(self._numel[number] for number in call.weights)
+            whole = sum(self._held[number] for number in call.weights)
             # What no module has asked for yet has been copied out as well, once the call has arrived.
-            copied = sum(self._numel[number] for number in call.waiting if number not in self._there)
+            copied = sum(self._held[number] for number in call.waiting if number not in self._there)
             if len(call.weights) > 1:
                 there += whole + (copied if call.arrived else 0)
             elif not call.arrived:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from roma_ds.checkpoint.blueprint import blueprint
+from roma_ds.checkpoint.stored.kept_experts import hidden_weights
 from roma_ds.comm import World, agreement
 from roma_ds.config import RunConfig
 from roma_ds.config.deepspeed_keys import AUTO
@@ -59,7 +60,7 @@ class RouterEngine:
             self.layers = whole.layout.choose(run.roma.layers)
             self.depth, self.sparse_layers = whole.depth, whole.layout.layers
         zero3 = config if self.partitioned else None
-        network, self.layout = load_part(world, run.model, whole.depth, first, zero3)
+        network, self.layout = load_part(world, run.model, whole.depth, first, zero3, stored=True)
         with agreement(world):
             self._rounding = GateRounding.asked(run, self.layout)
         self.routed = RoutedLM(network, self.layout, self.layers, first or 0)
@@ -68,7 +69,7 @@ class RouterEngine:
             weight.requires_grad_(True)
         self.trainable_parameters = count_parameters(self.routers.values())
         self.cached = first is not None
-        self.held_parameters = count_parameters(network.parameters())
+        self.held_parameters = count_parameters(network.parameters()) + hidden_weights(network)
         self.total_parameters = whole.total_parameters
         self.adamw = torch.optim.AdamW(
             list(self.routers.values()), lr=run.train.lr, weight_decay=run.train.weight_decay

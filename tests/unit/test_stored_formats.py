@@ -52,7 +52,7 @@ def stored(folder: Path, parts: Parts, said: dict[str, Any] | None, module: str 
 
 def whole(decoding: Decoding, key: str = f"{KEY}.weight") -> torch.Tensor:
     found = coded(decoding, key)
-    return found.flat(decoding._raw, 0, prod(found.shape)).reshape(found.shape)
+    return found.flat(decoding.raw, 0, prod(found.shape)).reshape(found.shape)
 
 
 def coded(decoding: Decoding, key: str = f"{KEY}.weight") -> CodedTensor:
@@ -80,7 +80,7 @@ def test_decoded_values_are_those_of_the_library(form: Format, decodings: dict[s
     assert wanted.isfinite().all() and wanted.abs().max() > 0
     assert torch.equal(found.to(wanted.dtype), wanted)
     assert list(decoding.keys) == [f"{KEY}.weight"]
-    parts = {key for key in decoding._raw.keys if not key.endswith("input_scale")}
+    parts = {key for key in decoding.raw.keys if not key.endswith("input_scale")}
     assert set(decoding.stored_keys(f"{KEY}.weight")) == parts
 
 
@@ -92,7 +92,7 @@ def test_any_values_are_those_of_the_whole(
     found = coded(decoding)
     size = prod(found.shape)
     start, stop = sorted(end % (size + 1) for end in ends)
-    part = found.flat(decoding._raw, start, stop)
+    part = found.flat(decoding.raw, start, stop)
     assert torch.equal(part, whole(decoding).reshape(-1)[start:stop])
 
 
@@ -133,7 +133,7 @@ def test_blocks_of_experts_are_those_of_transformers(tmp_path: Path, dtype: torc
     assert torch.equal(whole(decoding, module).to(dtype), wanted)
     assert found.grain == 64 * 40
     for start, stop in ((0, 1), (2559, 2561), (100, 7000), (7679, 7680), (5, 5)):
-        part = found.flat(decoding._raw, start, stop)
+        part = found.flat(decoding.raw, start, stop)
         assert torch.equal(part.to(dtype), wanted.reshape(-1)[start:stop])
 
 
@@ -153,7 +153,7 @@ def test_scales_of_matrices_that_lie_in_one_tensor(tmp_path: Path) -> None:
             (3,): lambda one: one[:, None, None],
         }.get(shape, lambda one: one)(scale)
         assert torch.equal(whole(decoding, "model.layers.0.experts.up"), codes.float() * wide)
-        part = coded(decoding, "model.layers.0.experts.up").flat(decoding._raw, 700, 1700)
+        part = coded(decoding, "model.layers.0.experts.up").flat(decoding.raw, 700, 1700)
         assert torch.equal(part, (codes.float() * wide).reshape(-1)[700:1700])
 
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 import torch
 
-from roma_ds.checkpoint.raw_files import PLAIN_COPY, RawFiles
+from roma_ds.checkpoint.raw_files import PLAIN_COPY, RawTensors
 from roma_ds.checkpoint.stored.declared import Declared
 from roma_ds.errors import UserError
 
@@ -31,7 +31,7 @@ class CodedTensor(ABC):
     """Rows that are decoded together."""
     shape: tuple[int, ...]
 
-    def __init__(self, parts: Mapping[str, str], raw: RawFiles, declared: Declared) -> None:
+    def __init__(self, parts: Mapping[str, str], raw: RawTensors, declared: Declared) -> None:
         """parts: keys of the stored tensors by what they are. Raises Misfit where they do not fit.
 
         Only headers are read, and the few bytes of a tensor that says a shape.
@@ -40,11 +40,11 @@ class CodedTensor(ABC):
         self._settle(raw, declared)
 
     @abstractmethod
-    def _settle(self, raw: RawFiles, declared: Declared) -> None:
+    def _settle(self, raw: RawTensors, declared: Declared) -> None:
         """Set `shape` and all else that decoding needs."""
 
     @abstractmethod
-    def rows(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
+    def rows(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """float32 [last - first, row], of rows that are whole units."""
 
     @property
@@ -52,7 +52,7 @@ class CodedTensor(ABC):
         """Values that are decoded together at least."""
         return max(1, self.unit * self.shape[-1])
 
-    def flat(self, raw: RawFiles, start: int, stop: int) -> torch.Tensor:
+    def flat(self, raw: RawTensors, start: int, stop: int) -> torch.Tensor:
         """Values `start` to `stop` - 1 of the flattened weight, float32."""
         if start >= stop:
             return torch.empty(0)
@@ -68,17 +68,17 @@ class CodedTensor(ABC):
             if name not in self.parts:
                 raise Misfit(f"is stored without {name.lstrip('._')}")
 
-    def _shape(self, raw: RawFiles, name: str) -> tuple[int, ...]:
+    def _shape(self, raw: RawTensors, name: str) -> tuple[int, ...]:
         return raw.place(self.parts[name]).shape
 
 
-def rows_of(raw: RawFiles, key: str, first: int, last: int) -> torch.Tensor:
+def rows_of(raw: RawTensors, key: str, first: int, last: int) -> torch.Tensor:
     """Rows `first` to `last` - 1 of a stored tensor, whose last dimension is a row, in its type: [n, row]."""
     row = raw.place(key).shape[-1]
     return raw.read_flat(key, first * row, last * row).reshape(last - first, row)
 
 
-def group_numbers(raw: RawFiles, key: str, groups: int) -> torch.Tensor:
+def group_numbers(raw: RawTensors, key: str, groups: int) -> torch.Tensor:
     """int64 of a stored tensor that says which of the groups each column or row is of.
 
     Raises UserError where there is none of that number.

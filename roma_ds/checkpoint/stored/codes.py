@@ -9,6 +9,8 @@ import torch
 FOUR_BIT_FLOATS = (0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0)
 """E2M1 by code."""
 FOUR_BIT_NUMBERS = tuple(float(code) for code in range(16))
+LARGEST = 448
+"""Of E4M3; where its codes go on to 480, they stand for no number."""
 _POWERS = torch.tensor([*(2.0 ** (code - 127) for code in range(255)), float("nan")])
 
 
@@ -43,3 +45,19 @@ def scales_of(stored: torch.Tensor) -> torch.Tensor:
     """Stored scales in float32: floats as they are, bytes and E8M0 as exponents of two."""
     bytewise = stored.dtype in (torch.uint8, torch.float8_e8m0fnu)
     return powers(stored) if bytewise else stored.float()
+
+
+def eight_bit_numbers(codes: torch.Tensor) -> torch.Tensor:
+    """float32 of codes of eight bits, float8 or int8, which torch converts one by one."""
+    if codes.dtype == torch.float8_e5m2:
+        # The upper half of a float16.
+        wide = as_bytes(codes).short().bitwise_left_shift_(8)
+        return wide.view(torch.float16).float().reshape(codes.shape)
+    if codes.dtype != torch.float8_e4m3fn:
+        return codes.float()
+    # Sign, exponent and mantissa where float16 has them; its exponent counts from 8 lower.
+    wide = as_bytes(codes).view(torch.int8).short().bitwise_left_shift_(7).bitwise_and_(-0x4001)
+    found = wide.view(torch.float16).float().mul_(256)
+    if found.numel() and max(map(abs, map(float, found.aminmax()))) > LARGEST:
+        found.masked_fill_(found.abs() > LARGEST, float("nan"))
+    return found.reshape(codes.shape)

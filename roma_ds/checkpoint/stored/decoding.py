@@ -51,7 +51,8 @@ class Decoding:
 
     def __init__(self, raw: RawFiles) -> None:
         """Raises UserError for a format that is not known."""
-        self._raw = raw
+        self.raw = raw
+        """The tensors as stored."""
         self._parts = coded_parts(raw)
         self.declared = Declared.of(raw, bool(self._parts))
         """What is said of them."""
@@ -69,11 +70,11 @@ class Decoding:
 
     def _keys(self) -> Mapping[str, str]:
         if not self._parts:
-            return self._raw.keys
+            return self.raw.keys
         taken = {key for parts in self._parts.values() for key in parts.values()}
-        taken.update(key for key in self._raw.keys if self._is_of_activations(key))
-        found = {key: name for key, name in self._raw.keys.items() if key not in taken}
-        return found | {key: self._raw.keys[parts["codes"]] for key, parts in self._parts.items()}
+        taken.update(key for key in self.raw.keys if self._is_of_activations(key))
+        found = {key: name for key, name in self.raw.keys.items() if key not in taken}
+        return found | {key: self.raw.keys[parts["codes"]] for key, parts in self._parts.items()}
 
     def _is_of_activations(self, key: str) -> bool:
         """Whether a tensor says how the inputs of a product, or cached keys and values, are rounded."""
@@ -97,22 +98,22 @@ class Decoding:
         if key not in self._found:
             kind = self._kind(key)
             try:
-                self._found[key] = kind(self._parts[key], self._raw, self.declared)
+                self._found[key] = kind(self._parts[key], self.raw, self.declared)
             except Misfit as error:
-                raise UserError(f"model.path: {key} of {self._raw.model.path} {error}", PLAIN_COPY) from error
+                raise UserError(f"model.path: {key} of {self.raw.model.path} {error}", PLAIN_COPY) from error
         return self._found[key]
 
     def _refuse_bare(self, key: str) -> None:
-        if self._raw.place(key).dtype in (*FLOATS, torch.float8_e8m0fnu):
+        if self.raw.place(key).dtype in (*FLOATS, torch.float8_e8m0fnu):
             raise UserError(
-                f"model.path: {key} of {self._raw.model.path} is stored in "
-                f"{self._raw.place(key).dtype} without a scale",
+                f"model.path: {key} of {self.raw.model.path} is stored in "
+                f"{self.raw.place(key).dtype} without a scale",
                 f"complete the checkpoint, or {PLAIN_COPY}",
             )
 
     def _kind(self, key: str) -> type[CodedTensor]:
         parts = self._parts[key]
-        codes = self._raw.place(parts["codes"]).dtype
+        codes = self.raw.place(parts["codes"]).dtype
         if "_scales" in parts or parts["codes"].endswith("_blocks"):
             return ExpertBlocks
         if parts["codes"].endswith(".qweight"):

@@ -6,7 +6,7 @@ from math import prod
 
 import torch
 
-from roma_ds.checkpoint.raw_files import RawFiles
+from roma_ds.checkpoint.raw_files import RawTensors
 from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit, multiply, rows_of
 from roma_ds.checkpoint.stored.codes import FOUR_BIT_FLOATS, as_bytes, pairs, powers, scales_of
 from roma_ds.checkpoint.stored.declared import Declared
@@ -24,7 +24,7 @@ class FourBitFloats(CodedTensor):
 
     kind = "4-bit floats"
 
-    def _settle(self, raw: RawFiles, declared: Declared) -> None:
+    def _settle(self, raw: RawTensors, declared: Declared) -> None:
         codes = raw.place(self.parts["codes"])
         self._scale = ".scale" if ".scale" in self.parts else "_scale"
         self.need(self._scale)
@@ -45,7 +45,7 @@ class FourBitFloats(CodedTensor):
         if "_zero_point" in self.parts:
             raise Misfit("is stored in 4-bit floats with zero points, which is not read")
 
-    def rows(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
+    def rows(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """Rows of the weight."""
         scale = scales_of(rows_of(raw, self.parts[self._scale], first, last))
         if self._wide in self.parts:
@@ -63,7 +63,7 @@ class ExpertBlocks(CodedTensor):
 
     kind = "MXFP4 blocks of experts"
 
-    def _settle(self, raw: RawFiles, declared: Declared) -> None:
+    def _settle(self, raw: RawTensors, declared: Declared) -> None:
         self.need("_scales")
         codes, scales = raw.place(self.parts["codes"]), raw.place(self.parts["_scales"])
         fits = len(codes.shape) == 4 and codes.shape[3] == 16 and scales.shape == codes.shape[:3]
@@ -76,11 +76,19 @@ class ExpertBlocks(CodedTensor):
         self.shape = (experts, 32 * groups, wide)
         self.unit = 32 * groups
 
-    def rows(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
+    def rows(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """Rows of whole experts."""
         _, high, wide = self.shape
-        begin, end, groups = first // high, last // high, high // 32
-        codes = raw.read_flat(self.parts["codes"], begin * wide * high // 2, end * wide * high // 2)
-        scales = raw.read_flat(self.parts["_scales"], begin * wide * groups, end * wide * groups)
+        found = torch.empty((last - first) // high, high, wide)
+        for expert, values in enumerate(found, first // high):
+            # Two dimensions at a time, which torch transposes block by block.
+            values.copy_(self.columns(raw, expert * wide, (expert + 1) * wide).t())
+        return found.reshape(last - first, wide)
+
+    def columns(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
+        """float32 [last - first, I] of columns, those of all experts one after the other: as they lie."""
+        groups = self.shape[1] // 32
+        codes = raw.read_flat(self.parts["codes"], first * groups * 16, last * groups * 16)
+        scales = raw.read_flat(self.parts["_scales"], first * groups, last * groups)
         values = pairs(as_bytes(codes).reshape(-1, 16), FOUR_BIT_FLOATS).mul_(powers(scales)[:, None])
-        return values.reshape(-1, wide, high).transpose(1, 2).reshape(last - first, wide)
+        return values.reshape(last - first, -1)

@@ -7,7 +7,7 @@ from math import prod
 
 import torch
 
-from roma_ds.checkpoint.raw_files import RawFiles
+from roma_ds.checkpoint.raw_files import RawTensors
 from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit
 from roma_ds.checkpoint.stored.codes import pairs
 from roma_ds.checkpoint.stored.declared import Declared
@@ -24,7 +24,7 @@ class Mapped(CodedTensor):
 
     kind = "4 bits of bitsandbytes"
 
-    def _settle(self, raw: RawFiles, declared: Declared) -> None:
+    def _settle(self, raw: RawTensors, declared: Declared) -> None:
         name = next((one for one in STATES if one in self.parts), None)
         if name is None:
             raise Misfit("is stored without quant_state")
@@ -52,7 +52,7 @@ class Mapped(CodedTensor):
         if self._nested and self._shape(raw, ".nested_absmax") != (-(-blocks // self._nested),):
             raise Misfit(f"has {blocks} blocks, its nested_absmax is {self._shape(raw, '.nested_absmax')}")
 
-    def rows(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
+    def rows(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """Rows of the weight."""
         start, stop = first * self.shape[-1], last * self.shape[-1]
         values = raw.read(self.parts[".quant_map"])
@@ -63,7 +63,7 @@ class Mapped(CodedTensor):
         skipped = start - begin * self._block
         return found.mul_(largest[skipped : skipped + len(found)]).reshape(last - first, -1)
 
-    def _largest(self, raw: RawFiles, begin: int, end: int) -> torch.Tensor:
+    def _largest(self, raw: RawTensors, begin: int, end: int) -> torch.Tensor:
         """float32 of some blocks."""
         stored = raw.read_flat(self.parts[".absmax"], begin, end)
         if not self._nested:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from roma_ds.checkpoint.raw_files import RawFiles
+from roma_ds.checkpoint.raw_files import RawTensors
 from roma_ds.checkpoint.stored.coded_tensor import (
     CodedTensor,
     Misfit,
@@ -29,7 +29,7 @@ class PackedIntegers(CodedTensor):
 
     kind = "packed integers of compressed-tensors"
 
-    def _settle(self, raw: RawFiles, declared: Declared) -> None:
+    def _settle(self, raw: RawTensors, declared: Declared) -> None:
         self.need("_scale", "_shape")
         codes, scale = raw.place(self.parts["codes"]), self._shape(raw, "_scale")
         shape = tuple(int(size) for size in raw.read(self.parts["_shape"]).reshape(-1))
@@ -62,7 +62,7 @@ class PackedIntegers(CodedTensor):
                 f"has zero points {self._shape(raw, '_zero_point')}, where {(lines, self._groups)} are meant"
             )
 
-    def rows(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
+    def rows(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """Rows of the weight."""
         values = self._numbers(rows_of(raw, self.parts["codes"], first, last))[:, : self.shape[1]]
         scale = rows_of(raw, self.parts["_scale"], first, last).float()
@@ -80,7 +80,7 @@ class PackedIntegers(CodedTensor):
             return as_bytes(words).float() - 128
         return pairs(words, _NUMBERS)
 
-    def _zero_points(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
+    def _zero_points(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """[rows, groups]."""
         step = 32 // self._bits
         begin = first // step

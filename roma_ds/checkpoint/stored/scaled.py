@@ -6,9 +6,9 @@ from math import prod
 
 import torch
 
-from roma_ds.checkpoint.raw_files import RawFiles
+from roma_ds.checkpoint.raw_files import RawTensors
 from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit, multiply, rows_of, subtract
-from roma_ds.checkpoint.stored.codes import scales_of
+from roma_ds.checkpoint.stored.codes import eight_bit_numbers, scales_of
 from roma_ds.checkpoint.stored.declared import Declared
 
 FLOATS = (torch.float8_e4m3fn, torch.float8_e5m2)
@@ -26,7 +26,7 @@ class Scaled(CodedTensor):
 
     kind = "8 bits with scales"
 
-    def _settle(self, raw: RawFiles, declared: Declared) -> None:
+    def _settle(self, raw: RawTensors, declared: Declared) -> None:
         codes = raw.place(self.parts["codes"])
         self._scale = next((name for name in ("_scale_inv", "_scale", ".scale") if name in self.parts), "")
         self.need(self._scale or "_scale")
@@ -74,14 +74,14 @@ class Scaled(CodedTensor):
             f"has the shape {self.shape} and {grid[0]} x {grid[1]} scales, which is not blocks of {said}"
         )
 
-    def rows(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
+    def rows(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """Rows of all matrices, one after the other."""
-        values = rows_of(raw, self.parts["codes"], first, last).float()
+        values = eight_bit_numbers(rows_of(raw, self.parts["codes"], first, last))
         if "_zero_point" in self.parts:
             subtract(values, self._groups(raw, "_zero_point", first, last), self._block[1])
         return multiply(values, self._groups(raw, self._scale, first, last), self._block[1])
 
-    def _groups(self, raw: RawFiles, name: str, first: int, last: int) -> torch.Tensor:
+    def _groups(self, raw: RawTensors, name: str, first: int, last: int) -> torch.Tensor:
         """Scales, or zero points, of the groups of some rows: float32, [rows, groups] or [1, 1]."""
         key, (rows, columns) = self.parts[name], self._grid
         stored = raw.place(key)
@@ -104,7 +104,7 @@ class ByRow(CodedTensor):
 
     kind = "int8 of bitsandbytes"
 
-    def _settle(self, raw: RawFiles, declared: Declared) -> None:
+    def _settle(self, raw: RawTensors, declared: Declared) -> None:
         codes = raw.place(self.parts["codes"])
         self.shape = codes.shape
         if codes.dtype != torch.int8 or len(codes.shape) != 2 or self._shape(raw, ".SCB") != codes.shape[:1]:
@@ -112,7 +112,7 @@ class ByRow(CodedTensor):
         if ".weight_format" in self.parts and int(raw.read(self.parts[".weight_format"])) != 0:
             raise Misfit("is stored in a weight_format other than row by row")
 
-    def rows(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
+    def rows(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """Rows of the weight."""
         largest = raw.read_flat(self.parts[".SCB"], first, last).float()
         return rows_of(raw, self.parts["codes"], first, last).float().mul_(largest[:, None]).mul_(1 / 127)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from roma_ds.checkpoint.raw_files import RawFiles
+from roma_ds.checkpoint.raw_files import RawTensors
 from roma_ds.checkpoint.stored.coded_tensor import CodedTensor, Misfit, group_numbers, multiply, subtract
 from roma_ds.checkpoint.stored.codes import FOUR_BIT_NUMBERS, as_bytes, pairs
 from roma_ds.checkpoint.stored.declared import Declared
@@ -23,7 +23,7 @@ class TransposedIntegers(CodedTensor):
 
     kind = "transposed integers (GPTQ, AWQ)"
 
-    def _settle(self, raw: RawFiles, declared: Declared) -> None:
+    def _settle(self, raw: RawTensors, declared: Declared) -> None:
         self.need(".scales")
         codes, scales = raw.place(self.parts["codes"]), self._shape(raw, ".scales")
         if codes.dtype != torch.int32 or len(codes.shape) != 2 or len(scales) != 2:
@@ -56,7 +56,7 @@ class TransposedIntegers(CodedTensor):
             except ValueError as error:
                 raise Misfit(str(error)) from error
 
-    def rows(self, raw: RawFiles, first: int, last: int) -> torch.Tensor:
+    def rows(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
         """The whole weight."""
         wide, high = self.shape
         words = raw.read(self.parts["codes"])
@@ -73,7 +73,7 @@ class TransposedIntegers(CodedTensor):
             multiply(subtract(weight, zeros, self._group), scales, self._group)
         return weight[first:last]
 
-    def _zero_points(self, raw: RawFiles) -> torch.Tensor:
+    def _zero_points(self, raw: RawTensors) -> torch.Tensor:
         """float32 [groups, O]."""
         if ".qzeros" not in self.parts:
             return torch.full((self._groups, self.shape[0]), 8.0)
