@@ -12,8 +12,8 @@ random weights and rows:
 - training: 16 samples of at most 64 tokens of their own under one instruction of 300 tokens, in one
   micro-batch; seconds a step, from runs of few and of many steps.
 
-Peak memory is that of the process above what is resident once the libraries are imported. Writes one JSON
-each.
+Processor seconds tell the two apart where other work runs beside. Peak memory is that of the process above
+what is resident once the libraries are imported. Writes one JSON each.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def written(work: Path, name: str, **values: Any) -> Path:
 def collected(
     version: Version, work: Path, turn: int, model: Path, rows: Path, threads: int
 ) -> dict[str, float]:
-    """Seconds, bytes above the libraries and bytes of the cache of one collection."""
+    """Seconds, processor seconds of the command, bytes above the libraries and of the cache."""
     config = written(work, f"{version.name}-collect-{turn}", model=model, rows=rows, answer=", answer: text")
     # Embeddings are no part of what is timed.
     version.run("embed", config, threads)
@@ -98,21 +98,28 @@ def collected(
         for file in folder.rglob("*")
         if "cache" in str(file.relative_to(folder)) and file.is_file()
     )
-    return {"seconds": stage["seconds"], "memory": found["memory"], "cache": cache}
+    measured = {name: found[name] for name in ("processor", "memory")}
+    return {"seconds": stage["seconds"], **measured, "cache": cache}
 
 
 def stepped(
     version: Version, work: Path, turn: int, model: Path, rows: Path, threads: int
 ) -> dict[str, float]:
-    """Seconds a step and bytes above the libraries, of the longer of two trainings."""
-    seconds, memory = [], 0
+    """Seconds and processor seconds a step, and bytes above the libraries in the longer of two trainings."""
+    seconds, processor, memory = [], [], 0
     for steps in STEPS:
         name = f"{version.name}-train-{turn}-{steps}"
         config = written(work, name, model=model, rows=rows, epochs=steps)
         version.run("index", config, threads)
-        memory = version.run("train", config, threads)["memory"]
+        found = version.run("train", config, threads)
+        memory = found["memory"]
+        processor.append(found["processor"])
         seconds.append(json.loads((work / name / "train" / "stage.json").read_text())["seconds"])
-    return {"seconds": (seconds[1] - seconds[0]) / (STEPS[1] - STEPS[0]), "memory": memory}
+    each = {
+        name: (found[1] - found[0]) / (STEPS[1] - STEPS[0])
+        for name, found in (("seconds", seconds), ("processor", processor))
+    }
+    return {**each, "memory": memory}
 
 
 def instructed(work: Path, model: Path) -> Path:

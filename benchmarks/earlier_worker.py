@@ -6,6 +6,7 @@ import argparse
 import contextlib
 import json
 import sys
+import time
 from pathlib import Path
 
 
@@ -31,11 +32,12 @@ def main() -> int:
     from roma_ds.cli.main import main as roma_ds_main
 
     Path("/proc/self/clear_refs").write_text("5")
-    before = resident("VmRSS")
+    before, started = resident("VmRSS"), time.process_time()
     with contextlib.redirect_stdout(sys.stderr):
         code = roma_ds_main([options.command, options.config, "--ranks", "1"])
     package = str(Path(roma_ds.__file__ or "").parent)
-    print(json.dumps({"memory": resident("VmHWM") - before, "package": package}))
+    found = {"memory": resident("VmHWM") - before, "processor": time.process_time() - started}
+    print(json.dumps({**found, "package": package}))
     return code
 
 
