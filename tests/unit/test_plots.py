@@ -9,9 +9,12 @@ import pytest
 from matplotlib.image import imread
 from numpy.typing import NDArray
 
+from roma_ds.baselines.variants import TRAINED
 from roma_ds.monitor import plots
+from roma_ds.monitor.plots.canvas import variant_colour
 from roma_ds.monitor.plots.load import load_entropy
 from roma_ds.monitor.plots.training import curve
+from roma_ds.pipeline.plan_of_stages import AS_SERVED
 
 
 def _assert_picture(path: Path) -> NDArray[np.float32]:
@@ -124,3 +127,10 @@ def test_projection(tmp_path: Path, samples: int, kinds: int) -> None:
     assert (imread(path) == first).all()
     plots.projection(None, np.zeros_like(routing), None, labels, path)
     _assert_picture(path)
+
+
+def test_every_variant_of_a_run_has_a_colour_of_its_own() -> None:
+    """By name: what else a picture shows does not change it."""
+    names = [*TRAINED, AS_SERVED, "base"]
+    assert len({variant_colour(name) for name in names}) == len(names)
+    assert all(variant_colour(name, 0) == variant_colour(name, 3) for name in names)

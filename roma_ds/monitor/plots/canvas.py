@@ -24,9 +24,20 @@ VARIANT_COLOURS = {
     "router_tuning": "#dd8a0c",
     "random_neighbours": "#8c62c2",
     "roma": "#0b6fb8",
+    "roma_as_served": "#5aa7dd",
+    "roma_refreshed": "#1b3f73",
     "oracle": "#2f9a62",
+    "oracle_tuning": "#8fcfa8",
+    "shuffled_weights": "#c2444f",
+    "shuffled_rows": "#b0569c",
+    "no_success_filter": "#5b8f9e",
+    "wrong_only": "#8a6d3b",
+    "all_layers": "#3f5b2a",
+    "l1": "#9aa83a",
+    "l2": "#c98b6b",
+    "entropy": "#e06fa0",
 }
-_SPARE_COLOURS = ("#c2444f", "#5b8f9e", "#8a6d3b", "#b0569c", "#586b2f")
+_SPARE_COLOURS = ("#d9534f", "#4f8a97", "#a0793d", "#a34f92", "#6f8532")
 
 _TASK_COLOURS = (
     *("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2", "#17becf", "#bcbd22"),
