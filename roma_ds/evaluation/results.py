@@ -14,6 +14,9 @@ from roma_ds.evaluation.metric_modules import compute
 from roma_ds.sequences.scores import Scores
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+AS_SERVED = "roma_as_served"
+"""RoMA's routers as a model has them whose gates are in the types of its checkpoint: a variant that is
+evaluated where these are other values than those of `roma` itself."""
 
 
 def option_name(place: int, among: Sequence[str] = ()) -> str:

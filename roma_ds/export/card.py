@@ -11,6 +11,7 @@ import yaml
 from roma_ds.checkpoint.router_file import RouterFile, read_router_file
 from roma_ds.checkpoint.stored_gates import Survival
 from roma_ds.config import RunConfig
+from roma_ds.evaluation.results import AS_SERVED
 from roma_ds.evaluation.uncertainty import wilson_interval
 from roma_ds.storage.atomic import read_json
 
@@ -138,11 +139,11 @@ def _asked(task: str, found: Mapping[str, Any]) -> str:
 
 
 def _as_served(run: RunConfig, found: Mapping[str, Any]) -> str:
-    if "roma_as_served" in found:
+    if AS_SERVED in found:
         return (
             f"Measured in {run.model.dtype}, with the routers as they are (roma) and rounded to the types in "
             "which the base has its own, as programs have them that load a checkpoint in its types "
-            "(roma_as_served)."
+            f"({AS_SERVED})."
         )
     return (
         f"Measured in {run.model.dtype}, where the routers have the values that rounding to the types of the "

@@ -6,10 +6,9 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+from roma_ds.evaluation.results import AS_SERVED
 from roma_ds.monitor.run_folder import Variant
 from roma_ds.monitor.wording import percent, variant_title
-
-SERVED = "roma_as_served"
 
 
 def served_cautions(variants: Mapping[str, Variant], survival: Mapping[str, Any] | None) -> list[str]:
@@ -17,9 +16,9 @@ def served_cautions(variants: Mapping[str, Variant], survival: Mapping[str, Any]
 
     survival: what training recorded of the update in the stored types, see `checkpoint.stored_gates`.
     """
-    if not {"roma", SERVED} <= variants.keys():
+    if not {"roma", AS_SERVED} <= variants.keys():
         return []
-    exact, served = (variants[name].result for name in ("roma", SERVED))
+    exact, served = (variants[name].result for name in ("roma", AS_SERVED))
     if None in (exact.get("average"), served.get("average")):
         return []
     error = standard_error(max((exact, served), key=lambda result: float(result["average"])))
@@ -27,7 +26,7 @@ def served_cautions(variants: Mapping[str, Variant], survival: Mapping[str, Any]
         return []
     left = f", which leave {percent(survival['kept'])}% of the update" if survival else ""
     return [
-        f"{variant_title(SERVED)} answers {percent(served['average'])}% on average, "
+        f"{variant_title(AS_SERVED)} answers {percent(served['average'])}% on average, "
         f"{percent(exact['average'])}% with routers in float32: more than the standard error of "
         f"{percent(error)} points apart. What differs is the rounding of routers to the types of the "
         f"checkpoint{left}. train.gate_dtype=as_stored trains through it."

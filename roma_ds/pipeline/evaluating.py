@@ -16,9 +16,9 @@ from roma_ds.checkpoint.stored_gates import as_stored, stored_dtypes
 from roma_ds.comm import agreement
 from roma_ds.data.learned import generated_datasets
 from roma_ds.errors import UserError
+from roma_ds.evaluation.results import AS_SERVED
 from roma_ds.evaluation.stage import evaluate, outputs
 from roma_ds.pipeline.measuring import evaluated_rows, say_accuracies, scoring_inputs, written_answers
-from roma_ds.pipeline.plan_of_stages import AS_SERVED
 from roma_ds.pipeline.prefixes import Part
 from roma_ds.pipeline.session import Session
 from roma_ds.sequences.encoding import Prompt

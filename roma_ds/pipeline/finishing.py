@@ -9,10 +9,10 @@ from pathlib import Path
 
 from roma_ds.config import RunConfig
 from roma_ds.errors import UserError
+from roma_ds.evaluation.results import AS_SERVED
 from roma_ds.export.card import model_card, survival_line
 from roma_ds.export.licence import base_licence
 from roma_ds.pipeline.folders import Folders
-from roma_ds.pipeline.plan_of_stages import AS_SERVED
 from roma_ds.storage import fingerprint
 from roma_ds.storage.atomic import make_folder, read_json, write_text, writing
 

@@ -13,9 +13,6 @@ ON_ALL_RANKS = ("embed", "collect", "index", "train", "eval")
 VARIANTS: tuple[str, ...] = ("base", *get_args(Control), "roma")
 GIVEN = "given"
 """The variant of a router file that was trained elsewhere, and is evaluated alone."""
-AS_SERVED = "roma_as_served"
-"""RoMA's routers as a model has them whose gates are in the types of its checkpoint; evaluated where these
-are other values than those of the variant itself."""
 _NEEDS = {
     "data": (),
     "embed": ("data",),

@@ -10,11 +10,11 @@ from matplotlib.image import imread
 from numpy.typing import NDArray
 
 from roma_ds.baselines.variants import TRAINED
+from roma_ds.evaluation.results import AS_SERVED
 from roma_ds.monitor import plots
 from roma_ds.monitor.plots.canvas import variant_colour
 from roma_ds.monitor.plots.load import load_entropy
 from roma_ds.monitor.plots.training import curve
-from roma_ds.pipeline.plan_of_stages import AS_SERVED
 
 
 def _assert_picture(path: Path) -> NDArray[np.float32]:
