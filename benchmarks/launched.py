@@ -33,16 +33,23 @@ def threads_of(ranks: int) -> int:
 
 
 def launch(
-    script: str, ranks: int, arguments: Sequence[str], out: Path, timeout: float = 3600.0
+    script: str,
+    ranks: int,
+    arguments: Sequence[str],
+    out: Path,
+    timeout: float = 3600.0,
+    threads: int | None = None,
 ) -> list[dict[str, Any]]:
     """Run `script` of this folder on `ranks` ranks, with `--out out`; returns the records of all ranks.
+
+    threads: of a rank; by default its share of the cores.
 
     What they print goes to out/log.txt. Raises SystemExit with its end when a rank fails.
     """
     shutil.rmtree(out, ignore_errors=True)
     out.mkdir(parents=True)
     # accelerate would else give each rank all cores.
-    environment = {**launcher_environment(), "OMP_NUM_THREADS": str(threads_of(ranks))}
+    environment = {**launcher_environment(), "OMP_NUM_THREADS": str(threads or threads_of(ranks))}
     line = [
         str(Path(sys.executable).parent / "deepspeed"),
         "--quiet",

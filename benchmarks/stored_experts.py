@@ -60,10 +60,11 @@ class Case:
 
 
 def cases() -> list[Case]:
-    """Many tokens an expert and few, a cache of a half and of all, and two ranks at ZeRO-3."""
+    """Many tokens an expert and few, where experts are most of the memory; caches; two ranks at ZeRO-3."""
     return [
         Case("512 tokens an expert", 512),
         Case("64 tokens an expert", 64),
+        Case("16 tokens an expert", 16),
         Case("64 tokens an expert, half cached", 64, cached_share=0.5),
         Case("64 tokens an expert, all cached", 64, cached_share=1.0),
         Case("zero3 on 2 ranks", 64, zero=3, ranks=2, steps=6),
@@ -129,7 +130,9 @@ def expert_bytes(shape: Shape) -> int:
     return (shape.layers - 1) * shape.experts * 3 * shape.hidden * shape.expert_width * 2
 
 
-def measured(case: Case, shape: Shape, project: Path, frozen: str, cache_gib: float) -> dict[str, float]:
+def measured(
+    case: Case, shape: Shape, project: Path, frozen: str, cache_gib: float, threads: int | None
+) -> dict[str, float]:
     """One side, once."""
     text = project.read_text()
     model = f"model: {{path: model, dtype: {shape.dtype}"
@@ -156,7 +159,9 @@ def measured(case: Case, shape: Shape, project: Path, frozen: str, cache_gib: fl
     ]
     arguments += ["--length", str(LENGTH), "--vocabulary", str(shape.vocabulary)]
     arguments += ["--steps", str(case.steps), *(["--count-bytes"] if case.zero == 3 else [])]
-    records = launch("plan_worker.py", case.ranks, arguments, project.parent / "ranks" / frozen)
+    records = launch(
+        "plan_worker.py", case.ranks, arguments, project.parent / "ranks" / frozen, threads=threads
+    )
     found = records[0]
     ends, gathered = (found[name][FIRST_STEADY:] for name in ("step_ends", "gathered"))
     steps = [after - before for before, after in itertools.pairwise(ends)]
@@ -178,13 +183,17 @@ def _ds_config(config: Path, case: Case) -> Path:
     return path
 
 
-def compared(case: Case, shape: Shape, form: str, project: Path, pairs: int) -> dict[str, Any]:
+def compared(
+    case: Case, shape: Shape, form: str, project: Path, pairs: int, threads: int | None
+) -> dict[str, Any]:
     """Both sides in turn, their medians and what the formula lets them be."""
     cache = case.cached_share * expert_bytes(shape) / 2**30
     sides: dict[str, list[dict[str, float]]] = {"stored": [], "decoded": []}
     for pair in range(pairs):
         for frozen in sorted(sides, reverse=pair % 2 == 0):
-            sides[frozen].append(measured(case, shape, project, frozen, cache if frozen == "stored" else 0.0))
+            sides[frozen].append(
+                measured(case, shape, project, frozen, cache if frozen == "stored" else 0.0, threads)
+            )
     middle = {
         name: {key: statistics.median(one[key] for one in found) for key in found[0]}
         for name, found in sides.items()
@@ -194,6 +203,7 @@ def compared(case: Case, shape: Shape, form: str, project: Path, pairs: int) -> 
     smaller = 1 - TYPES[form][1] / 16
     result = {
         "case": asdict(case),
+        "threads": threads,
         "tokens_of_a_step": case.prompts(shape) * LENGTH * case.ranks,
         "expert_share": share,
         "memory_wanted": 1 - share * smaller + SLACK,
@@ -225,7 +235,9 @@ def results(arguments: argparse.Namespace) -> Iterator[dict[str, Any]]:
     store_in_codes(folder / "model", arguments.form)
     for case in cases():
         if not arguments.only or case.name in arguments.only:
-            yield compared(case, shape, arguments.form, projects[case.zero], arguments.pairs)
+            yield compared(
+                case, shape, arguments.form, projects[case.zero], arguments.pairs, arguments.threads
+            )
 
 
 def main() -> None:
@@ -237,6 +249,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/results"))
     parser.add_argument("--work", type=Path, default=Path("runs/benchmarks/stored"), help="checkpoints")
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of a rank; by default its share of the cores")
     parser.add_argument("--only", nargs="*", metavar="NAME", help="cases by name")
     add_options(parser, Shape)
     parser.set_defaults(**asdict(LARGE))

@@ -44,7 +44,8 @@ def estimate(model: Path, cached: bool, lengths: Sequence[int] = (20, 30), **cha
         prompts=lambda name: [SimpleNamespace(prompt=range(length), target=(1,)) for length in lengths],
     )
     first = 4 if cached else 0
-    engine: Any = SimpleNamespace(layers=(4, 5), cached=cached, routed=SimpleNamespace(first=first))
+    routed = SimpleNamespace(first=first, network=skeleton(run.model))
+    engine: Any = SimpleNamespace(layers=(4, 5), cached=cached, routed=routed)
     return training_estimate(session, engine)
 
 
