@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from roma_ds.checkpoint.stored.kept_experts import KEPT, KeptExperts
 from roma_ds.network.products import is_slow
+from roma_ds.network.release import return_free_pages
 
 
 class Decoded:
@@ -89,6 +90,7 @@ class StandIn:
                 one = torch.tensor([end - start], dtype=ends.dtype, device=ends.device)
                 found[start:end] = F.grouped_mm(rows[start:end], weight, offs=one)
             start = end
+        return_free_pages()
         return found
 
     @classmethod

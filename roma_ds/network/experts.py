@@ -18,6 +18,7 @@ from torch.nn import functional as F
 
 from roma_ds.network.coded_experts import Decoded, decoded, with_stand_ins
 from roma_ds.network.products import by_float32, is_slow, sums_dtype
+from roma_ds.network.release import return_free_pages
 
 FROZEN_EXPERTS = "roma_ds_frozen"
 ROWS = 16
@@ -98,6 +99,8 @@ class _FrozenExperts(torch.autograd.Function):
         # The parameters themselves: under ZeRO-3 they are gathered again when the backward pass comes here.
         # Experts in codes are decoded again there.
         ctx.parameters = (gate_up, down)
+        if isinstance(gate_up, Decoded):
+            return_free_pages()
         return total.to(hidden.dtype)
 
     @staticmethod
@@ -126,6 +129,8 @@ class _FrozenExperts(torch.autograd.Function):
             torch.mul(inner, active, out=to_up)
             rows = _product(product, gate_up[expert]).mul_(share)
             to_hidden.index_add_(0, tokens, rows.to(to_hidden.dtype))
+        if isinstance(gate_up, Decoded):
+            return_free_pages()
         to_weights = None
         if routed:
             flat = torch.empty_like(to_shares).index_copy_(0, groups.pairs, to_shares)

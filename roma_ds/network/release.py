@@ -53,6 +53,15 @@ def leave_libraries_alone() -> None:
 def return_freed_memory() -> None:
     """Collect what nothing refers to and return free pages to the system, which glibc otherwise keeps."""
     gc.collect()
+    return_free_pages()
+
+
+def return_free_pages() -> None:
+    """Return pages to the system that glibc has free; some milliseconds.
+
+    Where large values that live shortly take turns with small ones that stay, holes between these add up to
+    hundreds of megabytes.
+    """
     try:
         ctypes.CDLL("libc.so.6").malloc_trim(0)
     except (OSError, AttributeError):
