@@ -129,7 +129,8 @@ def test_a_deepspeed_json_of_ones_own_wins_over_the_packaged_one(write: Write, t
         ("model.revision=12", "model.revision: expected text or null, got 12; put it in quotes"),
         (
             "model=x",
-            "model: expected a section with the keys path, revision, dtype, trust_remote_code, got 'x'",
+            "model: expected a section with the keys path, revision, dtype, trust_remote_code, frozen, "
+            "decoded_cache, got 'x'",
         ),
         ("controls=router_tuning", "controls: expected a list of 'router_tuning' or 'random_neighbours'"),
         ("controls=[routing]", "controls.0: must be router_tuning or random_neighbours, got 'routing'"),
