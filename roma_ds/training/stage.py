@@ -42,13 +42,10 @@ def write_router_file(
 
 
 def _base_gates(files: CheckpointFiles, engine: RouterEngine) -> dict[int, torch.Tensor]:
-    """Those of the trained layers by number, where the checkpoint has all of them."""
+    """Stored gates [experts, hidden] of the trained layers by number; none where one has another key."""
     keys = {layer: engine.layout.gate_key(layer) for layer in engine.layers}
-    return {
-        layer: files.read(key)
-        for layer, key in keys.items()
-        if all(map(files.keys.__contains__, keys.values()))
-    }
+    known = all(key in files.keys for key in keys.values())
+    return {layer: files.read(key) for layer, key in keys.items()} if known else {}
 
 
 def _about_the_base(files: CheckpointFiles, engine: RouterEngine) -> dict[str, str]:
