@@ -15,18 +15,23 @@ _POWERS = torch.tensor([*(2.0 ** (code - 127) for code in range(255)), float("na
 
 
 def pairs(
-    codes: torch.Tensor, values: Sequence[float] | torch.Tensor, high_first: bool = False
+    codes: torch.Tensor,
+    values: Sequence[float] | torch.Tensor,
+    high_first: bool = False,
+    dtype: torch.dtype = torch.float32,
 ) -> torch.Tensor:
-    """float32 [..., 2n] of two codes of four bits in each byte [..., n] of an integer type.
+    """`dtype` [..., 2n] of two codes of four bits in each byte [..., n] of an integer type.
 
-    values: what each of the 16 codes stands for. high_first: the upper half of a byte comes first.
+    values: what each of the 16 codes stands for. high_first: the upper half of a byte comes first. dtype:
+    float32, or bfloat16 where it has all values.
     """
-    table = torch.as_tensor(values, dtype=torch.float32)
+    table = torch.as_tensor(values, dtype=torch.float32).to(dtype)
     low, high = table.repeat(16), table.repeat_interleave(16)
     both = torch.stack([high, low] if high_first else [low, high], dim=1)
     # Two values as one of twice the width: three times as fast as rows of a table.
-    found = both.view(torch.int64).view(-1).index_select(0, as_bytes(codes).reshape(-1).int())
-    return found.view(torch.float32).reshape(*codes.shape[:-1], -1)
+    wide = torch.int64 if dtype == torch.float32 else torch.int32
+    found = both.view(wide).view(-1).index_select(0, as_bytes(codes).reshape(-1).int())
+    return found.view(dtype).reshape(*codes.shape[:-1], -1)
 
 
 def as_bytes(codes: torch.Tensor) -> torch.Tensor:

@@ -85,10 +85,15 @@ class ExpertBlocks(CodedTensor):
             values.copy_(self.columns(raw, expert * wide, (expert + 1) * wide).t())
         return found.reshape(last - first, wide)
 
-    def columns(self, raw: RawTensors, first: int, last: int) -> torch.Tensor:
-        """float32 [last - first, I] of columns, those of all experts one after the other: as they lie."""
+    def columns(
+        self, raw: RawTensors, first: int, last: int, dtype: torch.dtype = torch.float32
+    ) -> torch.Tensor:
+        """[last - first, I] of columns, those of all experts one after the other: as they lie.
+
+        dtype: float32, or bfloat16, which has every code times every power of two that float32 has.
+        """
         groups = self.shape[1] // 32
         codes = raw.read_flat(self.parts["codes"], first * groups * 16, last * groups * 16)
         scales = raw.read_flat(self.parts["_scales"], first * groups, last * groups)
-        values = pairs(as_bytes(codes).reshape(-1, 16), FOUR_BIT_FLOATS).mul_(powers(scales)[:, None])
-        return values.reshape(last - first, -1)
+        values = pairs(as_bytes(codes).reshape(-1, 16), FOUR_BIT_FLOATS, dtype=dtype)
+        return values.mul_(powers(scales).to(dtype)[:, None]).reshape(last - first, -1)

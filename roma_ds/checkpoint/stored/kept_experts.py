@@ -175,10 +175,12 @@ class KeptExperts:
     def _by_columns(self, weight: ExpertBlocks, memory: _InMemory) -> torch.Tensor:
         high, wide = self.shape[1:]
         found = torch.empty(wide, high, dtype=self.dtype, device=memory.row.device)
+        # float16 has not all of them: there they are rounded once, as everywhere.
+        exact = self.dtype if self.dtype == torch.bfloat16 else torch.float32
         step = max(1, DECODED_AT_ONCE // high)
         for first in range(0, wide, step):
             last = min(wide, first + step)
-            found[first:last] = weight.columns(memory, first, last)
+            found[first:last] = weight.columns(memory, first, last, exact)
         return found.t()
 
     def expert(self, rows: torch.Tensor, number: int) -> torch.Tensor:
