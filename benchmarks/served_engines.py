@@ -147,7 +147,9 @@ def vllm(folder: Path, kind: str, ids: list[int], gates: list[str], native: bool
     for name, file in (("base", ""), ("merged", "-merged")):
         logits = np.load(folder / f"{kind}{file}.npy").astype(np.float64)
         wanted = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-        said = engine(f"{kind}{file}", "float32").generate([{"prompt_token_ids": ids}], asked, use_tqdm=False)[0]
+        said = engine(f"{kind}{file}", "float32").generate(
+            [{"prompt_token_ids": ids}], asked, use_tqdm=False
+        )[0]
         rows = [*said.prompt_logprobs[1:], said.outputs[0].logprobs[0]]
         values = np.array([[row[word].logprob for word in range(wanted.shape[1])] for row in rows])
         found[name] = {"off": far(values, wanted), "largest": float(np.abs(logits).max())}
@@ -203,7 +205,9 @@ def sglang(folder: Path, kind: str, gates: list[str]) -> dict[str, Any]:
     pairs = zip(base.named_parameters(), merged.named_parameters(), strict=True)
     return {
         "parameters": len(list(base.named_parameters())),
-        "unread": sum(int(not one.isfinite().all()) for _, one in merged.named_parameters() if one.is_floating_point()),
+        "unread": sum(
+            int(not one.isfinite().all()) for _, one in merged.named_parameters() if one.is_floating_point()
+        ),
         "changed": [name for (name, mine), (_, its) in pairs if not torch.equal(mine, its)],
         "bfloat16-merged": held_gates(merged, source, gates),
     }
@@ -237,7 +241,9 @@ def apart(engine: str, folder: Path, kind: str, native: bool = False) -> dict[st
 
 def main() -> None:
     """See the module."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("engine", choices=sorted(PACKAGES))
     parser.add_argument("folder", type=Path)
     parser.add_argument("--out", type=Path)
