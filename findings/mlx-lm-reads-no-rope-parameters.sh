@@ -6,7 +6,7 @@
 # `rope_theta: 500000.0` beside it.
 #
 # Expected: the logits of transformers both times.
-# seen: `as saved: off by 0.07 of 0.4`, `rope_theta beside it: off by 0.0000001`. mlx_lm 0.32.2 looks for
+# seen: `as saved: off by 0.1582222 of 0.7`, `rope_theta beside it: off by 0.0000003 of 0.7`. mlx_lm 0.32.2 looks for
 # rope_theta in the first level alone and takes 10000 where it is not there; no error, no warning. (Where
 # its default is none, as for Qwen3-MoE, the folder is refused.)
 #

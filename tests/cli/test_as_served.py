@@ -108,9 +108,11 @@ def test_transformers_answers_each_question_as_stated(
     router = project.out / "train" / "router.safetensors"
     merge(project.folder / "model", router, tmp_path / "merged", "stored")
     answers = stock_answers(project, tmp_path / "merged", torch.float32)
-    assert largest_difference(answers, likelihoods(project, "roma_as_served")) < 1e-5
+    served, own = (
+        largest_difference(answers, likelihoods(project, f"roma{one}")) for one in ("_as_served", "")
+    )
+    assert served < 1e-5 < 3e-5 < own
     assert f"export: accuracy as served {right(project, answers):.2f}%" in finished.out
-    assert largest_difference(answers, likelihoods(project, "roma")) > 1e-4
 
 
 @pytest.mark.parametrize("kind", ["olmoe", "qwen3_moe", "deepseek"])
@@ -127,8 +129,9 @@ def test_and_in_the_type_of_the_config(kind: str, tmp_path: Path) -> None:
     merge(model, router, merged)
     register_own_models()
     answers = stock_answers(project, merged, None)
-    print(kind, largest_difference(answers, likelihoods(project, "given")))
-    assert largest_difference(answers, likelihoods(project, "given")) < 0.02
+    # Products of other sizes round otherwise in bfloat16.
+    limit = 5e-3 if kind == "deepseek" else 1e-5
+    assert largest_difference(answers, likelihoods(project, "given")) < limit
     assert f"{right(project, answers):.2f}%" in done.out
 
 

@@ -88,9 +88,7 @@ def test_too_small_a_disk_is_seen_before_anything_is_written(
 
 
 @pytest.mark.parametrize("call", ["rewrite", "shutil.copy2"])
-def test_a_full_disk_leaves_no_checkpoint(
-    call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_no_checkpoint(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """While a file with routers is written, and while what is not changed is copied."""
     project = make_project(tmp_path / "project", rows=8)
     gate = torch.zeros(8, 32)

@@ -25,8 +25,11 @@ utils: Any = pytest.importorskip("mlx_lm.utils", reason="mlx-lm is not installed
 
 IDS = [5, 6, 7, 8, 9, 20, 31]
 GATES = {
-    "olmoe": "mlp.gate", "qwen3_moe": "mlp.gate", "mixtral": "block_sparse_moe.gate", "deepseek_v3": "mlp.gate",
-}  # fmt: skip
+    "olmoe": "mlp.gate",
+    "qwen3_moe": "mlp.gate",
+    "mixtral": "block_sparse_moe.gate",
+    "deepseek_v3": "mlp.gate",
+}
 """Router below a layer, by model type."""
 
 
