@@ -146,7 +146,7 @@ def vllm(folder: Path, kind: str, ids: list[int], gates: list[str], native: bool
     def engine(name: str, dtype: str) -> Any:
         return LLM(
             model=str(folder / name), skip_tokenizer_init=True, dtype=dtype, enforce_eager=True,
-            max_model_len=64, max_num_seqs=2, enable_prefix_caching=False, max_logprobs=-1, disable_log_stats=True,
+            max_num_seqs=2, enable_prefix_caching=False, max_logprobs=-1, disable_log_stats=True,
         )  # fmt: skip
 
     asked = SamplingParams(max_tokens=1, temperature=0, prompt_logprobs=-1, logprobs=-1, detokenize=False)
