@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass, fields
+from typing import Any
 
 from roma_ds.data.message import Message
 
@@ -52,3 +53,17 @@ class Sample:
     final: str = ""
     """The answer that `target` ends in, where that is a worked solution and the row gives the answer apart:
     a number, an option's letter, or a text."""
+
+
+_UNSET = {spec.name: None if spec.default is MISSING else spec.default for spec in fields(Sample)}
+
+
+def sample_of(**values: Any) -> Sample:
+    """The same as `Sample(...)`, several times as quick: a frozen dataclass sets each field by a call.
+
+    values: every field without a default is among them.
+    """
+    made = object.__new__(Sample)
+    vars(made).update(_UNSET)
+    vars(made).update(values)
+    return made

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from roma_ds.data.message import Message
-from roma_ds.data.sample import Sample
+from roma_ds.data.sample import Sample, sample_of
 from roma_ds.errors import UserError
 
 _TEXTS = pa.list_(pa.string())
@@ -226,7 +226,7 @@ def samples_of(batch: Any) -> list[Sample]:
         [_FROM[name](value) for value in values] if name in _FROM else values
         for name, values in zip(names, columns, strict=True)
     ]
-    return [Sample(**dict(zip(names, values, strict=True))) for values in zip(*read, strict=True)]
+    return [sample_of(**dict(zip(names, values, strict=True))) for values in zip(*read, strict=True)]
 
 
 def _columns(samples: Sequence[Sample]) -> Iterator[Any]:

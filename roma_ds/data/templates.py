@@ -21,7 +21,7 @@ from typing import NamedTuple
 from roma_ds.config.sources import AnswerForm
 from roma_ds.data.plain_chat import plain_prompt
 from roma_ds.data.rows import Row
-from roma_ds.data.sample import Sample
+from roma_ds.data.sample import Sample, sample_of
 from roma_ds.data.tasks import Layout
 from roma_ds.errors import UserError
 
@@ -74,7 +74,7 @@ def render(
         options = ()
         if worked := _worked(row, identity):
             target, final = space + worked, target.strip()
-    return Sample(
+    return sample_of(
         id=identity,
         task=task,
         split=split,

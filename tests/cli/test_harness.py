@@ -270,6 +270,7 @@ def test_packed_trees_answer_as_the_harness_s_own_class_does(work: Path, router:
             batch_size=4,
         )
         assert (model._packed is not None) == (engine == "packed")
+        assert not model._packed or not any(one.requires_grad for one in model._packed.routed.parameters())
         # The same object writes after it has scored.
         found[engine] = (
             model.loglikelihood(scored),

@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.types as kinds
 
-from roma_ds.data.message import KNOWN, Message
+from roma_ds.data.message import KNOWN, Message, said
 
 
 def rows_of(batch: Any) -> list[dict[str, Any]]:
@@ -49,7 +49,7 @@ def _turns(array: Any) -> list[list[Message]] | None:
     roles = fields["role"].to_pylist()
     if not KNOWN.issuperset(roles):
         return None
-    messages = list(map(Message, roles, fields["content"].to_pylist()))
+    messages = list(map(said, roles, fields["content"].to_pylist()))
     ends = np.cumsum(pc.list_value_length(array).to_numpy()).tolist()
     return [messages[start:end] for start, end in zip([0, *ends], ends, strict=False)]
 

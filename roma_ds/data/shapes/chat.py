@@ -6,7 +6,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
-from roma_ds.data.message import KNOWN, Message
+from roma_ds.data.message import KNOWN, Message, said
 from roma_ds.data.shapes.row import Misfit, Row, shown, unpacked_text
 
 ROLES = {
@@ -88,17 +88,17 @@ def _listed(turns: Any) -> list[Any]:
 
 def _message(turn: Any, place: int, role: str | None, content: str | None) -> Message:
     if type(turn) is dict and len(turn) == 2 and turn.get("role") in KNOWN:
-        said = turn.get("content")
-        if type(said) is str:
-            return Message(turn["role"], said)
+        text = turn.get("content")
+        if type(text) is str:
+            return said(turn["role"], text)
     if not isinstance(turn, dict):
         raise Misfit(f"message {place} must be an object with role and content, got {shown(turn)}")
     speaker = next((turn[key] for key in (role, *_ROLE) if key in turn), None)
     if not isinstance(speaker, str) or speaker.lower() not in ROLES:
         known = ", ".join(ROLES)
         raise Misfit(f"message {place} must name who speaks, one of {known}; got {shown(speaker)}")
-    said = next((turn[key] for key in (content, *_CONTENT) if turn.get(key) is not None), "")
-    text = _text(said, place)
+    given = next((turn[key] for key in (content, *_CONTENT) if turn.get(key) is not None), "")
+    text = _text(given, place)
     used = {*_NOT_EXTRA, role, content}
     extra = {key: value for key, value in turn.items() if key not in used and value not in (None, [], {})}
     if speaker.lower() == "function_call":
@@ -111,16 +111,16 @@ def _message(turn: Any, place: int, role: str | None, content: str | None) -> Me
     )
 
 
-def _text(said: Any, place: int) -> str:
+def _text(given: Any, place: int) -> str:
     """The text of a message, whose parts of text are joined."""
-    if isinstance(said, str):
-        return said
-    if isinstance(said, dict) and "type" in said:
-        said = [said]
-    if not isinstance(said, list):
-        raise Misfit(f"message {place}: content must be a text or a list of parts, got {shown(said)}")
+    if isinstance(given, str):
+        return given
+    if isinstance(given, dict) and "type" in given:
+        given = [given]
+    if not isinstance(given, list):
+        raise Misfit(f"message {place}: content must be a text or a list of parts, got {shown(given)}")
     parts: list[str] = []
-    for part in said:
+    for part in given:
         if isinstance(part, str):
             parts.append(part)
         elif (

@@ -21,10 +21,12 @@ class PackedScoring:
     """A network that has the weights of another one in memory, which keeps its own ways of running."""
 
     def __init__(self, network: Any) -> None:
-        """network: of transformers, whole, on one device.
+        """network: of transformers, whole, on one device; its weights are frozen from now on.
 
         Raises UserError where it has no routers that are found, or mixes tokens otherwise than by attention.
         """
+        # Experts and norms that could be trained are run in the slower way that keeps what gradients need.
+        network.requires_grad_(False)
         weights = [*network.parameters(), *network.buffers()]
         own = deepcopy(network, {id(tensor): tensor for tensor in weights})
         layout = detect(own)
