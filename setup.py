@@ -74,6 +74,11 @@ setup(
         "eval": ["lm-eval>=0.4.13"],
         "rivals": ["peft>=0.19"],
         "gguf": ["gguf>=0.17"],
+        # Wheels; on other machines the tests that need them skip.
+        "engines": [
+            'mlx-lm[cpu]>=0.32.2; sys_platform == "linux" and platform_machine == "x86_64"',
+            'cyllama>=0.2.18; sys_platform == "linux" and platform_machine == "x86_64"',
+        ],
         "dev": [
             "pytest>=8.4",
             "pytest-timeout>=2.4",

@@ -7,7 +7,7 @@
 # most; several hosts have the machine to themselves.
 set -u
 source "$(dirname -- "${BASH_SOURCE[0]}")/environment.sh"
-use_environment cpu,demo,mpi,eval,dev
+use_environment cpu,demo,mpi,eval,engines,dev
 cd -- "$ROMA_DS_ROOT" || exit 3
 
 export HF_HUB_OFFLINE="${HF_HUB_OFFLINE:-1}"

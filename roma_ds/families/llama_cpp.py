@@ -2,7 +2,7 @@
 
 A GGUF file has the routers' weights. Whether the weights of the chosen experts are divided by their sum is in
 llama.cpp's own code for most architectures, and no key of the file. Read in its source of 2026 (the calls of
-`build_moe_ffn` below src/models), not run.
+`build_moe_ffn` below src/models); `olmoe`, `qwen3moe` and `deepseek2` were run too.
 """
 
 from __future__ import annotations
@@ -41,7 +41,12 @@ ROUTING = {
         "the chosen experts share one softmax; the library weighs each of two by its own",
     ),
     "deepseek": LlamaCppRouting(("DeepSeekMoE",), "never"),
-    "deepseek2": LlamaCppRouting(("DeepSeek-V2", "DeepSeek-V3", "GLM-4.7-Flash"), "by the file"),
+    "deepseek2": LlamaCppRouting(
+        ("DeepSeek-V2", "DeepSeek-V3", "GLM-4.7-Flash"),
+        "by the file",
+        "of DeepSeek-V2 with groups, groups are chosen by their two largest scores; the library takes the "
+        "largest alone",
+    ),
     "deepseek32": LlamaCppRouting(("DeepSeek-V3.2",), "by the file"),
     "glm4moe": LlamaCppRouting(("GLM-4-MoE", "Solar-Open"), "by the file"),
     "ernie4_5-moe": LlamaCppRouting(("Ernie-4.5-MoE",), "always"),

@@ -19,16 +19,16 @@ from roma_ds.sequences.encoding import Prompt
 
 
 class StockAlone:
-    """A checkpoint in float32 as transformers itself loads it."""
+    """A checkpoint as transformers itself loads it."""
 
-    def __init__(self, folder: Path) -> None:
-        """Raises RuntimeError where tensors are missing or left over."""
+    def __init__(self, folder: Path, dtype: torch.dtype | None = torch.float32) -> None:
+        """dtype: None for the config's own. Raises RuntimeError where tensors are missing or left over."""
         from transformers import AutoConfig
 
         config = AutoConfig.from_pretrained(folder)
         # Some types have a class of their own and no entry under which AutoModelForCausalLM finds it.
         self.network, report = causal_lm_class(type(config)).from_pretrained(
-            folder, dtype=torch.float32, output_loading_info=True
+            folder, dtype=dtype or "auto", output_loading_info=True
         )
         self.network.eval().requires_grad_(False)
         faults = {name: sorted(map(str, found)) for name, found in report.items() if found}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from cli.projects import Project, make_project, roma_ds_here
 from safetensors.torch import load_file
-from unit.coded_checkpoints import in_codes, with_blocks
+from unit.coded_checkpoints import change, in_codes, with_blocks
 from unit.coded_tensors import by_name
 
 MEASURED = ("tokens_per_second", "memory_bytes", "straggler_gap", "ranks")
@@ -45,3 +45,27 @@ def test_a_run_on_codes_is_that_on_their_decoded_copy(model_type: str, tmp_path:
         assert torch.equal(before[key].view(torch.uint8), after[key].view(torch.uint8)), key
     said = json.loads((merged / "config.json").read_text())["quantization_config"]
     assert said == json.loads((coded / "config.json").read_text())["quantization_config"]
+
+
+@pytest.mark.parametrize(
+    ("scales", "said"),
+    [
+        (None, "without a scale"),
+        (torch.ones(5, 7), "5 x 7 scales, which is not blocks of"),
+        ("cut", "model.safetensors"),
+    ],
+    ids=["missing", "of no block size", "a file that ends too early"],
+)
+def test_codes_without_their_scales_end_with_two(scales: Any, said: str, tmp_path: Path) -> None:
+    made = make_project(tmp_path / "project", "qwen3_moe", rows=8)
+    coded, _ = in_codes(made.folder / "model", tmp_path / "pair", by_name("fp8 blocks of another size"))
+    key = "model.layers.2.mlp.experts.1.up_proj.weight"
+    file = coded / "model.safetensors"
+    if isinstance(scales, str):
+        file.write_bytes(file.read_bytes()[:-50])
+    else:
+        change(coded, {f"{key}_scale_inv": scales})
+    done = roma_ds_here(made.arguments("run", f"model.path={coded}", ranks=1))
+    assert done.code == 2 and said in done.err and "fix: " in done.err, done
+    assert isinstance(scales, str) or key in done.err
+    assert "Traceback" not in done.err and not (made.out / "collect").exists()

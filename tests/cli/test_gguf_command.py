@@ -58,16 +58,22 @@ def test_another_model_ends_with_two(tmp_path: Path) -> None:
     refused(done, 2, "has other gates in layers 2-3 than the base", tmp_path, BOTH)
 
 
-def test_a_full_disk_ends_with_three(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    tiny = Tiny()
-    base, router = tiny.write(tmp_path / "m.gguf"), tiny.router(tmp_path)
+@pytest.mark.parametrize("split", [False, True])
+def test_a_full_disk_ends_with_three(split: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a split file the second part does not fit."""
+    tiny, synced = Tiny(), []
+    router = tiny.router(tmp_path)
+    tiny.write(tmp_path / "m.gguf", **({"split_max_tensors": 5} if split else {}))
+    there = sorted(path.name for path in tmp_path.iterdir())
 
-    def full(*_: object) -> None:
-        raise OSError(28, "No space left on device")
+    def full(number: int) -> None:
+        synced.append(number)
+        if len(synced) == 1 + split:
+            raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("roma_ds.export.gguf_copy.os.fsync", full)
-    done = merge(base, router, tmp_path / "t.gguf")
-    refused(done, 3, "the disk is full", tmp_path, BOTH)
+    done = merge(min(tmp_path.glob("m*.gguf")), router, tmp_path / "t.gguf")
+    refused(done, 3, "the disk is full", tmp_path, there)
 
 
 def test_too_small_a_disk_is_seen_before_anything_is_written(
@@ -81,7 +87,9 @@ def test_too_small_a_disk_is_seen_before_anything_is_written(
     refused(done, 3, f"takes {size:,} bytes, and {size - 1:,} are free", tmp_path, BOTH)
 
 
-def test_a_full_disk_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("call", ["rewrite", "shutil.copy2"])
+def test_a_full_disk_leaves_no_checkpoint(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While a file with routers is written, and while what is not changed is copied."""
     project = make_project(tmp_path / "project", rows=8)
     gate = torch.zeros(8, 32)
     write_router_file(tmp_path / "r.safetensors", {2: gate}, {2: "model.layers.2.mlp.gate.weight"}, {})
@@ -89,7 +97,7 @@ def test_a_full_disk_leaves_no_checkpoint(tmp_path: Path, monkeypatch: pytest.Mo
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("roma_ds.export.merge.rewrite", full)
+    monkeypatch.setattr(f"roma_ds.export.merge.{call}", full)
     done = merge(project.folder / "model", tmp_path / "r.safetensors", tmp_path / "merged")
     refused(done, 3, "the disk is full", tmp_path, ["project", "r.safetensors"])
 
