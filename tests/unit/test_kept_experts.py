@@ -19,7 +19,7 @@ from stream_setting import CPU, DEPTH, WORLD, Setting
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.checkpoint.loaded_weights import check_loaded
 from roma_ds.checkpoint.span import Span, SpanLoader, load_span, skeleton
-from roma_ds.checkpoint.stored.codes import eight_bit_numbers
+from roma_ds.checkpoint.stored.codes import FOUR_BIT_FLOATS, eight_bit_numbers, pairs, powers
 from roma_ds.checkpoint.stored.kept_experts import KeptExperts, kept_in
 from roma_ds.config import ModelConfig
 from roma_ds.errors import RomaError, UserError
@@ -260,6 +260,16 @@ def test_every_code_of_eight_bits(dtype: torch.dtype) -> None:
     assert torch.equal(found.isnan(), wanted.isnan())
     assert torch.equal(found[numbers].view(torch.int32), wanted[numbers].view(torch.int32))
     assert torch.equal(eight_bit_numbers(codes[:7]).nan_to_num(3.0), wanted[:7].nan_to_num(3.0))
+
+
+def test_bfloat16_has_every_float_of_four_bits_at_every_power() -> None:
+    codes = torch.arange(256, dtype=torch.uint8).expand(256, 256)
+    scales = powers(torch.arange(256, dtype=torch.uint8))[:, None]
+    rounded = (pairs(codes, FOUR_BIT_FLOATS) * scales).bfloat16()
+    direct = pairs(codes, FOUR_BIT_FLOATS, dtype=torch.bfloat16) * scales.bfloat16()
+    assert direct.dtype == torch.bfloat16 and direct.shape == (256, 512)
+    assert torch.equal(direct[:255].view(torch.int16), rounded[:255].view(torch.int16))
+    assert direct[255].isnan().all() and rounded[255].isnan().all()
 
 
 @pytest.mark.parametrize("case", FEW, ids="-".join)
