@@ -9,6 +9,7 @@ import torch
 
 from roma_ds.checkpoint.checkpoint_files import CheckpointFiles
 from roma_ds.families import MoELayout
+from roma_ds.storage.gate_digest import FOR_CODES, TYPES
 
 Weights = Mapping[int, torch.Tensor]
 """Router weights [experts, hidden] by layer number."""
@@ -28,9 +29,16 @@ class Survival(TypedDict):
 
 
 def stored_dtypes(files: CheckpointFiles, layout: MoELayout) -> dict[int, torch.dtype]:
-    """Types of the gates in a checkpoint by layer, of `layout` with its stored names. Opens headers alone."""
+    """Types of the gates in a checkpoint by layer, of `layout` with its stored names. Opens headers alone.
+
+    Of gates in codes, the type that `merge` writes in their place.
+    """
     keys = {layer: layout.gate_key(layer) for layer in layout.layers}
-    return {layer: files.place(key).dtype for layer, key in keys.items() if key in files.keys}
+    return {
+        layer: TYPES[FOR_CODES] if files.decoding.find(key) is not None else files.place(key).dtype
+        for layer, key in keys.items()
+        if key in files.keys
+    }
 
 
 def as_stored(weights: Weights, dtypes: Mapping[int, torch.dtype]) -> dict[int, torch.Tensor]:

@@ -158,8 +158,9 @@ def _add_merge(commands: Any) -> None:
     merge.add_argument(
         "--gate-dtype",
         choices=("stored", "float32"),
-        help="type of the merged routers: float32 (the default for a checkpoint), or as the base has them "
-        "(a .gguf file always keeps its own; float32 refuses one that rounds)",
+        help="type of the merged routers: float32 (the default, but for routers that are in codes), or as "
+        "the base has them, bfloat16 for codes (a .gguf file always keeps its own; float32 refuses one "
+        "that rounds)",
     )
 
 

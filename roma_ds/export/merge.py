@@ -17,11 +17,14 @@ from roma_ds.errors import UserError
 from roma_ds.export.base_folder import BaseFolder, base_folder, weight_map
 from roma_ds.export.shard import Shard, differing, open_shard, rewrite
 from roma_ds.storage.atomic import make_folder, read_json
-from roma_ds.storage.gate_digest import TYPES
+from roma_ds.storage.gate_digest import FOR_CODES, TYPES
 
 INDEX_NAMES = "*.safetensors.index*.json"
 GateDtype = Literal["float32", "stored"]
-"""Type of the routers in a merged checkpoint: the router file's own, or what the base has them in."""
+"""Type of the routers in a merged checkpoint: the router file's own, or what the base has them in.
+
+Where the base has one in codes, `stored` is bfloat16, what others of its kind are published in.
+"""
 
 
 class Merged(TypedDict):
@@ -74,19 +77,20 @@ def _copy(source: Path, target: Path) -> None:
 
 
 def _of_shard(
-    base: BaseFolder, shard: Shard, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype
+    base: BaseFolder, shard: Shard, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype | None
 ) -> dict[str, torch.Tensor]:
     """Those of the routers that a shard is to hold, in the type to write there."""
     found = {}
     for key, weight in base.changes(shard, routers).items():
-        # For codes there is none: what others of its kind are published in takes their place.
-        stored = "BF16" if key in base.coded.homes else shard.places[key].dtype
-        if gate_dtype == "stored" and stored not in TYPES:
+        in_codes = key in base.coded.homes
+        stored = FOR_CODES if in_codes else shard.places[key].dtype
+        rounded = gate_dtype == "stored" or (gate_dtype is None and in_codes)
+        if rounded and stored not in TYPES:
             raise UserError(
                 f"{key} is stored as {stored} in {shard.path.name}, a type that no router is written in",
                 "merge with --gate-dtype float32",
             )
-        found[key] = weight.to(TYPES[stored]) if gate_dtype == "stored" else weight
+        found[key] = weight.to(TYPES[stored]) if rounded else weight
         if not found[key].isfinite().all():
             raise UserError(
                 f"{key} is stored as {stored} in {shard.path.name}, and has a value too large for it",
@@ -96,7 +100,11 @@ def _of_shard(
 
 
 def _rewrite(
-    base: BaseFolder, name: str, target: Path, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype
+    base: BaseFolder,
+    name: str,
+    target: Path,
+    routers: Mapping[str, torch.Tensor],
+    gate_dtype: GateDtype | None,
 ) -> None:
     source = base.folder / name
     shard = open_shard(source)
@@ -111,7 +119,9 @@ def _rewrite(
     rewrite(shard, target, mine, base.coded.gone)
 
 
-def _verify(base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype) -> None:
+def _verify(
+    base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype | None
+) -> None:
     for name in (*base.changed, *base.unchanged):
         if os.path.samefile(base.folder / name, out / name):
             continue
@@ -141,7 +151,7 @@ def _settle_index(path: Path, new: Mapping[str, str]) -> None:
 
 
 def _fill(
-    base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype
+    base: BaseFolder, out: Path, routers: Mapping[str, torch.Tensor], gate_dtype: GateDtype | None
 ) -> tuple[int, int]:
     """Numbers of unchanged weight files that were linked and copied."""
     linked = 0
@@ -160,15 +170,16 @@ def _fill(
     return linked, len(base.unchanged) - linked
 
 
-def merge(base: Path, router_file: Path, out: Path, gate_dtype: GateDtype = "float32") -> Merged:
+def merge(base: Path, router_file: Path, out: Path, gate_dtype: GateDtype | None = None) -> Merged:
     """Write `out`: `base` with the routers of `router_file` in place, checked tensor by tensor.
 
     Subfolders come along, and a second copy of the weights in the same form is changed too. Safetensors files
     without a router are hard-linked where they are the user's own and in no cache, else copied; none is held
     in memory. All other files are copied. `out` appears whole or not at all. gate_dtype: routers are written
     in float32 whatever the base has, as rounding a tuned router could undo small updates; or rounded to the
-    type that the base has them in. Raises UserError when a key or shape does not fit, when weights are there
-    a second time in another form, or `out` exists and is not empty or lies in `base`.
+    type that the base has them in; None: in float32, but for those that the base has in codes. Raises
+    UserError when a key or shape does not fit, when weights are there a second time in another form, or `out`
+    exists and is not empty or lies in `base`.
     """
     if out.is_file():
         raise UserError(f"{out} exists and is a file", "choose another --out")

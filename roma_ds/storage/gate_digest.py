@@ -13,6 +13,8 @@ DIGEST = "base_gates_"
 """In a router file's metadata before the name of a type: the digest of the base's gates rounded to it."""
 TYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 """Types of stored gates by the name that both safetensors and GGUF give them."""
+FOR_CODES = "BF16"
+"""The type that takes the place of codes, in which a gate is not written back."""
 
 
 def gate_digest(weights: Mapping[int, torch.Tensor], dtype: torch.dtype) -> str:

@@ -23,7 +23,8 @@ from roma_ds.checkpoint.gate_keys import stored_layout
 from roma_ds.checkpoint.loaded_weights import check_loaded, refuse_not_finite
 from roma_ds.checkpoint.loading import load_config
 from roma_ds.checkpoint.raw_files import RawFiles
-from roma_ds.checkpoint.span import Span, SpanLoader, load_span
+from roma_ds.checkpoint.span import Span, SpanLoader, load_span, skeleton
+from roma_ds.checkpoint.stored_gates import stored_dtypes
 from roma_ds.config import ModelConfig
 from roma_ds.errors import RomaError, UserError
 from roma_ds.export.merge import merge
@@ -360,15 +361,16 @@ def test_a_router_in_codes_is_written_back_in_numbers(
     dtype, whole = library_type(name), Span.suffix(0, DEPTH)
     assert_equal(loaded(coded, whole, dtype), loaded(plain, whole, dtype))
     keys = [f"model.layers.{layer}.mlp.gate.weight" for layer in (1, 3)]
-    routers = {key: torch.randn(8, 32) for key in keys}
-    save_file(routers, tmp_path / "router.safetensors")
+    trained = {key: torch.randn(8, 32) for key in keys}
+    save_file(trained, tmp_path / "router.safetensors")
     assert merge(coded, tmp_path / "router.safetensors", tmp_path / "out")["routers"] == 2
+    routers = {key: weight.bfloat16() for key, weight in trained.items()}
     change(plain, routers)
     assert_equal(loaded(tmp_path / "out", whole, dtype), loaded(plain, whole, dtype))
     check_checkpoint(configured(tmp_path / "out"))
     raw = RawFiles(configured(tmp_path / "out"))
     left = {key for key in raw.keys if ".layers.1.mlp.gate." in key}
-    assert left == {keys[0]} and raw.place(keys[0]).dtype == torch.float32
+    assert left == {keys[0]} and torch.equal(raw.read(keys[0]), routers[keys[0]])
     assert any(key.startswith("model.layers.0.mlp.gate.") and key != f"{keys[0]}" for key in raw.keys)
     before, after = (RawFiles(configured(folder)) for folder in (coded, tmp_path / "out"))
     for key in after.keys.keys() - left - {keys[1]}:
@@ -379,6 +381,19 @@ def test_a_router_in_codes_is_written_back_in_numbers(
     assert listed[-2:] == [key.removesuffix(".weight") for key in keys]
     assert listed[:-2] in (by_name(name).said.get(where, []), ["lm_head"])
     assert said == {key: value for key, value in by_name(name).said.items() if key != where}
+
+
+def test_routers_in_codes_are_served_in_the_type_that_merge_writes(tiny_qwen3: Path, tmp_path: Path) -> None:
+    coded, _ = in_codes(tiny_qwen3, tmp_path / "pair", by_name("awq"), GATES)
+    key, weight = "model.layers.1.mlp.gate.weight", torch.randn(8, 32)
+    save_file({key: weight}, tmp_path / "router.safetensors")
+    files = CheckpointFiles(configured(coded))
+    served = stored_dtypes(files, stored_layout(detect(skeleton(configured(coded))), files))
+    for how, dtype in {None: torch.bfloat16, "stored": torch.bfloat16, "float32": torch.float32}.items():
+        merge(coded, tmp_path / "router.safetensors", tmp_path / f"{how}", how)
+        written = RawFiles(configured(tmp_path / f"{how}")).read(key)
+        assert written.dtype == dtype and torch.equal(written, weight.to(dtype))
+        assert how == "float32" or served[1] == dtype
 
 
 def test_a_router_whose_format_lists_no_modules_is_named(tiny_qwen3: Path, tmp_path: Path) -> None:

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from roma_ds.errors import UserError
+
+if TYPE_CHECKING:
+    from roma_ds.export.merge import GateDtype
 
 
 def merge_router(options: argparse.Namespace) -> int:
@@ -21,19 +25,14 @@ def merge_router(options: argparse.Namespace) -> int:
     router = local_router(options.router)
     if base.suffix.lower() == ".gguf":
         return _into_gguf(base, router, options.out, options.gate_dtype)
-    return _into_checkpoint(base, router, options.out, options.gate_dtype or "float32")
+    return _into_checkpoint(base, router, options.out, options.gate_dtype)
 
 
-def _into_checkpoint(base: Path, router: Path, out: Path, gate_dtype: str) -> int:
+def _into_checkpoint(base: Path, router: Path, out: Path, gate_dtype: GateDtype | None) -> int:
     from roma_ds.checkpoint.loading import PACKAGED
     from roma_ds.export.merge import merge
 
-    facts = merge(
-        PACKAGED if str(base) == "demo" else base,
-        router,
-        out,
-        "stored" if gate_dtype == "stored" else "float32",
-    )
+    facts = merge(PACKAGED if str(base) == "demo" else base, router, out, gate_dtype)
     _say(
         f"merged {facts['routers']} routers into {out}; {facts['tensors']} tensors verified, "
         f"{facts['shards_rewritten']} files rewritten"
