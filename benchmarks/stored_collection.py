@@ -140,12 +140,7 @@ def main() -> int:
             done = subprocess.run(call, check=True, stdout=subprocess.PIPE, text=True)
             found[side].append(json.loads(done.stdout.splitlines()[-1]))
     pairs_of = list(zip(found["fp8"], found["bfloat16"], strict=True))
-    ratios = {
-        key: spread(
-            [one[key] / other[key] for one, other in zip(found["fp8"], found["bfloat16"], strict=True)]
-        )
-        for key in ("read", "seconds")
-    }
+    ratios = {key: spread([one[key] / other[key] for one, other in pairs_of]) for key in ("read", "seconds")}
     ends = 2 * shape.vocabulary * shape.hidden * 2 / found["bfloat16"][0]["read"]
     result = {"shape": asdict(shape), "threads": options.threads, "embedding_and_head": ends}
     write_result(options.out, "stored_collection-fp8", {**result, "ratios": ratios, "runs": found})
