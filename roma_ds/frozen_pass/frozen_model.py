@@ -152,7 +152,7 @@ class FrozenModel:
         read = 0
         batches = requests.batches(batch_size, shared)
         for numbers, batch, output in self.outputs(feed, batches, title):
-            found.extend(read_results(requests, numbers, output.logits, output.routing))
+            found.extend(read_results(requests, numbers, output.rows, output.routing, output.row))
             read += batch.asked
         gathered = self.world.gather_to_first((found, read))
         if gathered is None:

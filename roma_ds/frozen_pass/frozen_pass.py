@@ -134,7 +134,7 @@ class FrozenPass:
                     pieces = batch.apart(output.entering, [requests.lengths[number] for number in numbers])
                     for number, piece in zip(numbers, pieces, strict=True):
                         cache.write(number, piece)
-                saver.records += read_results(requests, numbers, output.logits, output.routing)
+                saver.records += read_results(requests, numbers, output.rows, output.routing, output.row)
                 if time.monotonic() - saver.saved_at > self.save_every:
                     saver.save()
 

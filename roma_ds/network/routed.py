@@ -1,6 +1,7 @@
 """A causal LM whose forward returns logits at chosen positions and the live routing weights.
 
-Shapes: B packed sequences, T tokens in all, A predicted tokens, M MoE layers read, E experts, V vocabulary.
+Shapes: B packed sequences, T tokens in all, A predicted tokens, P that predict them, M MoE layers read,
+E experts, V vocabulary.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class RoutedOutput:
     any gradient through one for the engine's backward pass, also `torch.autograd.grad` for a log line.
     """
 
-    logits: torch.Tensor
-    """float32 [A, V], at the batch's answer positions"""
+    rows: torch.Tensor
+    """float32 [P, V], logits at the tokens that predict answers"""
     routing: torch.Tensor
     """float32 [B, M, E], r over all routed experts, averaged over the chosen prompt tokens"""
     load: torch.Tensor
@@ -40,6 +41,13 @@ class RoutedOutput:
     of the tokens that are read"""
     entering: torch.Tensor | None = None
     """[T, width], as `Entering.pack` has it, where `RoutedLM.capture` asked for it"""
+    row: torch.Tensor | None = None
+    """int64 [A], the one of `rows` that predicts each answer token; None where they are in order"""
+
+    @property
+    def logits(self) -> torch.Tensor:
+        """float32 [A, V], at the batch's answer positions."""
+        return self.rows if self.row is None else self.rows[self.row]
 
 
 class RoutedLM(nn.Module):
@@ -213,9 +221,7 @@ class RoutedLM(nn.Module):
         output = self.network(**self._placement.inputs(input_ids), use_cache=False)
         routing, load = self._routing(routing_positions, routing_weights)
         captured, self._captured, self._table = self._captured, None, None
-        logits = output.logits[0].float()
-        # Answers that one token predicts share its row.
-        return RoutedOutput(logits if self._row is None else logits[self._row], routing, load, captured)
+        return RoutedOutput(output.logits[0].float(), routing, load, captured, self._row)
 
     def through(
         self,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
 import torch
@@ -70,16 +71,27 @@ def requests_of(prompts: Sequence[Prompt]) -> Requests:
 
 
 def read_results(
-    requests: Requests, numbers: Sequence[int], logits: torch.Tensor, routing: torch.Tensor
+    requests: Requests,
+    numbers: Sequence[int],
+    logits: torch.Tensor,
+    routing: torch.Tensor,
+    row: torch.Tensor | None = None,
 ) -> list[Record]:
     """Results of the sequences `numbers` from the output of their batch, in its order.
 
-    logits: float32 [A, V] at the answers, one sequence's after another's; routing: float32 [B, M, E].
+    logits: float32 [P, V]; row: int64 [A], the row of logits that predicts each answer token, one sequence's
+    after another's, by default rows in order; routing: float32 [B, M, E].
     """
     weights = routing.to(torch.float16).cpu().numpy()
-    counts = [len(requests.sequences[number].continuation) for number in numbers]
-    own = logits.split(counts)
-    return [result_of(requests, number, own[index], weights[index]) for index, number in enumerate(numbers)]
+    answers = [requests.sequences[number].continuation for number in numbers]
+    ids = torch.tensor([token for answer in answers for token in answer], device=logits.device)
+    chosen, rivals = token_scores(logits, ids, row)
+    ends = list(accumulate(map(len, answers), initial=0))
+    rows = range(len(ids)) if row is None else row.tolist()
+    return [
+        _record(requests, number, chosen[start:end], rivals[start:end], logits[rows[start]], weights[index])
+        for index, (number, start, end) in enumerate(zip(numbers, ends[:-1], ends[1:], strict=True))
+    ]
 
 
 def result_of(requests: Requests, number: int, logits: torch.Tensor, routing: NDArray[np.float16]) -> Record:
@@ -88,15 +100,27 @@ def result_of(requests: Requests, number: int, logits: torch.Tensor, routing: ND
     logits: float32 [C, V], of every token of the vocabulary at the places of its continuation; routing:
     [M, E].
     """
+    ids = torch.tensor(requests.sequences[number].continuation, device=logits.device)
+    chosen, rivals = token_scores(logits, ids)
+    return _record(requests, number, chosen, rivals, logits[0], routing)
+
+
+def _record(
+    requests: Requests,
+    number: int,
+    chosen: torch.Tensor,
+    rivals: torch.Tensor,
+    first: torch.Tensor,
+    routing: NDArray[np.float16],
+) -> Record:
+    """chosen, rivals: as `token_scores` gives them. first: float32 [V], logits of the first token."""
     sequence = requests.sequences[number]
     prompt = requests.prompts[sequence.row]
-    ids = torch.tensor(sequence.continuation, device=logits.device)
-    chosen, rivals = token_scores(logits, ids)
     options = None
     if prompt.single_token_options:
-        first = torch.tensor([option[0] for option in prompt.options], device=logits.device)
+        named = torch.tensor([option[0] for option in prompt.options], device=first.device)
         # The answer is one of them.
-        lead = logits[0, first] - logits[0, ids[0]]
+        lead = first[named] - first[sequence.continuation[0]]
         options = (chosen[0] + lead.cpu()).numpy().astype(np.float32)
     return (
         sequence.row,

@@ -58,9 +58,9 @@ class PackedScoring:
         for numbers in in_shared_batches(sequences, batch_size):
             batch = collate([sequences[number] for number in numbers], "last1", shared=True)
             with torch.no_grad():
-                logits = self.routed(**batch.inputs(self.device)).logits
+                output = self.routed(**batch.inputs(self.device))
             counts = [len(sequences[number].continuation) for number in numbers]
-            chosen, rivals = token_scores(logits, batch.answer_ids.to(logits.device))
+            chosen, rivals = token_scores(output.rows, batch.answer_ids.to(self.device), output.row)
             parts = zip(numbers, chosen.split(counts), rivals.split(counts), strict=True)
             for number, own, other in parts:
                 found[number] = float(own.sum()), bool((own >= other).all())
