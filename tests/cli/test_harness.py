@@ -191,7 +191,9 @@ def test_the_bridge_takes_a_chat_template(work: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("model_type", ["gemma4", "mistral4"])
-def test_the_bridge_takes_a_text_part_and_a_model_by_its_class(model_type: str, tmp_path: Path) -> None:
+def test_the_bridge_takes_a_text_part_and_a_model_by_its_class(
+    model_type: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     import torch
     from safetensors.torch import save_file
 
@@ -210,7 +212,10 @@ def test_the_bridge_takes_a_text_part_and_a_model_by_its_class(model_type: str, 
     weight = torch.randn(8, 32, generator=torch.Generator().manual_seed(0))
     save_file({key: weight}, tmp_path / "router.safetensors")
     options = {"dtype": "float32", "device": "cpu", "batch_size": 1}
-    base = RoutedHarnessModel(str(folder), **options)
+    with caplog.at_level("INFO"):
+        base = RoutedHarnessModel(str(folder), **options)
+    left = "as the harness itself has them: the language model is a part of a larger one" in caplog.text
+    assert left == (base._packed is None) == (model_type == "gemma4")
     tuned = RoutedHarnessModel(str(folder), str(tmp_path / "router.safetensors"), **options)
     plain = PlainModel(World(Ranks(), torch.device("cpu")), model, {})
     plain.use_routers({3: weight})

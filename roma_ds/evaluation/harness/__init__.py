@@ -94,17 +94,27 @@ class RoutedHarnessModel(HFLM):
                 self._writing = None
 
     def _packed_scoring(self) -> PackedScoring | None:
-        # `cuda` of the harness is `cuda:0` of the weights: what counts is that they lie in one place.
-        if self.backend != "causal" or self.mixed_precision_dtype is not None:
-            return None
-        if len({weight.device for weight in self.model.parameters()}) != 1:
-            return None
-        part = text_network(text_part(self._config))
+        """Where the model's network can answer by packed trees; else None, and the log says why."""
         try:
-            return PackedScoring(self.model) if part is None else None
-        except UserError as reason:
-            eval_logger.info(f"log-likelihoods and texts as the harness itself has them: {reason}")
+            if (reason := self._left_to_the_harness()) is not None:
+                raise UserError(reason, "set engine=hf")
+            return PackedScoring(self.model)
+        except UserError as error:
+            eval_logger.info(f"log-likelihoods and texts as the harness itself has them: {error.message}")
             return None
+
+    def _left_to_the_harness(self) -> str | None:
+        if self.backend != "causal":
+            return f"the backend is {self.backend}, and causal models alone are packed"
+        if self.mixed_precision_dtype is not None:
+            return f"mixed_precision_dtype={self.mixed_precision_dtype} runs in two types"
+        # `cuda` of the harness is `cuda:0` of the weights: what counts is that they lie in one place.
+        devices = {str(weight.device) for weight in self.model.parameters()}
+        if len(devices) != 1:
+            return f"the weights lie on {', '.join(sorted(devices))}"
+        if text_network(text_part(self._config)) is not None:
+            return "the language model is a part of a larger one"
+        return None
 
     def _loglikelihood_tokens(
         self,
