@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import shutil
 from dataclasses import replace
@@ -16,6 +17,7 @@ from roma_ds.checkpoint.span import SpanLoader
 from roma_ds.errors import EnvironmentFault
 from roma_ds.frozen_pass import activations
 from roma_ds.frozen_pass.stream import _Run
+from roma_ds.sequences.batches import tokens_run
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -49,11 +51,25 @@ def stop_at(monkeypatch: pytest.MonkeyPatch, step: int, batch: int) -> list[tupl
     return seen
 
 
-@pytest.mark.parametrize("activation_bytes", [0, 1 << 30], ids=["disk", "memory"])
-@pytest.mark.parametrize("step", range(DEPTH + 1))
+@pytest.mark.parametrize(
+    ("step", "activation_bytes", "shared"),
+    [
+        *itertools.product(range(DEPTH + 1), (0, 1 << 30), (False,)),
+        *itertools.product((0, DEPTH), (0, 1 << 30), (True,)),
+    ],
+)
 def test_a_killed_pass_goes_on_at_its_layer(
-    setting: Setting, step: int, activation_bytes: int, monkeypatch: pytest.MonkeyPatch
+    step: int,
+    activation_bytes: int,
+    shared: bool,
+    tiny_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    setting = Setting(tiny_model, tmp_path, shared=shared)
+    batches = [[setting.requests.sequences[number] for number in batch] for batch in setting.batches]
+    run = sum(tokens_run(batch, shared) for batch in batches)
+    assert (run < sum(setting.requests.lengths)) == shared
     undisturbed = setting.plan("undisturbed")
     wanted = setting.streamed("undisturbed-work", undisturbed).run()
     changes = {"activation_bytes": activation_bytes, "save_seconds": 0.0}
