@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import accumulate
 
 import numpy as np
@@ -29,16 +30,26 @@ class Requests:
     targets: tuple[int, ...]
     """By prompt, number of the sequence that ends in the true answer."""
 
-    @property
+    @cached_property
     def lengths(self) -> list[int]:
         """Tokens of every sequence."""
         return [sequence.length for sequence in self.sequences]
 
+    @cached_property
+    def _batches(self) -> dict[tuple[int, bool], list[list[int]]]:
+        """By batch size and whether they are shared: a line, a pass and what goes on ask for the same ones."""
+        return {}
+
     def batches(self, batch_size: int, shared: bool) -> list[list[int]]:
         """Numbers of the sequences in batches; with `shared` those that share tokens lie together."""
-        if shared:
-            return in_shared_batches(self.sequences, batch_size)
-        return in_batches(self.lengths, batch_size)
+        if (batch_size, shared) not in self._batches:
+            cut = (
+                in_shared_batches(self.sequences, batch_size)
+                if shared
+                else in_batches(self.lengths, batch_size)
+            )
+            self._batches[batch_size, shared] = cut
+        return self._batches[batch_size, shared]
 
     def sharing(self, batch_size: int) -> str | None:
         """In words how many tokens shared batches run; None where nothing is shared."""
