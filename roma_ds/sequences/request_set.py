@@ -37,7 +37,7 @@ class Requests:
 
     @cached_property
     def _batches(self) -> dict[tuple[int, bool], list[list[int]]]:
-        """By batch size and whether they are shared: a line, a pass and what goes on ask for the same ones."""
+        """By batch size and whether tokens are shared: a line and a pass ask for the same ones."""
         return {}
 
     def batches(self, batch_size: int, shared: bool) -> list[list[int]]:
